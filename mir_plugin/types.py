@@ -1,0 +1,104 @@
+"""What carries tensors between the steps, and the one interface a model has to offer.
+
+Axes have the same names everywhere: ``samples`` (of one batch), ``tokens`` (positions of the decoder's sequence,
+or rows pooled over samples), ``d`` (hidden width of the language model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mir_plugin.samples import Sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One or more samples, ready for a forward pass.
+
+    Attributes:
+        inputs: what the adapter's ``forward`` needs; opaque to everybody else.
+        vision_mask: bool (samples, tokens), true on vision tokens, in the sequence the decoder layers see.
+        text_mask: bool (samples, tokens), true on text tokens: every position after the image block, padding excluded.
+        sample_ids: one per row of the masks.
+    """
+
+    inputs: Mapping[str, Any]
+    vision_mask: Tensor
+    text_mask: Tensor
+    sample_ids: tuple[str, ...]
+
+
+class LayerWeights(Protocol):
+    """Where the weights of decoder layers come from when they are not all resident."""
+
+    def resident(self, layer_index: int) -> AbstractContextManager[nn.Module]:
+        """The layer (0-based) with its weights on the device, for the length of the ``with`` block."""
+        ...
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The language model's stack: what the engine replays.
+
+    ``layers[k]`` is called as ``layer(hidden_states, **recorded_kwargs)``; ``final_norm`` follows the last one.
+    ``streamed`` is None when all weights are resident.
+    """
+
+    layers: Sequence[nn.Module]
+    final_norm: nn.Module
+    streamed: LayerWeights | None = None
+
+
+class ModelAdapter(Protocol):
+    """A loaded checkpoint, as the engine sees it.
+
+    Attributes:
+        family: name in the adapter table, for example "llava-1.5".
+        facts: what was recognised and chosen while loading (paths, dtype, vision tower, projector, MoCa, ...);
+            plain JSON values, stored with every result.
+        device: where hidden states live.
+        decoder: the language model's layers.
+    """
+
+    family: str
+    facts: Mapping[str, Any]
+    device: torch.device
+    decoder: Decoder
+
+    def encode(self, samples: Sequence[Sample]) -> Batch:
+        """Prompt, token ids, pixels and masks of the samples; right-padded to one length. Runs no decoder layer."""
+        ...
+
+    def forward(self, batch: Batch) -> Any:
+        """One prefill without cache and without logits where possible; returns the decoder's last hidden state."""
+        ...
+
+    def bound_to(self, batch: Batch) -> AbstractContextManager[None]:
+        """State that decoder layers need besides their arguments (MoCa's vision mask), for one batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenFeatures:
+    """Hidden states of all samples at one layer, split by modality, in sample order.
+
+    Attributes:
+        layer: 1..L; the last is taken after the final norm.
+        vision, text: (tokens, d), rows pooled over samples.
+        vision_counts, text_counts: rows per sample; they sum to the row counts.
+    """
+
+    layer: int
+    vision: Tensor
+    text: Tensor
+    vision_counts: tuple[int, ...]
+    text_counts: tuple[int, ...]
+
+
+FeatureStream = Iterator[TokenFeatures]

@@ -1,0 +1,1 @@
+"""Reports that link MIR to benchmark scores."""

@@ -1,0 +1,1 @@
+"""Bridges to the host tools: lmms-eval and VLMEvalKit."""
