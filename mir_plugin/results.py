@@ -80,8 +80,8 @@ class MirResult:
     checkpoint: str
     family: str
     mir: float
-    mir_published: float
-    mir_published_upper: float
+    mir_published: float | None
+    mir_published_upper: float | None
     n_samples: int
     estimator: str
     config: MirConfig

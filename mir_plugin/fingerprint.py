@@ -1,0 +1,58 @@
+"""Short hashes that say whether two results may be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+# Weight files are hashed by size and by this much of their beginning and end: a safetensors header names every tensor
+# and shape, and training changes the last bytes of any weight file, while hashing 27 GB whole would take minutes.
+SAMPLED_BYTES = 1 << 20
+WHOLE_UP_TO_BYTES = 8 << 20
+IGNORED_NAMES = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"})
+HASHED_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".model", ".txt"})
+
+
+def fingerprint(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def folder_fingerprint(folders: Iterable[Path]) -> str:
+    """Hash of the weights, configuration and tokenizer files of checkpoint folders; their location does not count."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(p for p in folder.iterdir() if p.suffix in HASHED_SUFFIXES and p.name not in IGNORED_NAMES):
+            size = path.stat().st_size
+            digest.update(f"{path.name}\0{size}\0".encode())
+            with path.open("rb") as file:
+                if size <= WHOLE_UP_TO_BYTES:
+                    digest.update(file.read())
+                else:
+                    digest.update(file.read(SAMPLED_BYTES))
+                    file.seek(-SAMPLED_BYTES, 2)
+                    digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def module_fingerprint(model: nn.Module) -> str:
+    """Hash of a loaded model: every parameter's name, shape, and first and last values."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        ends = [*flat[:8].float().tolist(), *flat[-8:].float().tolist()]
+        digest.update(f"{name}\0{tuple(parameter.shape)}\0{ends}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> Mapping[str, str]:
+    """Versions of what can move a result."""
+    packages = ("mir-plugin", "torch", "transformers", "numpy", "pillow", "tokenizers")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
