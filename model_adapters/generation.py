@@ -1,0 +1,66 @@
+"""What host tools ask of a loaded checkpoint besides MIR: answers to prompts, and the likelihood of given answers.
+
+An adapter that offers this fulfils ``Generator`` as well as ``ModelAdapter``; hosts test it with
+``isinstance(adapter, Generator)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_MARK = "<image>"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One user question.
+
+    The adapter wraps it in its conversation template, so ``text`` holds the question alone. Images stand where the
+    text has ``<image>``, in order; those without a mark stand in front of it.
+
+    Attributes:
+        text: the question.
+        images: none, one or several; any mode, converted to RGB by the adapter.
+    """
+
+    text: str
+    images: tuple[Image, ...] = ()
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Batched answers of one loaded checkpoint. Greedy answers do not depend on how prompts are batched."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        num_beams: int = 1,
+        until: Sequence[str] = (),
+    ) -> list[str]:
+        """One answer per prompt, special tokens removed, cut before the first of ``until``; all prompts are one batch.
+
+        ``temperature`` 0 is greedy (or beam) search; above 0 samples, from the smallest set of tokens with
+        probability ``top_p`` if given.
+
+        Raises:
+            MirError: if marks and images of a prompt disagree, or a prompt leaves no room for an answer.
+        """
+        ...
+
+    def loglikelihood(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[tuple[float, bool]]:
+        """Per pair: summed log probability (nats) of the continuation's tokens as the assistant's answer to the
+        prompt, and whether greedy decoding would give exactly these tokens; all pairs are one batch.
+
+        Raises:
+            MirError: if lengths differ, a continuation is empty, or marks and images of a prompt disagree.
+        """
+        ...

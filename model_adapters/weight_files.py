@@ -1,0 +1,234 @@
+"""Weight files of a checkpoint folder as a lazy mapping: key → shape, dtype, file, and how to read it.
+
+Opening reads headers only. A tensor's bytes are read (memory-mapped where the format allows) when it is asked for,
+so that a checkpoint larger than memory can be opened, checked and streamed layer by layer.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mir_plugin.errors import MirError
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+_SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
+
+
+class Weight(Protocol):
+    """One parameter's value before it is read; stored as it is, or computed when read (a merged LoRA)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what ``read`` returns."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """Key and file, for error messages."""
+        ...
+
+    def read(self) -> Tensor:
+        """The value, on the CPU, in the dtype it is stored in."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file of the checkpoint."""
+
+    key: str
+    path: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    _read: Callable[[], Tensor] = field(repr=False, compare=False)
+
+    @property
+    def origin(self) -> str:
+        """Key and file, for error messages."""
+        return f"{self.key!r} in {self.path}"
+
+    def read(self) -> Tensor:
+        """The value, on the CPU, in the dtype it is stored in. Raises MirError if the file is damaged there."""
+        try:
+            return self._read()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise _damaged(self.path, f"{self.key!r} cannot be read: {error}") from error
+
+
+def open_checkpoint_weights(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of a checkpoint folder: single or sharded, safetensors (preferred, as transformers does) or ``.bin``.
+
+    Raises:
+        MirError: if there are no weights, a shard is missing or damaged, an index disagrees with its shards or points
+            outside the folder, or a key occurs twice.
+    """
+    for name in SINGLE_FILES:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _open_sharded(index)
+        if (folder / name).is_file():
+            return open_weight_file(folder / name)
+    shards = sorted(path.name for path in _files_of(folder) if _SHARD.fullmatch(path.name))
+    if shards:
+        raise MirError(
+            f"{folder} holds the weight shards {', '.join(shards)} but no index "
+            f"(model.safetensors.index.json or pytorch_model.bin.index.json). Copy the index beside them."
+        )
+    raise MirError(
+        f"{folder} holds no weights: none of {', '.join(SINGLE_FILES)} or a shard index. "
+        f"Check that the download or copy is complete."
+    )
+
+
+def has_checkpoint_weights(folder: Path) -> bool:
+    """Whether the folder holds a whole model's weights in one of the layouts ``open_checkpoint_weights`` reads."""
+    return any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in SINGLE_FILES) or any(
+        _SHARD.fullmatch(path.name) for path in _files_of(folder)
+    )
+
+
+def open_weight_file(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of one ``.safetensors`` file, or of one pickled state dict (``.bin``, ``.pt``, ``.pth``).
+
+    Pickles are loaded with ``weights_only=True``: they may hold tensors and plain containers, never code.
+
+    Raises:
+        MirError: if the file is missing, truncated, damaged, or holds something else than named tensors.
+    """
+    if not path.is_file():
+        raise MirError(f"no weights file at {path}. Check that the download or copy is complete.")
+    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``. Raises MirError if it is missing, unreadable or no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MirError(f"no {path.name} in {path.parent}. Check that the checkpoint folder is complete.") from None
+    except (OSError, ValueError) as error:
+        raise MirError(f"{path} cannot be read as JSON ({error}). Copy or download it again.") from error
+    if not isinstance(content, dict):
+        raise MirError(f"{path} holds a JSON {type(content).__name__}, expected an object.")
+    return content
+
+
+def _files_of(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise MirError(
+            f"the folder {folder} cannot be listed ({error}). Check the path and its permissions."
+        ) from error
+
+
+def _open_sharded(index: Path) -> dict[str, StoredTensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise MirError(f"{index} has no 'weight_map' naming the shard of each key. Copy or download it again.")
+    for key, name in weight_map.items():
+        # Compared as text, not resolved: hub caches link every file to a blob outside the folder.
+        if not isinstance(name, str) or PurePosixPath(name).name != name:
+            raise MirError(f"{index} places {key!r} in {name!r}; shards must be plain file names beside the index.")
+    weights: dict[str, StoredTensor] = {}
+    for name in sorted(set(weight_map.values())):
+        shard = index.parent / name
+        if not shard.is_file():
+            raise MirError(f"the shard {shard} named by {index.name} is missing. Copy or download it.")
+        for key, weight in open_weight_file(shard).items():
+            if key in weights:
+                raise MirError(
+                    f"{key!r} is stored twice: in {weights[key].path.name} and in {name} of {index.parent}. "
+                    f"Shards of two different saves may have been mixed; copy the checkpoint again."
+                )
+            weights[key] = weight
+    for key, name in weight_map.items():
+        if key not in weights or weights[key].path.name != name:
+            raise MirError(f"{index.name} places {key!r} in {name}, but {index.parent / name} does not hold it.")
+    return weights
+
+
+def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    try:
+        handle = safe_open(path, framework="pt", device="cpu")
+        slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, str(error)) from error
+    return {
+        key: StoredTensor(
+            key,
+            path,
+            tuple(part.get_shape()),
+            _safetensors_dtype(part.get_dtype(), key, path),
+            partial(handle.get_tensor, key),
+        )
+        for key, part in slices.items()
+    }
+
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def _safetensors_dtype(name: str, key: str, path: Path) -> torch.dtype:
+    if name not in _SAFETENSORS_DTYPES:
+        known = ", ".join(_SAFETENSORS_DTYPES)
+        raise MirError(f"{key!r} in {path} has dtype {name}; supported: {known}. Quantised weights are not measured.")
+    return _SAFETENSORS_DTYPES[name]
+
+
+def _open_pickle(path: Path) -> dict[str, StoredTensor]:
+    state = _unpickle(path)
+    if not isinstance(state, Mapping):
+        raise MirError(f"{path} holds a {type(state).__name__}, expected a state dict: names and tensors.")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise MirError(f"{path} holds {key!r}: {type(value).__name__}; expected a state dict: names and tensors.")
+    return {
+        key: StoredTensor(key, path, tuple(value.shape), value.dtype, partial(Tensor.detach, value))
+        for key, value in state.items()
+    }
+
+
+def _unpickle(path: Path) -> object:
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"  # written by torch >= 1.6; the older layout cannot be memory-mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise MirError(
+            f"{path} is damaged, or holds Python objects besides tensors, which could run code; it was not loaded. "
+            f"If you trust it, convert it to safetensors elsewhere. ({str(error).splitlines()[0]})"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, reason: str) -> MirError:
+    try:
+        size = f"{path.stat().st_size} bytes"
+    except OSError:
+        size = "size unknown"
+    detail = reason.splitlines()[0] if reason else "empty file"
+    return MirError(f"{path} ({size}) is truncated or damaged: {detail}. Copy or download it again.")
