@@ -108,8 +108,9 @@ def _finite_norms(features: Tensor, modality: str, layer: TokenFeatures) -> Tens
         counts = torch.tensor(layer.vision_counts if modality == "vision" else layer.text_counts)
         sample = int(torch.searchsorted(counts.cumsum(0), torch.tensor(row), right=True))
         raise MirError(
-            f"{int((~finite).sum())} of {len(norms)} {modality} tokens at layer {layer.layer} are NaN or infinite, the "
-            f"first in sample number {sample}. The weights may be damaged; with float16, try --dtype bfloat16 or float32."
+            f"{int((~finite).sum())} of {len(norms)} {modality} tokens at layer {layer.layer} are NaN or infinite, "
+            f"the first in sample number {sample}. The weights may be damaged, or float16 overflowed: "
+            "try --dtype bfloat16 or float32."
         )
     return norms
 

@@ -61,7 +61,9 @@ class ModelAdapter(Protocol):
     Attributes:
         family: name in the adapter table, for example "llava-1.5".
         facts: what was recognised and chosen while loading (paths, dtype, vision tower, projector, MoCa, ...);
-            plain JSON values, stored with every result.
+            plain JSON values, stored with every result. Always holds "prompt_template", the exact text around image
+            and sample text, and "checkpoint_fingerprint" (see ``mir_plugin.fingerprint``): both decide which results
+            may be compared.
         device: where hidden states live.
         decoder: the language model's layers.
     """

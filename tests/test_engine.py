@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mir_plugin.engine import ReplayCheck, check_replay, layer_features
+from mir_plugin.errors import MirError
+
+from toy import ToyAdapter, toy_samples
+
+DEPTH_FIRST = ReplayCheck("depth-first", "asked for by the test")
+
+
+def test_a_plain_decoder_is_replayed_breadth_first() -> None:
+    check = check_replay(ToyAdapter(), toy_samples(1)[0])
+    assert check.path == "breadth-first"
+
+
+def test_features_are_the_hidden_states_of_the_plain_forward() -> None:
+    adapter, samples = ToyAdapter(), toy_samples(4)
+    layers = [(f.vision.clone(), f.text.clone()) for f in layer_features(adapter, samples)]
+    assert len(layers) == 3
+    batch = adapter.encode(samples[2:3])
+    with torch.no_grad():
+        states = adapter.model(**batch.inputs, output_hidden_states=True).hidden_states
+    n_vision, n_text_before = 9, sum(len(s.text) for s in samples[:2])
+    for (vision, text), expected in zip(layers, states[1:], strict=True):
+        assert torch.equal(vision[2 * n_vision : 3 * n_vision], expected[batch.vision_mask])
+        n_text = len(samples[2].text)
+        assert torch.equal(text[n_text_before : n_text_before + n_text], expected[batch.text_mask])
+
+
+def test_both_paths_give_the_same_features_and_counts() -> None:
+    adapter, samples = ToyAdapter(), toy_samples(5)
+    deep = list(layer_features(adapter, samples, check=DEPTH_FIRST))
+    for wide, spooled in zip(layer_features(adapter, samples), deep, strict=True):
+        assert torch.equal(wide.vision, spooled.vision)
+        assert torch.equal(wide.text, spooled.text)
+        assert (wide.layer, wide.text_counts) == (spooled.layer, spooled.text_counts)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 5])
+def test_padding_a_batch_changes_no_feature(batch_size: int) -> None:
+    adapter, samples = ToyAdapter(), toy_samples(5)
+    for one, many in zip(
+        layer_features(adapter, samples), layer_features(adapter, samples, batch_size=batch_size), strict=True
+    ):
+        # Another kernel adds in another order: float32 rounding on values of order 1.
+        torch.testing.assert_close(many.vision, one.vision, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(many.text, one.text, rtol=1e-4, atol=1e-5)
+        assert many.text_counts == one.text_counts
+
+
+def test_something_added_between_layers_is_noticed_and_run_depth_first() -> None:
+    adapter = ToyAdapter()
+    adapter.model.layers[1].register_forward_pre_hook(lambda _, args: (args[0] + 1, *args[1:]))
+    check = check_replay(adapter, toy_samples(1)[0])
+    assert check.path == "depth-first"
+    assert "input of layer 2" in check.reason
+
+
+def test_arguments_that_differ_between_layers_are_noticed() -> None:
+    adapter = ToyAdapter()
+    adapter.model.layers[2].register_forward_pre_hook(
+        lambda _, args, kwargs: (args, kwargs | {"use_cache": True}), with_kwargs=True
+    )
+    check = check_replay(adapter, toy_samples(1)[0])
+    assert check.path == "depth-first"
+    assert "use_cache of layer 3" in check.reason
+
+
+def test_no_hook_stays_after_an_error() -> None:
+    adapter = ToyAdapter()
+    with pytest.raises(AssertionError):
+        check_replay(adapter, toy_samples(1)[0].__class__("broken", None, "text"))  # type: ignore[arg-type]
+    list(layer_features(adapter, toy_samples(2), check=DEPTH_FIRST))
+    modules = [*adapter.decoder.layers, adapter.decoder.final_norm]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def test_an_empty_sample_list_is_refused() -> None:
+    with pytest.raises(MirError, match="no samples"):
+        layer_features(ToyAdapter(), [])

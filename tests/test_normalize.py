@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mir_plugin.errors import MirError
+from mir_plugin.normalize import coordinate_median, outlier_rows, text_centric_scale
+
+
+def test_scaled_text_has_unit_mean_norm() -> None:
+    norms = torch.tensor([1.0, 2.0, 6.0])
+    assert (norms * text_centric_scale(norms)).mean().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("norms", "message"), [(torch.zeros(3), "norm zero"), (torch.zeros(0), "no text token")])
+def test_text_without_length_is_refused(norms: torch.Tensor, message: str) -> None:
+    with pytest.raises(MirError, match=message):
+        text_centric_scale(norms)
+
+
+def test_outliers_are_measured_from_the_lower_median_with_the_unbiased_deviation() -> None:
+    norms = torch.tensor([1.0, 2.0, 3.0, 10.0])  # lower median 2, unbiased std 4.0825: threshold at 2 + 1.9 * 4.0825
+    assert outlier_rows(norms, n_sigma=1.9).tolist() == [False, False, False, True]
+    # From the upper median (3) the same row is inside; so it is with the biased deviation of the other threshold.
+    assert outlier_rows(norms, n_sigma=1.97).tolist() == [False] * 4
+    assert 1.9 * norms.std().item() > 10 - 3
+
+
+def test_a_single_token_is_no_outlier() -> None:
+    assert outlier_rows(torch.tensor([4.0]), n_sigma=3.0).tolist() == [False]
+
+
+def test_the_coordinate_median_is_the_lower_one_of_each_column() -> None:
+    features = torch.randn(10, 600, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(coordinate_median(features), features.sort(dim=0).values[4])
