@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 import io
-from dataclasses import dataclass
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mir_plugin.errors import MirError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,13 @@ class Sample:
         Raises:
             MirError: if the file is missing or its bytes are no readable image; names the sample.
         """
+        return self._decoded(reduced=False)
+
+    def check_image(self) -> None:
+        """Read the image to its end, at an eighth of its size where the format allows; raises as ``open_image``."""
+        self._decoded(reduced=True)
+
+    def _decoded(self, *, reduced: bool) -> Image:
         import PIL.Image
 
         if isinstance(self.image, PIL.Image.Image):
@@ -40,9 +55,109 @@ class Sample:
         source = io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image
         try:
             image = PIL.Image.open(source)
+            if reduced:
+                image.draft(image.mode, (image.width // 8, image.height // 8))
             image.load()
         except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
             raise MirError(
                 f"sample {self.sample_id}: the image cannot be read ({error}). Replace or remove it, then run again."
             ) from error
         return image
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The samples of a measurement, and how they came to be chosen.
+
+    Attributes:
+        samples: in the order in which they are measured.
+        description: plain JSON values, stored with every result: ``source`` and what identifies it; after a choice
+            also ``n_available``, ``n_samples``, ``seed`` and ``choice`` (indices; None for all).
+    """
+
+    samples: tuple[Sample, ...]
+    description: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise MirError("the sample set is empty; at least one image-text pair is needed.")
+        twice = [sample_id for sample_id, count in Counter(s.sample_id for s in self.samples).items() if count > 1]
+        if twice:
+            raise MirError(f"sample id {twice[0]!r} occurs more than once; ids must be unique within a sample set.")
+        empty = [sample.sample_id for sample in self.samples if not sample.text.strip()]
+        if empty:
+            raise MirError(f"sample {empty[0]} has an empty text. Text tokens are needed: replace or remove it.")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of all images (stored bytes, or pixels where there are none) and texts, in order."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            for part in (*_image_parts(sample), sample.text.encode()):
+                digest.update(len(part).to_bytes(8, "little"))
+                digest.update(part)
+        return digest.hexdigest()
+
+    def choose(self, n_samples: int | None, seed: int = 0) -> SampleSet:
+        """A seeded choice of n samples, which keep their order; None takes all. The choice is written down.
+
+        Raises:
+            MirError: if n is less than one or more than there are.
+        """
+        choice = None if n_samples is None else seeded_choice(len(self), n_samples, seed)
+        return SampleSet(
+            samples=self.samples if choice is None else tuple(self.samples[index] for index in choice),
+            description={
+                **self.description,
+                "n_available": len(self),
+                "n_samples": len(self) if choice is None else len(choice),
+                "seed": None if choice is None else seed,
+                "choice": None if choice is None else list(choice),
+            },
+        )
+
+    def checked(self) -> SampleSet:
+        """The same set, after every image was read once, so that a broken one is an error now and not in mid-run."""
+        for sample in self.samples:
+            sample.check_image()
+        return self
+
+    def with_description(self, **facts: Any) -> SampleSet:
+        """The same samples with more said about them."""
+        return dataclasses.replace(self, description={**self.description, **facts})
+
+
+def seeded_choice(n_available: int, n_samples: int, seed: int) -> tuple[int, ...]:
+    """n different indices below ``n_available``, ascending; the same for the same three numbers everywhere.
+
+    >>> seeded_choice(5000, 3, seed=0)
+    (331, 3155, 3445)
+    """
+    if not 1 <= n_samples <= n_available:
+        raise MirError(f"{n_samples} samples were asked for; there are {n_available}. Ask for 1 to {n_available}.")
+    return tuple(sorted(random.Random(seed).sample(range(n_available), n_samples)))
+
+
+def spread_evenly(items: Sequence[T], n: int) -> tuple[T, ...]:
+    """n of the items at equal distances, the first included.
+
+    >>> spread_evenly("abcdef", 3)
+    ('a', 'c', 'e')
+    """
+    if not 1 <= n <= len(items):
+        raise MirError(f"{n} items were asked for; there are {len(items)}.")
+    return tuple(items[index * len(items) // n] for index in range(n))
+
+
+def _image_parts(sample: Sample) -> tuple[bytes, ...]:
+    if isinstance(sample.image, bytes):
+        return (sample.image,)
+    if isinstance(sample.image, Path):
+        try:
+            return (sample.image.read_bytes(),)
+        except OSError as error:
+            raise MirError(f"sample {sample.sample_id}: cannot read {sample.image} ({error.strerror}).") from error
+    return (f"{sample.image.mode} {sample.image.size}".encode(), sample.image.tobytes())
