@@ -1,0 +1,31 @@
+# One command on a fresh machine: `make demo` shows the main job, `make test` runs every test.
+# Needs Python 3.10 or later; uv, when installed, makes the set-up faster.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup test lint demo clean
+
+setup: $(STAMP)
+
+# torch and torchvision have to come from one index and one release: a mixed pair cannot be imported.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tests/typecheck.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+demo: setup
+	$(BIN)/mir demo --out demo-out
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-out

@@ -1,0 +1,51 @@
+"""The ``mir`` command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mir_plugin import __version__
+from mir_plugin.commands.adapters import adapters
+from mir_plugin.commands.run import run
+from mir_plugin.errors import MirError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Modality Integration Rate (MIR, arXiv 2410.07167): which vision-language checkpoint is worth fine-tuning.",
+)
+for command in (run, adapters):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mir-plugin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the subcommand."""
+
+
+def main() -> None:
+    """Entry point: a user's mistake prints as one message on standard error and exits with 1."""
+    try:
+        app()
+    except MirError as error:
+        typer.echo(f"mir: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The subcommands of ``mir``: each parses, calls one function, prints. Heavy imports happen inside the functions."""

@@ -1,0 +1,18 @@
+"""``mir adapters``: the checkpoint families."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+
+def adapters() -> None:
+    """List the checkpoint families that load natively."""
+    from mir_plugin.model_adapters import ADAPTERS
+
+    table = Table()
+    for heading in ("family", "also called", "checkpoints"):
+        table.add_column(heading, overflow="fold")
+    for spec in ADAPTERS:
+        table.add_row(spec.name, ", ".join(spec.aliases), spec.summary)
+    Console().print(table)
