@@ -34,6 +34,11 @@ class Weight(Protocol):
         ...
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of what ``read`` returns."""
+        ...
+
+    @property
     def origin(self) -> str:
         """Key and file, for error messages."""
         ...
