@@ -63,6 +63,7 @@ def _accuracy(key: str, name: str, lmms: str, metric: str, vlm: Sequence[str] = 
     headlines = (
         Headline(LMMS_EVAL, (lmms,), metric),
         Headline(VLMEVALKIT, tuple(vlm), "*|Overall"),
+        Headline(VLMEVALKIT, tuple(vlm), "Overall|Accuracy", PERCENT),
     )
     return Benchmark(key, name, headlines, columns)
 

@@ -1,0 +1,162 @@
+"""What a user may choose about a report: names, groups, benchmarks, weights; read from a small YAML file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mir_plugin.errors import MirError
+from mir_plugin.reports.benchmarks import BENCHMARKS, FRACTION, LMMS_EVAL, PERCENT, VLMEVALKIT, Benchmark, Headline
+
+SCALES = {"fraction": FRACTION, "percent": PERCENT, "points": 1.0}
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """Says that everything known under any of ``match`` is one checkpoint, and how to show it."""
+
+    match: tuple[str, ...]
+    name: str = ""
+    group: str = ""
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Choices about a report; the defaults show everything that was found.
+
+    Attributes:
+        models: joins, display names, groups and training steps.
+        benchmarks: all that are known, the user's own included.
+        shown: keys of the benchmarks to show, in order; empty for all that have scores.
+        weights: benchmark key → weight in the average. Empty: weight 1 for every averaged benchmark that at least half
+            of the scored checkpoints have.
+        formats: which files are written; see ``build.FORMATS``.
+    """
+
+    title: str = "MIR and benchmark scores"
+    models: tuple[ModelEntry, ...] = ()
+    benchmarks: tuple[Benchmark, ...] = BENCHMARKS
+    shown: tuple[str, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
+    formats: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> ReportConfig:
+        """Read a YAML file. Raises MirError naming the file and the key that is wrong."""
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise MirError(f"cannot read the report configuration {path}: {error}") from error
+        return cls.from_mapping(data, source=str(path))
+
+    @classmethod
+    def from_mapping(cls, data: Any, source: str = "configuration") -> ReportConfig:
+        """The same from plain values. Raises MirError for unknown keys, unknown benchmarks and wrong types."""
+        reader = _Reader(source)
+        data = reader.mapping(data, "", ("title", "models", "benchmarks", "weights", "define", "formats"))
+        own = tuple(_benchmark(reader, item, i) for i, item in enumerate(reader.sequence(data, "define")))
+        own_keys = {benchmark.key for benchmark in own}
+        known = (*(b for b in BENCHMARKS if b.key not in own_keys), *own)
+        keys = [benchmark.key for benchmark in known]
+        shown = tuple(reader.one_of(item, "benchmarks", keys) for item in reader.sequence(data, "benchmarks"))
+        weights = reader.mapping(data.get("weights") or {}, "weights", keys)
+        return cls(
+            title=str(data.get("title") or cls.title),
+            models=tuple(_model(reader, item, i) for i, item in enumerate(reader.sequence(data, "models"))),
+            benchmarks=known,
+            shown=shown,
+            weights={key: reader.weight(value, f"weights.{key}") for key, value in weights.items()},
+            formats=tuple(str(item) for item in reader.sequence(data, "formats")),
+        )
+
+
+def _model(reader: _Reader, item: Any, index: int) -> ModelEntry:
+    where = f"models[{index}]"
+    entry = reader.mapping(item, where, ("match", "name", "group", "step"))
+    match = entry.get("match")
+    match = [match] if isinstance(match, str) else match
+    if not isinstance(match, list) or not match:
+        raise reader.error(f"{where}.match", match, "a checkpoint's path or name, or a list of them")
+    step = entry.get("step")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
+        raise reader.error(f"{where}.step", step, "a whole number")
+    return ModelEntry(tuple(map(str, match)), str(entry.get("name") or ""), str(entry.get("group") or ""), step)
+
+
+def _benchmark(reader: _Reader, item: Any, index: int) -> Benchmark:
+    where = f"define[{index}]"
+    allowed = (
+        "key",
+        "name",
+        "unit",
+        "to_percent",
+        "higher_is_better",
+        "averaged",
+        "columns",
+        "lmms_eval",
+        "vlmevalkit",
+    )
+    entry = reader.mapping(item, where, allowed)
+    key = entry.get("key")
+    if not isinstance(key, str) or not key:
+        raise reader.error(f"{where}.key", key, "a short name")
+    unit = reader.one_of(entry.get("unit", "percent"), f"{where}.unit", ("percent", "points"))
+    headlines = []
+    for name, host in (("lmms_eval", LMMS_EVAL), ("vlmevalkit", VLMEVALKIT)):
+        if name in entry:
+            line = reader.mapping(entry[name], f"{where}.{name}", ("task", "metric", "scale"))
+            if not line.get("task") or not line.get("metric"):
+                raise reader.error(f"{where}.{name}", line, "task and metric")
+            scale = reader.one_of(line.get("scale", unit), f"{where}.{name}.scale", tuple(SCALES))
+            headlines.append(Headline(host, (str(line["task"]),), str(line["metric"]), SCALES[scale]))
+    return Benchmark(
+        key=key,
+        name=str(entry.get("name") or key),
+        headlines=tuple(headlines),
+        columns=tuple(map(str, reader.sequence(entry, "columns"))),
+        unit="points" if unit == "points" else "percent",
+        to_percent=float(entry.get("to_percent", 1.0)),
+        higher_is_better=bool(entry.get("higher_is_better", True)),
+        averaged=bool(entry.get("averaged", unit == "percent")),
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Checks of plain values; every message names the file, the key and what was expected."""
+
+    source: str
+
+    def error(self, key: str, value: Any, expected: str) -> MirError:
+        return MirError(f"{self.source}: {key or 'the file'} is {value!r}; expected {expected}.")
+
+    def mapping(self, value: Any, key: str, allowed: Iterable[str]) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.error(key, value, "a mapping of keys to values")
+        for name in value:
+            self.one_of(name, f"{key} key".strip(), tuple(allowed))
+        return value
+
+    def sequence(self, data: Mapping[str, Any], key: str) -> list[Any]:
+        value = data.get(key) or []
+        if not isinstance(value, list):
+            raise self.error(key, value, "a list")
+        return value
+
+    def one_of(self, value: Any, key: str, allowed: Iterable[str]) -> str:
+        names = list(allowed)
+        if value not in names:
+            near = difflib.get_close_matches(str(value), names, 1)
+            raise self.error(key, value, f"one of {', '.join(names)}" + (f" (did you mean {near[0]}?)" if near else ""))
+        return str(value)
+
+    def weight(self, value: Any, key: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            raise self.error(key, value, "a number that is not negative")
+        return float(value)

@@ -1,0 +1,128 @@
+"""Pearson, Spearman and Kendall correlations with p-values, bootstrap intervals and leave-one-out ranges.
+
+A bootstrap resample, and a sample with one row left out, are the same rows with other weights. So all three
+coefficients are written once for integer weights, for all resamples at the same time; SciPy gives the p-values, and
+the tests hold the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from mir_plugin.reports.board import Coefficient, Correlation
+
+MIN_ROWS = 3  # two points always lie on a line
+FEW_ROWS = 5
+N_RESAMPLES = 1000
+CONFIDENCE = 0.95
+
+Vector = NDArray[np.float64]
+Weights = NDArray[np.float64]  # (resamples, rows): how often each row occurs
+Weighted = Callable[[Vector, Vector, Weights], Vector]
+
+
+def correlate(scope: str, benchmark: str, x: Sequence[float], y: Sequence[float], seed: int = 0) -> Correlation:
+    """Correlation of two columns without gaps; what does not exist stays None, and the note says why."""
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    note = _note(a, b)
+    if len(a) < MIN_ROWS or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return Correlation(scope, benchmark, len(a), note=note)
+    resamples = _resamples(len(a), seed) if len(a) >= FEW_ROWS else None
+    return Correlation(
+        scope,
+        benchmark,
+        len(a),
+        pearson=_coefficient(stats.pearsonr(a, b), weighted_pearson, a, b, resamples),
+        spearman=_coefficient(stats.spearmanr(a, b), weighted_spearman, a, b, resamples),
+        kendall=_coefficient(stats.kendalltau(a, b), weighted_kendall, a, b, resamples),
+        note=note,
+    )
+
+
+def _note(a: Vector, b: Vector) -> str:
+    n = len(a)
+    if n < MIN_ROWS:
+        return f"n = {n}: no correlation below {MIN_ROWS} rows"
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return ("MIR" if np.ptp(a) == 0 else "The score") + " is the same in all rows: no correlation exists"
+    return f"n = {n}: too few rows for a conclusion; no interval" if n < FEW_ROWS else ""
+
+
+def _coefficient(result: object, weighted: Weighted, a: Vector, b: Vector, resamples: Weights | None) -> Coefficient:
+    value, p_value = float(result.statistic), float(result.pvalue)  # type: ignore[attr-defined]
+    low, high = _interval(weighted(a, b, resamples)) if resamples is not None else (None, None)
+    left_out = weighted(a, b, 1.0 - np.eye(len(a)))
+    left_out = left_out[np.isfinite(left_out)]
+    return Coefficient(
+        value,
+        p_value if np.isfinite(p_value) else None,
+        low,
+        high,
+        float(left_out.min()) if len(left_out) else None,
+        float(left_out.max()) if len(left_out) else None,
+    )
+
+
+def _interval(values: Vector) -> tuple[float | None, float | None]:
+    """Percentile interval; resamples in which a column is constant have no coefficient and do not count."""
+    values = values[np.isfinite(values)]
+    if len(values) < N_RESAMPLES / 2:
+        return None, None
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _resamples(n: int, seed: int) -> Weights:
+    random = np.random.default_rng(seed)
+    return random.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES).astype(np.float64)
+
+
+def weighted_pearson(a: Vector, b: Vector, weights: Weights) -> Vector:
+    """Pearson's r of every weighting; NaN where a column is constant."""
+    unit_a, unit_b = np.broadcast_to(stats.zscore(a), weights.shape), np.broadcast_to(stats.zscore(b), weights.shape)
+    return _product_moment(unit_a, unit_b, weights)
+
+
+def weighted_spearman(a: Vector, b: Vector, weights: Weights) -> Vector:
+    """Spearman's rho of every weighting: Pearson's r of the mid-ranks within the weighted rows."""
+    return _product_moment(_mid_ranks(a, weights), _mid_ranks(b, weights), weights)
+
+
+def weighted_kendall(a: Vector, b: Vector, weights: Weights) -> Vector:
+    """Kendall's tau-b of every weighting; copies of one row are tied with each other, so they drop out."""
+    sign_a, sign_b = _signs(a), _signs(b)
+    agreement = _pair_sum(sign_a * sign_b, weights)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tau: Vector = agreement / np.sqrt(_pair_sum(sign_a**2, weights) * _pair_sum(sign_b**2, weights))
+    return tau
+
+
+def _product_moment(a: Vector, b: Vector, weights: Weights) -> Vector:
+    total = weights.sum(axis=1, keepdims=True)
+    a = a - (weights * a).sum(axis=1, keepdims=True) / total
+    b = b - (weights * b).sum(axis=1, keepdims=True) / total
+    spread_a, spread_b = (weights * a * a).sum(axis=1), (weights * b * b).sum(axis=1)
+    # Columns come in units of about one, so a constant one leaves only the square of rounding noise (1e-32 a row).
+    spread_a, spread_b = (np.where(spread > 1e-24, spread, np.nan) for spread in (spread_a, spread_b))
+    r: Vector = (weights * a * b).sum(axis=1) / np.sqrt(spread_a * spread_b)
+    return r
+
+
+def _mid_ranks(values: Vector, weights: Weights) -> Vector:
+    ranks: Vector = weights @ (0.5 + 0.5 * _signs(values)).T + 0.5
+    return ranks
+
+
+def _signs(values: Vector) -> Vector:
+    signs: Vector = np.sign(values[:, None] - values[None, :])
+    return signs
+
+
+def _pair_sum(matrix: Vector, weights: Weights) -> Vector:
+    total: Vector = ((weights @ matrix) * weights).sum(axis=1)
+    return total

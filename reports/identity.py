@@ -1,0 +1,90 @@
+"""Which records belong to one checkpoint: by path, by name as given to the host tool, by weights fingerprint."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Hashable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Generic, TypeVar
+
+from mir_plugin.reports.records import CheckpointRef
+
+PATH, NAME, WEIGHTS, VLMEVALKIT_MODEL = "path:", "name:", "weights:", "vlmevalkit:"
+
+K = TypeVar("K", bound=Hashable)
+
+
+def checkpoint_ref(text: str, weights: str = "") -> CheckpointRef:
+    """Reference for a checkpoint named by a path or a hub name, as given to ``pretrained=`` or ``mir run``.
+
+    A relative path that exists is resolved, so that ``ckpts/a``, ``./ckpts/a/`` and its absolute path are one.
+    Equal fingerprints of the weights join copies that lie at different places.
+    """
+    name = posixpath.normpath(text.strip())
+    keys = [NAME + name]
+    if name.startswith(("/", "~")) or Path(name).exists():
+        keys.insert(0, PATH + str(Path(name).expanduser().resolve()))
+    if weights:
+        keys.append(WEIGHTS + weights)
+    return CheckpointRef(label=name, keys=tuple(keys))
+
+
+def vlmevalkit_ref(model: str) -> CheckpointRef:
+    """Reference for a VLMEvalKit model name; its trees do not record the path."""
+    return CheckpointRef(label=model, keys=(VLMEVALKIT_MODEL + model,))
+
+
+def plain(key: str) -> str:
+    """A key without its kind, as a person would write it."""
+    return key.split(":", 1)[1]
+
+
+def short_names(labels: Iterable[str]) -> dict[str, str]:
+    """For each of several distinct labels the fewest trailing path parts that tell it from the others.
+
+    >>> short_names(["run-1/checkpoint-500", "run-2/checkpoint-500", "llava"])
+    {'run-1/checkpoint-500': 'run-1/checkpoint-500', 'run-2/checkpoint-500': 'run-2/checkpoint-500', 'llava': 'llava'}
+    """
+    names: dict[str, str] = {}
+    pending, depth = list(labels), 1
+    while pending:
+        tails = {label: _tail(label, depth) for label in pending}
+        counts: dict[str, int] = {}
+        for tail in [*tails.values(), *names.values()]:
+            counts[tail] = counts.get(tail, 0) + 1
+        for label, tail in tails.items():
+            deepest = len(PurePosixPath(label).parts) <= depth
+            if (counts[tail] == 1 and not tail.startswith("checkpoint-")) or deepest:
+                names[label] = tail
+        pending = [label for label in pending if label not in names]
+        depth += 1
+    return names
+
+
+def _tail(label: str, depth: int) -> str:
+    parts = PurePosixPath(label).parts
+    return str(PurePosixPath(*parts[-depth:])) if parts else label
+
+
+class Clusters(Generic[K]):
+    """Sets of keys that belong together (union-find)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[K, K] = {}
+
+    def join(self, keys: Iterable[K]) -> None:
+        """Say that all these keys are one thing."""
+        roots = [self.root(key) for key in keys]
+        for root in roots[1:]:
+            self._parent[self.root(root)] = self.root(roots[0])
+
+    def root(self, key: K) -> K:
+        """The representative of the key's set; a new key is a set of its own."""
+        self._parent.setdefault(key, key)
+        path = []
+        while self._parent[key] != key:
+            path.append(key)
+            key = self._parent[key]
+        for visited in path:
+            self._parent[visited] = key
+        return key

@@ -1,0 +1,152 @@
+"""Reads the results files of lmms-eval (``<output_path>/<model>/<date>_results.json``)."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mir_plugin.reports.benchmarks import LMMS_EVAL
+from mir_plugin.reports.identity import checkpoint_ref
+from mir_plugin.reports.records import CheckpointRef, Comparability, Harvest, Measurement, Problem, Run, Score
+
+RESULTS_SUFFIX = "_results.json"
+SUBMISSIONS_DIR = "submissions"  # tasks write look-alikes there; none is a results file
+MIR_TASK = "mir"
+RERUN = "Run the evaluation again, or delete the file."
+
+
+def is_results_file(path: Path) -> bool:
+    """Whether lmms-eval would give a results file this name and place."""
+    return path.name.endswith(RESULTS_SUFFIX) and path.parent.name != SUBMISSIONS_DIR
+
+
+def read_results(path: Path) -> Harvest:
+    """Scores, a MIR value if the task ran, and the run's provenance; a damaged file becomes a problem."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return _unreadable(path, f"it is not whole JSON ({error})")
+    if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
+        return _unreadable(path, 'it has no "results" table')
+    config = data["config"] if isinstance(data.get("config"), dict) else {}
+    named = _model_name(data, config)
+    if not named:
+        return _unreadable(path, 'it names no model ("model_name" is empty)')
+
+    checkpoint = checkpoint_ref(named)
+    date = _iso_date(str(data.get("date") or path.name))
+    whole = _whole_run(config)
+    scores = tuple(_scores(data, checkpoint, whole, date, str(path)))
+    versions = {"lmms-eval": str(data["lmms_eval_version"])} if data.get("lmms_eval_version") else {}
+    run = Run(
+        run_id=str(path),
+        host=LMMS_EVAL,
+        checkpoint=named,
+        source=str(path),
+        date=date,
+        tasks=tuple(sorted(data["results"])),
+        complete=all(score.complete for score in scores) and whole,
+        versions=versions,
+    )
+    return Harvest(
+        scores, _measurements(data["results"], checkpoint, date, str(path)), (run,), _notes(data, path, scores)
+    )
+
+
+def _model_name(data: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """``model_name`` holds peft=, delta= or pretrained=; with a model object the path is in ``config.model``."""
+    for value in (data.get("model_name"), config.get("model")):
+        if isinstance(value, str) and value.strip():
+            return value
+    return ""
+
+
+def _whole_run(config: Mapping[str, Any]) -> bool:
+    resolved = config.get("resolved_cli_args")
+    predict_only = isinstance(resolved, dict) and bool(resolved.get("predict_only"))
+    return config.get("limit") in (None, -1) and not config.get("offset") and not predict_only
+
+
+def _scores(data: Mapping[str, Any], checkpoint: CheckpointRef, whole: bool, date: str, run_id: str) -> Iterator[Score]:
+    counts = data["n-samples"] if isinstance(data.get("n-samples"), dict) else {}
+    for task, metrics in data["results"].items():
+        if task == MIR_TASK or not isinstance(metrics, dict):
+            continue
+        listed = counts.get(task)
+        seen = listed if isinstance(listed, dict) else {}
+        effective, original = seen.get("effective"), seen.get("original")
+        for metric, value in numbers(metrics):
+            yield Score(
+                checkpoint=checkpoint,
+                host=LMMS_EVAL,
+                task=task,
+                metric=metric,
+                value=value,
+                complete=whole and effective == original,
+                n_samples=effective,
+                date=date,
+                run_id=run_id,
+            )
+
+
+def numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The scores of one task: no standard errors, no "N/A", null, NaN, lists, nor the 999 of ``bypass``."""
+    for key, value in metrics.items():
+        name = key.rsplit(",", 1)[0]
+        if "," not in key or "_stderr" in name or name == "bypass" or isinstance(value, bool):
+            continue
+        try:
+            number = float(value) if isinstance(value, (int, float, str)) else math.nan
+        except ValueError:
+            continue
+        if math.isfinite(number):
+            yield key, number
+
+
+def _measurements(
+    results: Mapping[str, Any], checkpoint: CheckpointRef, date: str, run_id: str
+) -> tuple[Measurement, ...]:
+    metrics = results.get(MIR_TASK)
+    values = {key.rsplit(",", 1)[0]: number for key, number in numbers(metrics)} if isinstance(metrics, dict) else {}
+    if "mir" not in values:
+        return ()
+    return (
+        Measurement(
+            checkpoint=checkpoint,
+            mir=values["mir"],
+            comparability=Comparability(estimator="exact"),
+            mir_published=values.get("mir_published"),
+            mir_published_upper=values.get("mir_published_upper"),
+            date=date,
+            run_id=run_id,
+        ),
+    )
+
+
+def _notes(data: Mapping[str, Any], path: Path, scores: tuple[Score, ...]) -> tuple[Problem, ...]:
+    groups = data["group_subtasks"] if isinstance(data.get("group_subtasks"), dict) else {}
+    scored = {score.task for score in scores} | {MIR_TASK} | {group for group, members in groups.items() if members}
+    return tuple(
+        Problem(
+            "warning", "missing", str(path), f"task {task} has no score (only N/A, empty or bypassed values)", RERUN
+        )
+        for task in data["results"]
+        if task not in scored
+    )
+
+
+def _iso_date(text: str) -> str:
+    """``20261121_095319`` → ``2026-11-21T09:53:19``, in the run's own time zone, which is not stored."""
+    try:
+        return datetime.datetime.strptime(text[:15], "%Y%m%d_%H%M%S").isoformat()
+    except ValueError:
+        return ""
+
+
+def _unreadable(path: Path, why: str) -> Harvest:
+    problem = Problem("error", "unreadable", str(path), f"not read: {why}", RERUN)
+    return Harvest(problems=(problem,))

@@ -1,0 +1,103 @@
+"""Finds what there is to read under paths and globs, and gives each file to its reader."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mir_plugin.errors import MirError
+from mir_plugin.reports import lmms_eval_tree, spreadsheet, vlmevalkit_tree
+from mir_plugin.reports.identity import vlmevalkit_ref
+from mir_plugin.reports.mir_json import read_mir_json
+from mir_plugin.reports.records import CheckpointRef, Harvest, Problem
+from mir_plugin.reports.score_table import read_score_table
+
+MIR_JSON_SUFFIX = "mir.json"
+
+
+def gather(sources: Sequence[Path | str]) -> Harvest:
+    """Read all sources: output folders of host tools, ``mir.json`` files, score tables, and globs of these.
+
+    Folders are searched for host trees and ``*mir.json``; tables of scores are read only when they are named.
+
+    Raises:
+        MirError: if there is no source, or one matches nothing.
+    """
+    if not sources:
+        raise MirError(
+            "no source to report on; name lmms-eval or VLMEvalKit output folders, mir.json files or score tables."
+        )
+    paths = list(dict.fromkeys(path for source in sources for path in _expand(str(source))))
+    parts = []
+    for path in tqdm(paths, desc="reading", unit="source", disable=None, leave=False):
+        parts.append(_read_folder(path) if path.is_dir() else _read_file(path))
+    return _total(parts)
+
+
+def _expand(source: str) -> list[Path]:
+    if Path(source).exists():
+        return [Path(source)]
+    matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 - patterns may be absolute
+    if not matches:
+        raise MirError(f"source {source!r} does not exist and matches nothing; expected a file, a folder or a glob.")
+    return [Path(match) for match in matches]
+
+
+def _read_file(path: Path) -> Harvest:
+    if path.suffix.lower() in spreadsheet.SUFFIXES:
+        return read_score_table(path)
+    if lmms_eval_tree.is_results_file(path):
+        return lmms_eval_tree.read_results(path)
+    if path.suffix == ".json":
+        return read_mir_json(path)
+    what = f"files ending in {path.suffix or 'nothing'} are not read"
+    return Harvest(
+        problems=(
+            Problem("error", "unreadable", str(path), what, "Give .json, .csv, .tsv or .xlsx files, or folders."),
+        )
+    )
+
+
+def _read_folder(folder: Path) -> Harvest:
+    parts: list[Harvest] = []
+    for where, directories, files in os.walk(folder):
+        here = Path(where)
+        directories.sort()
+        if vlmevalkit_tree.is_model_dir(here):
+            parts.append(vlmevalkit_tree.read_model_dir(here))
+            inside = sorted(path for path in here.rglob(f"*{MIR_JSON_SUFFIX}") if not vlmevalkit_tree.is_link(path))
+            parts += [read_mir_json(path, beside=vlmevalkit_ref(here.name)) for path in inside]
+            directories.clear()
+            continue
+        results = [here / name for name in sorted(files) if lmms_eval_tree.is_results_file(here / name)]
+        read = [lmms_eval_tree.read_results(path) for path in results]
+        beside = _only_checkpoint(read)
+        parts += read
+        parts += [read_mir_json(here / name, beside) for name in sorted(files) if name.endswith(MIR_JSON_SUFFIX)]
+    total = _total(parts)
+    if total == Harvest():
+        what = "holds no lmms-eval results, no VLMEvalKit scores and no mir.json"
+        total += Harvest(problems=(Problem("warning", "missing", str(folder), what, "Check the path."),))
+    return total
+
+
+def _only_checkpoint(read: Sequence[Harvest]) -> CheckpointRef | None:
+    """The one checkpoint that a folder of lmms-eval is about; its name holds only two path parts and may be shared."""
+    references = [score.checkpoint for part in read for score in part.scores]
+    references += [measurement.checkpoint for part in read for measurement in part.measurements]
+    found = {reference.keys: reference for reference in references}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _total(parts: Sequence[Harvest]) -> Harvest:
+    """All parts as one; adding them up one by one would copy everything each time."""
+    return Harvest(
+        tuple(score for part in parts for score in part.scores),
+        tuple(measurement for part in parts for measurement in part.measurements),
+        tuple(run for part in parts for run in part.runs),
+        tuple(problem for part in parts for problem in part.problems),
+    )

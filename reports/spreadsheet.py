@@ -1,0 +1,49 @@
+"""Reads a table of cells out of CSV, TSV and XLSX files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+
+SUFFIXES = frozenset({".csv", ".tsv", ".xlsx"})
+
+
+def read_grid(path: Path) -> list[list[Any]]:
+    """All rows that hold anything; cells are text, numbers or None. XLSX: the first sheet, values of formulas.
+
+    Raises:
+        OSError, ValueError: if the file cannot be read.
+    """
+    rows = _xlsx(path) if path.suffix.lower() == ".xlsx" else _delimited(path)
+    return [row for row in rows if any(cell not in (None, "") for cell in row)]
+
+
+def _delimited(path: Path) -> list[list[Any]]:
+    text = path.read_text(encoding="utf-8-sig")
+    if "\0" in text:
+        raise ValueError("it is not text")
+    first = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=first.count)
+    try:
+        return [list(row) for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)]
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+
+
+def _xlsx(path: Path) -> list[list[Any]]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # openpyxl remarks on styles and validations it does not keep
+            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        try:
+            return [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
+        finally:
+            book.close()
+    except (zipfile.BadZipFile, KeyError, IndexError, TypeError, SyntaxError) as error:
+        raise ValueError(f"it is no whole XLSX workbook ({error})") from error
