@@ -123,7 +123,9 @@ def chosen_samples(
     if dataset is not None:
         return samples.from_dataset(dataset, n_samples=n_samples or 100, seed=seed)
     if embedded:
-        return samples.embedded_samples(n_samples or 100)
+        from mir_plugin.embedded import embedded_samples
+
+        return embedded_samples(n_samples or 100, seed=seed)
     return samples.paper_samples(n_samples or 100, seed=seed)
 
 
