@@ -1,0 +1,61 @@
+"""LLaVA as one module: vision tower, projector, base LLM, and the splice that puts vision tokens into the sequence."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.projectors import Projector
+from mir_plugin.model_adapters.sequences import PaddedBatch
+from mir_plugin.model_adapters.vision_tower import ClipTower
+
+
+class LlavaModel(nn.Module):
+    """Vision tower → projector → base LLM.
+
+    ``base_llm`` is a causal language model of transformers; its inner model runs alone where no logits are needed.
+    """
+
+    def __init__(self, vision_tower: ClipTower, projector: Projector, base_llm: Any) -> None:
+        super().__init__()
+        self.vision_tower = vision_tower
+        self.projector = cast("nn.Module", projector)
+        self.base_llm = base_llm
+
+    @property
+    def n_vision_tokens(self) -> int:
+        """Rows one image takes in the sequence."""
+        return cast("Projector", self.projector).n_vision_tokens(self.vision_tower.config.n_features)
+
+    def embed(self, batch: PaddedBatch, pixel_values: Tensor) -> Tensor:
+        """Embeddings (samples, tokens, d) of expanded sequences, vision tokens in place.
+
+        ``pixel_values`` (images, 3, height, width) are the images of all samples in sequence order; the projector's
+        rows fill the vision tokens in that order.
+
+        Raises:
+            MirError: if there are more or fewer projector rows than vision tokens.
+        """
+        embeddings = cast("Tensor", self.base_llm.model.embed_tokens(batch.token_ids))
+        if pixel_values.shape[0] == 0:
+            return embeddings
+        rows = self.projector(self.vision_tower(pixel_values), batch.prompt_ids, batch.prompt_mask).flatten(0, 1)
+        n_places = int(batch.vision_mask.sum())
+        if rows.shape[0] != n_places:
+            raise MirError(
+                f"the projector returned {rows.shape[0]} rows for {pixel_values.shape[0]} images, but the prompts hold "
+                f"{n_places} vision tokens. The checkpoint's projector or vision tower does not fit its config."
+            )
+        embeddings = embeddings.clone()
+        embeddings[batch.vision_mask] = rows.to(embeddings.dtype)
+        return embeddings
+
+    def prefill(self, embeddings: Tensor, attention_mask: Tensor) -> Tensor:
+        """Last hidden states (samples, tokens, d), after the final norm; no cache, no logits."""
+        unpadded = bool(attention_mask.all())  # then attention needs no mask beyond the causal one, and runs faster
+        outputs = self.base_llm.model(
+            inputs_embeds=embeddings, attention_mask=None if unpadded else attention_mask, use_cache=False
+        )
+        return cast("Tensor", outputs.last_hidden_state)

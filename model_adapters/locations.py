@@ -1,0 +1,50 @@
+"""Where a checkpoint's parts lie: folders named in its config, relative to several places, or names on the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.weight_files import has_checkpoint_weights
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def find_folder(name: str, near: Sequence[Path], *, what: str, option: str) -> Path:
+    """The model folder that ``name`` means: below the working directory, then below each of ``near``, then on the hub.
+
+    Args:
+        what: for error messages, "base LLM".
+        option: the command-line option that names it directly, "--base-llm".
+
+    Raises:
+        MirError: if it is found nowhere; lists where it was searched.
+    """
+    places = [Path(name), *(folder / name for folder in near)] if not Path(name).is_absolute() else [Path(name)]
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    reason = _download(name) if _HUB_NAME.fullmatch(name) else "no such folder"
+    if isinstance(reason, Path):
+        return reason
+    searched = ", ".join(str(place) for place in places)
+    raise MirError(
+        f"the {what} {name!r} was not found ({reason}); no config.json in: {searched}. "
+        f"Name its folder with {option} DIR."
+    )
+
+
+def _download(name: str) -> Path | str:
+    """The snapshot folder of a hub repository, from the local cache or the network; or why there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.model", "*.safetensors"]))
+        if not has_checkpoint_weights(folder):
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.model", "*.bin"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return f"not a local folder, and the hub does not give it: {str(error).splitlines()[0]}"
+    return folder

@@ -1,0 +1,83 @@
+"""Projectors: from vision features to vision tokens, the rows of an image in the language model's sequence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+from torch import Tensor, nn
+
+from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.checkpoint import KeyRule
+from mir_plugin.model_adapters.weight_files import Weight
+
+
+class Projector(Protocol):
+    """What every projector offers, whatever its kind."""
+
+    def n_vision_tokens(self, n_features: int) -> int:
+        """Rows that ``n_features`` features of one image become."""
+        ...
+
+    def __call__(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Vision tokens (images, rows, d) from features (images, features, width).
+
+        ``text_ids`` and ``text_mask`` (images, ids) are the prompt around each image, for projectors that read it.
+        """
+        ...
+
+
+class MlpProjector(nn.Module):
+    """N linear layers with GELU between them, row by row (``linear`` and ``mlpNx_gelu``)."""
+
+    def __init__(self, n_layers: int, vision_width: int, d: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Linear(vision_width, d)]
+        for _ in range(n_layers - 1):
+            layers += [nn.GELU(), nn.Linear(d, d)]
+        self.layers = nn.Sequential(*layers)
+
+    def n_vision_tokens(self, n_features: int) -> int:
+        """One row per feature."""
+        return n_features
+
+    def forward(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Vision tokens (images, rows, d); the prompt is not read."""
+        return cast("Tensor", self.layers(features))
+
+
+def projector_rules(kind: str) -> tuple[KeyRule, ...]:
+    """Where the keys of LLaVA's ``mm_projector`` belong in this module's projectors."""
+    if kind == "linear":  # stored as a bare layer, without the index that an nn.Sequential gives
+        return (KeyRule("model.mm_projector.", "projector.layers.0."),)
+    if kind == "qformer":
+        from mir_plugin.model_adapters.qformer import QFORMER_RULES
+
+        return QFORMER_RULES
+    return (KeyRule("model.mm_projector.", "projector.layers."),)
+
+
+def build_projector(config: Mapping[str, Any], weights: Mapping[str, Weight], vision_width: int) -> Projector:
+    """The empty projector that a LLaVA config describes; a Q-Former's sizes are read from its weights' shapes.
+
+    Raises:
+        MirError: if the kind is unknown, or the tower's width is not the one the projector was trained for.
+    """
+    kind = str(config.get("mm_projector_type", "linear"))
+    declared = config.get("mm_hidden_size", vision_width)
+    if declared != vision_width:
+        raise MirError(
+            f"the projector takes features of width {declared} (mm_hidden_size), but the vision tower gives "
+            f"{vision_width}. Name the tower it was trained with by --vision-tower."
+        )
+    d = int(config["hidden_size"])
+    if kind == "linear":
+        return MlpProjector(1, vision_width, d)
+    if mlp := re.fullmatch(r"mlp(\d+)x_gelu", kind):
+        return MlpProjector(int(mlp.group(1)), vision_width, d)
+    if kind == "qformer":
+        from mir_plugin.model_adapters.qformer import QformerProjector
+
+        return QformerProjector.from_shapes(weights)
+    raise MirError(f"mm_projector_type is {kind!r}; supported: linear, mlpNx_gelu for any N, qformer.")
