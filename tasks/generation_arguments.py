@@ -1,0 +1,60 @@
+"""What tasks of lmms-eval ask of generation (`generation_kwargs`, `--gen_kwargs`), in our adapters' terms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from loguru import logger
+
+from mir_plugin.errors import MirError
+
+DEFAULT_NEW_TOKENS = 1024  # what lmms-eval's own llava_hf takes when a task names no limit
+HANDLED = frozenset({"max_new_tokens", "max_gen_toks", "temperature", "do_sample", "top_p", "num_beams", "until"})
+_told: set[str] = set()
+
+
+@dataclass(frozen=True, order=True)
+class GenerationArguments:
+    """Arguments of ``Generator.generate``; equal ones may share a batch."""
+
+    max_new_tokens: int = DEFAULT_NEW_TOKENS
+    temperature: float = 0.0
+    top_p: float = 1.0
+    num_beams: int = 1
+    until: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any]) -> GenerationArguments:
+        """Translate a task's arguments. Those we do not know are named in one warning per run.
+
+        ``do_sample: false`` means greedy whatever the temperature; ``do_sample: true`` without a temperature means 1.
+
+        Raises:
+            MirError: for a value of the wrong kind.
+        """
+        for name in sorted(asked.keys() - HANDLED - _told):
+            _told.add(name)
+            logger.warning(f"generation argument {name}={asked[name]!r} has no meaning for mir_llava and is left out.")
+        sample = asked.get("do_sample")
+        temperature = asked.get("temperature")
+        if temperature is None:
+            temperature = 1.0 if sample else 0.0
+        until = asked.get("until") or ()
+        limit = asked.get("max_new_tokens") or asked.get("max_gen_toks") or DEFAULT_NEW_TOKENS
+        try:
+            return cls(
+                max_new_tokens=int(limit),
+                temperature=0.0 if sample is False else float(temperature),
+                top_p=1.0 if asked.get("top_p") is None else float(asked["top_p"]),
+                num_beams=int(asked.get("num_beams") or 1),
+                until=(until,) if isinstance(until, str) else tuple(until),
+            )
+        except (TypeError, ValueError) as error:
+            raise MirError(f"generation arguments {dict(asked)!r} are not usable ({error}).") from error
+
+    def as_keywords(self) -> dict[str, Any]:
+        """For ``Generator.generate``."""
+        return dataclasses.asdict(self) | {"top_p": None if self.top_p == 1 else self.top_p}

@@ -1,0 +1,145 @@
+"""From requests of the task `mir` to answers: pools all documents, measures once, answers each request.
+
+Every answer is a JSON object with the pooled values, so that lmms-eval can keep passing strings around; the one for
+the first document also holds the whole result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch.distributed
+
+from mir_plugin.errors import MirError
+from mir_plugin.results import MirConfig, MirResult
+from mir_plugin.run import measure
+from mir_plugin.samples import SampleSet
+
+if TYPE_CHECKING:
+    from lmms_eval.api.instance import Instance
+
+    from mir_plugin.types import ModelAdapter
+
+T = TypeVar("T")
+METRICS = ("mir", "mir_published", "mir_published_upper")
+STANDARD_ERROR = "mir_stderr"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a task wants measured; travels in its requests.
+
+    Attributes:
+        sample_set: document i is sample i.
+        config: the protocol.
+        asked_of: the model whose arguments chose the samples; None if none did.
+    """
+
+    sample_set: SampleSet
+    config: MirConfig
+    asked_of: object | None = None
+
+
+def answer_with_built_in_model(lm: Any, requests: Sequence[Instance]) -> list[str]:
+    """``lmms.mir`` for models of lmms-eval itself.
+
+    Raises:
+        MirError: if the model holds no Hugging Face module that can be measured.
+    """
+    from mir_plugin.model_adapters.host_parts import loaded_parts
+    from mir_plugin.model_adapters.huggingface import from_loaded
+
+    model, processor = loaded_parts(lm)
+    name = getattr(lm, "pretrained", None) or getattr(model.config, "_name_or_path", "") or type(lm).__name__
+    adapter = from_loaded(model, processor)
+    return answer(adapter, requests, checkpoint=str(name), asked=lm, batch_size=getattr(lm, "batch_size_per_gpu", 1))
+
+
+def answer(
+    adapter: ModelAdapter, requests: Sequence[Instance], *, checkpoint: str, asked: object, batch_size: int = 1
+) -> list[str]:
+    """Measure every task among the requests once, over all processes' documents, and answer in request order.
+
+    Padding that lmms-eval adds to keep processes in step is answered but never measured. All processes measure all
+    documents, so each has the one result, which is rank 0's.
+
+    Raises:
+        MirError: if a measurement fails, on every process alike; or if another model's arguments chose the samples.
+    """
+    measurements: dict[str, Measurement] = {request.task_name: _measurement_of(request) for request in requests}
+    for task, measurement in measurements.items():
+        if measurement.asked_of is not None and measurement.asked_of is not asked:
+            raise MirError(
+                f"the samples of task {task!r} were chosen by the arguments of another model, loaded before this one. "
+                "Build the task again, or choose them by MIR_SAMPLES."
+            )
+    measured = {(r.task_name, cast("int", r.doc_id)) for r in requests if not r.metadata.get("__padding_only__")}
+    doc_ids: dict[str, list[int]] = defaultdict(list)
+    for task, doc_id in sorted(set().union(*_gathered(measured))):
+        doc_ids[task].append(doc_id)
+
+    adapter_limit: int | None = getattr(adapter, "max_batch", None)
+    batch_size = min(batch_size, adapter_limit or batch_size)
+    results: dict[str, MirResult] = {}
+    for task in sorted(doc_ids):
+        whole = measurements[task]
+        sample_set = subset(whole.sample_set, doc_ids[task])
+        results[task] = _agreed(
+            lambda sample_set=sample_set, config=whole.config: measure(
+                adapter, sample_set, config, checkpoint=checkpoint, host="lmms-eval", batch_size=batch_size
+            )
+        )
+    return [_answer_to(request, results[request.task_name], doc_ids[request.task_name]) for request in requests]
+
+
+def subset(sample_set: SampleSet, indices: Sequence[int]) -> SampleSet:
+    """The samples at these indices, ascending; the set itself when these are all."""
+    if len(indices) == len(sample_set):
+        return sample_set
+    chosen = tuple(sample_set.samples[index] for index in indices)
+    return SampleSet(chosen, {**sample_set.description, "n_samples": len(chosen), "limited_to": list(indices)})
+
+
+def _measurement_of(request: Instance) -> Measurement:
+    return cast("Measurement", next(part for part in request.args if isinstance(part, Measurement)))
+
+
+def _answer_to(request: Instance, result: MirResult, doc_ids: Sequence[int]) -> str:
+    whole = dataclasses.asdict(result)
+    shared = {name: whole[name] for name in (*METRICS, "n_samples")}
+    shared[STANDARD_ERROR] = result.uncertainty.get("standard_error")
+    run = hashlib.sha256(result.to_json().encode()).hexdigest()[:16]
+    first = request.doc_id == doc_ids[0]
+    return json.dumps({"measurement": run, **shared, **({"result": whole} if first else {})}, allow_nan=False)
+
+
+def _gathered(value: T) -> list[T]:
+    """The value of every process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    everybody: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everybody, value)
+    return everybody
+
+
+def _agreed(compute: Callable[[], T]) -> T:
+    """Compute on every process; all return rank 0's value, or all raise: one that raised alone would leave the others
+    waiting for it, with NCCL for hours."""
+    outcome: T | Exception
+    try:
+        outcome = compute()
+    except Exception as error:  # told to the other processes, then raised again below
+        outcome = error
+    failures = _gathered(repr(outcome) if isinstance(outcome, Exception) else None)
+    if isinstance(outcome, Exception):
+        raise outcome
+    if any(failures):
+        rank, failure = next((rank, failure) for rank, failure in enumerate(failures) if failure)
+        raise MirError(f"process {rank} could not measure: {failure}")
+    return _gathered(outcome)[0]
