@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers as tf
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -319,12 +319,25 @@ def instructblip() -> TinyModel:
         num_query_tokens=6,
         image_token_index=_image_id(tokenizer),
     )
-    processor = tf.InstructBlipProcessor(images, tokenizer, tiny_tokenizer(), num_query_tokens=6)
+    instruction_tokenizer = tiny_tokenizer()
+    instruction_tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 256), ("</s>", 257)]
+    )
+    processor = tf.InstructBlipProcessor(images, tokenizer, instruction_tokenizer, num_query_tokens=6)
     return _finish(tf.InstructBlipForConditionalGeneration(config), processor)
 
 
+def _seeded(builder: Callable[[], TinyModel]) -> Callable[[], TinyModel]:
+    def build() -> TinyModel:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return builder()
+
+    return build
+
+
 TINY_MODELS: dict[str, Callable[[], TinyModel]] = {
-    builder.__name__: builder
+    builder.__name__: _seeded(builder)
     for builder in (
         llava,
         llava_next,

@@ -1,0 +1,83 @@
+"""Finds the language model's decoder layers and final norm inside any transformers vision-language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from mir_plugin.errors import MirError
+from mir_plugin.types import Decoder
+
+# Parts of module paths that belong to another modality; a language model is never below one of them.
+_OTHER_MODALITIES = ("vision", "visual", "image", "qformer", "audio", "video", "perceiver", "resampler", "connector")
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside DistributedDataParallel, torch.compile and PEFT wrappers; LoRA layers stay in place."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        elif isinstance(getattr(model, "module", None), nn.Module):
+            model = model.module
+        else:
+            return model
+
+
+def find_decoder(model: Any) -> Decoder:
+    """The one stack of ``num_hidden_layers`` layers that is not part of another modality, and the norm behind it.
+
+    Args:
+        model: a transformers model with a text configuration.
+    Raises:
+        MirError: if the model is an encoder-decoder, or if no stack, several stacks, or no single norm is found.
+    """
+    text_config = model.config.get_text_config(decoder=True)
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False) or getattr(text_config, "is_encoder_decoder", False):
+        raise MirError(
+            f"{name} has an encoder-decoder language model ({text_config.model_type}). MIR compares image and text in "
+            "the sequence of one decoder; use a variant with a decoder-only language model."
+        )
+    n_layers = int(text_config.num_hidden_layers)
+    stacks = _layer_stacks(model, n_layers)
+    if len(stacks) != 1:
+        found = ", ".join(stacks) or "none"
+        raise MirError(
+            f"{name} should hold one list of {n_layers} decoder layers (num_hidden_layers of its "
+            f"{text_config.model_type} configuration); found: {found}. This architecture needs an adapter of its own."
+        )
+    [path] = stacks
+    parent = model.get_submodule(path.rpartition(".")[0])
+    return Decoder(layers=tuple(stacks[path]), final_norm=_final_norm(parent, path, name))
+
+
+def _layer_stacks(model: nn.Module, n_layers: int) -> dict[str, nn.ModuleList]:
+    """Module lists of the right length by path, without those of other modalities and those inside another one."""
+    stacks: dict[str, nn.ModuleList] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) != n_layers:
+            continue
+        if any(part in path.lower() for part in _OTHER_MODALITIES):
+            continue
+        if any(path.startswith(f"{outer}.") for outer in stacks):
+            continue
+        stacks[path] = module
+    return stacks
+
+
+def _final_norm(parent: nn.Module, path: str, name: str) -> nn.Module:
+    norms = {
+        child: module
+        for child, module in parent.named_children()
+        if "norm" in type(module).__name__.lower() and "emb" not in child
+    }
+    if len(norms) != 1:
+        raise MirError(
+            f"{name} should hold one final norm beside its decoder layers {path!r}; found: "
+            f"{', '.join(norms) or 'none'}. MIR takes the last hidden state after that norm. "
+            "This architecture needs an adapter of its own."
+        )
+    return next(iter(norms.values()))

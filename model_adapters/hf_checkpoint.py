@@ -1,0 +1,133 @@
+"""Opens a checkpoint folder in the Hugging Face format: recognised by config, loaded strictly, nothing downloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mir_plugin.errors import MirError
+
+if TYPE_CHECKING:
+    from mir_plugin.model_adapters import LoadOptions
+
+_DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def recognises(checkpoint: Path) -> bool:
+    """Whether transformers, or code in the folder, maps its config to an image-text-to-text model.
+
+    Folders in the original LLaVA format are not: they name a vision tower (``mm_vision_tower``), and some of them call
+    themselves ``llava``.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    config = _config(checkpoint)
+    if "mm_vision_tower" in config:
+        return False
+    return config.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or _brings_code(config)
+
+
+def open_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[Any, Any]:
+    """Model in eval mode on its device, and processor with its PIL backend where there is one.
+
+    Raises:
+        MirError: if an option does not apply, files are missing or damaged, remote code would have to run, or weights
+            are missing, unknown or of another shape.
+    """
+    import transformers
+
+    _require_applicable(options)
+    config = _config(checkpoint)
+    if _brings_code(config) and not options.trust_remote_code:
+        raise MirError(
+            f"{checkpoint} is loaded by Python code in its own folder (auto_map in config.json), which may do "
+            "anything. Read it, then allow it with --trust-remote-code."
+        )
+    device = _device(options.device)
+    source: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
+    try:
+        loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+            checkpoint, dtype=_dtype(options.dtype), output_loading_info=True, **source
+        )
+        processor = transformers.AutoProcessor.from_pretrained(checkpoint, **source)
+        if not hasattr(processor, "image_processor"):
+            raise MirError(
+                f"{checkpoint} holds no processor for images and text (found {type(processor).__name__}). Copy "
+                "processor_config.json, preprocessor_config.json and the tokenizer's files from the base checkpoint."
+            )
+        # The PIL backend resizes as the models were trained; torchvision's differs by about 1e-3 in hidden states.
+        processor.image_processor = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil", **source)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise MirError(f"{checkpoint} cannot be loaded as a Hugging Face checkpoint: {error}") from error
+    model, report = loaded
+    _require_complete(checkpoint, report)
+    return model.to(device).eval(), processor
+
+
+def _config(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MirError(
+            f"{path} cannot be read ({error}). Copy it again from where the checkpoint was saved."
+        ) from error
+    if not isinstance(config, dict):
+        raise MirError(f"{path} should hold a JSON object, not a {type(config).__name__}.")
+    return config
+
+
+def _brings_code(config: dict[str, Any]) -> bool:
+    return "AutoModelForImageTextToText" in config.get("auto_map", {})
+
+
+def _require_applicable(options: LoadOptions) -> None:
+    for name in ("base_llm", "vision_tower", "vision_tower_aux"):
+        if getattr(options, name) is not None:
+            raise MirError(
+                f"--{name.replace('_', '-')} does not apply: a Hugging Face checkpoint holds its language model and "
+                "vision tower itself. Leave the option out, or name the family with --family if this is an "
+                "original-format folder."
+            )
+    if options.device_memory is not None:
+        raise MirError(
+            "--device-memory streams decoder weights of original-format checkpoints only. Leave it out, and choose "
+            "--dtype bfloat16 or --device cpu if this checkpoint does not fit the device."
+        )
+
+
+def _dtype(name: str) -> Any:
+    if name not in _DTYPES:
+        raise MirError(f"dtype is {name!r}; expected one of {', '.join(_DTYPES)}.")
+    return _DTYPES[name]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise MirError(f"device is {name!r}; expected auto, cpu, cuda, cuda:1 or the like.") from error
+
+
+def _require_complete(checkpoint: Path, report: dict[str, Any]) -> None:
+    """Refuse what transformers only warns about: weights that would be random, left out or of another shape."""
+    problems = (
+        ("lacks", "missing_keys", "They would be random numbers."),
+        ("holds weights this architecture has no place for,", "unexpected_keys", "They would be left out silently."),
+        ("holds weights of another shape,", "mismatched_keys", "They would be random numbers."),
+    )
+    for what, kind, consequence in problems:
+        keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get(kind) or ())
+        if keys:
+            shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+            raise MirError(
+                f"{checkpoint} {what} {len(keys)} keys: {shown}. {consequence} Check that config.json and the weights "
+                "files belong together."
+            )
+    if report.get("error_msgs"):
+        raise MirError(f"{checkpoint} cannot be loaded: {report['error_msgs'][0]}")

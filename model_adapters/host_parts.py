@@ -1,0 +1,69 @@
+"""Finds the module and the processor inside a host tool's own model object, whatever its attributes are called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.decoder_discovery import unwrapped
+
+# As found in lmms-eval 0.7.3 and VLMEvalKit e8e78f05; the first that fits wins.
+_MODEL_NAMES = ("_model", "model", "vlm", "reason_model", "llm")
+_PROCESSOR_NAMES = ("processor", "_processor", "image_processor", "_image_processor")
+_TOKENIZER_NAMES = ("tokenizer", "_tokenizer")
+_PATH_NAMES = ("pretrained", "model_path", "path")
+
+
+def loaded_parts(host_model: Any) -> tuple[Any, Any]:
+    """The torch module and the transformers processor that a host tool's model object holds; neither is changed.
+
+    Raises:
+        MirError: "... cannot be measured, because ..." for models behind an API or another inference engine, and for
+            models whose tokenizer and image processor are separate (original LLaVA code).
+    """
+    name = type(host_model).__name__
+    module = next((value for value in _values(host_model, _MODEL_NAMES) if isinstance(value, nn.Module)), None)
+    if module is None:
+        raise MirError(
+            f"{name} cannot be measured, because it holds no torch module (looked for {', '.join(_MODEL_NAMES)}): it "
+            "is an API model, or runs in another engine such as vLLM or SGLang. MIR needs the hidden states of every "
+            "layer; use a model class that loads the weights with transformers."
+        )
+    processor = next((value for value in _values(host_model, _PROCESSOR_NAMES) if is_processor(value)), None)
+    if processor is not None:
+        return unwrapped(module), processor
+    raise MirError(
+        f"{name} cannot be measured, because it holds no processor for images and text together (looked for "
+        f"{', '.join(_PROCESSOR_NAMES)}); {_what_instead(host_model, module)}"
+    )
+
+
+def is_processor(value: Any) -> bool:
+    """Whether the object encodes images and text together: a call, a tokenizer and an image processor."""
+    return callable(value) and hasattr(value, "tokenizer") and hasattr(value, "image_processor")
+
+
+def _what_instead(host_model: Any, module: nn.Module) -> str:
+    paths = (*_values(host_model, _PATH_NAMES), getattr(module, "name_or_path", None))
+    checkpoint = next((path for path in paths if isinstance(path, str) and path), "CHECKPOINT")
+    if any(True for _ in _values(host_model, _TOKENIZER_NAMES)):
+        return (
+            f"its tokenizer stands alone, as in original LLaVA code. Measure the checkpoint with `mir run "
+            f"{checkpoint}`, which loads original formats itself."
+        )
+    return f"measure the checkpoint with `mir run {checkpoint}`."
+
+
+def _values(host_model: Any, names: tuple[str, ...]) -> list[Any]:
+    """Attributes that exist and are not None. Some hosts' properties raise when the part was never loaded."""
+    found = []
+    for name in names:
+        try:
+            value = getattr(host_model, name, None)
+        except (RuntimeError, TypeError, ValueError, KeyError, NotImplementedError):
+            continue
+        if value is not None:
+            found.append(value)
+    return found
