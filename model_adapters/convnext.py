@@ -21,6 +21,9 @@ class ConvNextTower(nn.Module):
     Stochastic depth is left out altogether: the original forgets to switch it off, which makes its inference random.
     """
 
+    STRIDE = 4
+    """Pixels per position of the map."""
+
     def __init__(self, depths: Sequence[int], widths: Sequence[int]) -> None:
         super().__init__()
         # Importing timm takes seconds, and every checkpoint's family is looked up through this package.
@@ -35,11 +38,10 @@ class ConvNextTower(nn.Module):
         self.stem = network.stem
         self.stages = network.stages
         self.n_channels = sum(widths)
-        self.stride = 4
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (images, 3, S, S) to a feature map (images, n_channels, S / 4, S / 4)."""
-        stage_map = self.stem(pixels)
+        """Pixels (images, 3, S, S) to a feature map (images, n_channels, S / STRIDE, S / STRIDE)."""
+        stage_map = self.stem(pixels.to(next(self.parameters()).dtype))
         maps: list[Tensor] = []
         for stage in self.stages:
             stage_map = stage(stage_map)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from mir_plugin.errors import MirError
+from mir_plugin.fingerprint import folder_fingerprint
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.checkpoint import assign, build_empty
 from mir_plugin.model_adapters.conversation import IMAGE_PLACEHOLDER, VICUNA_V1, Conversation, prompt_ids
@@ -41,6 +42,10 @@ _LLM_OF_MODEL_TYPE = {
     "share4v": "llama",
     "mistral": "mistral",
     "llava_mistral": "mistral",
+    "mgm": "llama",
+    "mgm_mistral": "mistral",
+    "mini_gemini": "llama",
+    "mini_gemini_mistral": "mistral",
 }
 
 
@@ -56,16 +61,39 @@ def load(checkpoint: Path, options: LoadOptions, *, family: str = FAMILY) -> Lla
         MirError: if parts are missing, damaged, or do not fit each other.
     """
     files = open_llava(checkpoint, options, family=family)
+    tower = open_tower_config(files.tower, files.config)
+    preprocessor = open_preprocessor(files.tower, image_aspect_ratio=files.config.get("image_aspect_ratio"))
+    return assemble(files, options, family=family, build_tower=lambda: ClipTower(tower), preprocessor=preprocessor)
+
+
+def assemble(
+    files: LlavaFiles,
+    options: LoadOptions,
+    *,
+    family: str,
+    build_tower: Callable[[], ClipTower],
+    preprocessor: ClipPreprocessor,
+    more_facts: Mapping[str, Any] | None = None,
+) -> LlavaAdapter:
+    """Build the model around a family's vision tower, and give every part of it its weights.
+
+    Args:
+        build_tower: makes the empty tower; its parameters are named ``vision_tower.*`` in ``files.weights``.
+        more_facts: what was recognised and chosen besides LLaVA's facts.
+
+    Raises:
+        MirError: if parts do not fit each other.
+    """
     device = torch.device(options.device if options.device != "auto" else _default_device())
     dtype = _dtype(options.dtype, files)
-    tower = open_tower_config(files.tower, files.config)
     llm_config, llm_class = _llm(files)
     positions: VisionPositions | None = None
 
     def build() -> LlavaModel:
         nonlocal positions
-        projector = build_projector(files.config, files.weights, tower.clip.hidden_size)
-        model = LlavaModel(ClipTower(tower), projector, llm_class(llm_config))
+        tower = build_tower()
+        projector = build_projector(files.config, files.weights, tower.config.clip.hidden_size)
+        model = LlavaModel(tower, projector, llm_class(llm_config))
         if files.has_moca:
             positions = calibrate(model.base_llm.model.layers, llm_config.hidden_size)
         return model
@@ -73,8 +101,8 @@ def load(checkpoint: Path, options: LoadOptions, *, family: str = FAMILY) -> Lla
     model = build_empty(build)
     weights = merge(files.weights, files.lora) if options.merge_lora else keep_beside(files.weights, files.lora, model)
     assign(model, weights, device, dtype)
-    preprocessor = open_preprocessor(files.tower, image_aspect_ratio=files.config.get("image_aspect_ratio"))
-    return LlavaAdapter(family, files, model, open_tokenizer(files.tokenizer), preprocessor, positions)
+    tokenizer = open_tokenizer(files.tokenizer)
+    return LlavaAdapter(family, files, model, tokenizer, preprocessor, positions, more_facts=more_facts or {})
 
 
 class LlavaAdapter:
@@ -89,6 +117,8 @@ class LlavaAdapter:
         preprocessor: ClipPreprocessor,
         positions: VisionPositions | None,
         conversation: Conversation = VICUNA_V1,
+        *,
+        more_facts: Mapping[str, Any],
     ) -> None:
         self.family = family
         self.model = model
@@ -99,7 +129,7 @@ class LlavaAdapter:
         self.dtype = model.base_llm.lm_head.weight.dtype
         inner = model.base_llm.model
         self.decoder = Decoder(layers=list(inner.layers), final_norm=inner.norm)
-        self.facts = _facts(family, files, model, tokenizer, conversation, self.device, self.dtype)
+        self.facts = _facts(family, files, model, tokenizer, conversation, self.device, self.dtype) | more_facts
         self._positions = positions
         self._image_mark = _image_mark(files, tokenizer)
         self._cut_at: int | None = files.config.get("tokenizer_model_max_length")
@@ -116,7 +146,7 @@ class LlavaAdapter:
         pixels = self.preprocessor([sample.open_image() for sample in samples])
         padding = padded_batch(prompts, self.device)
         return Batch(
-            inputs={"prompts": padding, "pixel_values": pixels.to(self.device, self.dtype)},
+            inputs={"prompts": padding, "pixel_values": pixels.to(self.device)},
             vision_mask=padding.vision_mask,
             text_mask=padded([prompt.text_mask() for prompt in prompts]).to(self.device),
             sample_ids=tuple(sample.sample_id for sample in samples),
@@ -223,6 +253,10 @@ def _facts(
         "moca": files.has_moca,
         "tokenizer": str(tokenizer.source),
         "conversation": conversation.name,
+        "prompt_template": conversation.answered(f"{IMAGE_MARK}\n", "{text}"),
+        "checkpoint_fingerprint": folder_fingerprint(
+            folder for folder in (files.checkpoint, files.base_llm, files.tower) if folder is not None
+        ),
         "n_layers": len(model.base_llm.model.layers),
         "hidden_size": model.base_llm.config.hidden_size,
         "dtype": str(dtype).removeprefix("torch."),

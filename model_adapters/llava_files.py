@@ -40,6 +40,7 @@ TOWER_RULES = (
     KeyRule("model.vision_tower.vision_tower.vision_model.embeddings.position_ids", None, "counts up from 0; computed"),
     KeyRule("model.vision_tower.vision_tower.vision_model.", "vision_tower.encoder."),
 )
+_TOWER_PREFIX = "vision_tower.encoder."
 _LORA_WRAPPER = "base_model.model."
 
 
@@ -71,24 +72,34 @@ class LlavaFiles:
     has_moca: bool
 
 
-def open_llava(checkpoint: Path, options: LoadOptions, *, family: str) -> LlavaFiles:
+def search_places(checkpoint: Path) -> tuple[Path, ...]:
+    """Folders that relative paths in a checkpoint's config may start from, besides the working directory."""
+    return (checkpoint, checkpoint.parent, checkpoint.parent.parent)  # a checkpoint-N/ lies one level deeper
+
+
+def open_llava(
+    checkpoint: Path, options: LoadOptions, *, family: str, more_rules: tuple[KeyRule, ...] = ()
+) -> LlavaFiles:
     """Find the parts of a checkpoint and say which were chosen.
+
+    Args:
+        more_rules: for keys of parts that this family has besides LLaVA's.
 
     Raises:
         MirError: if a part is missing, damaged or contradicts another; names it and the option that mends it.
     """
     config = read_json(checkpoint / "config.json")
     kind = _kind(checkpoint)
-    near = (checkpoint, checkpoint.parent, checkpoint.parent.parent)  # a checkpoint-N/ lies one level deeper
+    near = search_places(checkpoint)
     base_llm = None if kind == "full" else _base_llm(checkpoint, kind, config, options, near)
     if kind == "full" and options.base_llm is not None:
         raise MirError(
             f"{checkpoint} is a full checkpoint with its own language model, so --base-llm {options.base_llm} "
             f"would change nothing. Leave it out, or name the projector-only checkpoint."
         )
-    weights = _weights(checkpoint, kind, config, base_llm, family)
+    weights = _weights(checkpoint, kind, config, base_llm, family, more_rules)
     tower, tower_source, tower_weights = _vision_tower(checkpoint, config, options, weights, near)
-    weights = {name: weight for name, weight in weights.items() if not name.startswith("vision_tower.")} | tower_weights
+    weights = {name: weight for name, weight in weights.items() if not name.startswith(_TOWER_PREFIX)} | tower_weights
     files = LlavaFiles(
         checkpoint=checkpoint,
         kind=kind,
@@ -134,10 +145,15 @@ def _base_llm(
 
 
 def _weights(
-    checkpoint: Path, kind: str, config: Mapping[str, Any], base_llm: Path | None, family: str
+    checkpoint: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    base_llm: Path | None,
+    family: str,
+    more_rules: tuple[KeyRule, ...],
 ) -> dict[str, Weight]:
     projector = projector_rules(str(config.get("mm_projector_type", "linear")))
-    rules = (*LLM_RULES, *TOWER_RULES, *projector)
+    rules = (*LLM_RULES, *TOWER_RULES, *projector, *more_rules)
     if base_llm is None:
         return rename(open_checkpoint_weights(checkpoint), rules, family=family)
     base = rename(open_checkpoint_weights(base_llm), LLM_RULES, family=f"{family} base LLM")
@@ -155,7 +171,7 @@ def _vision_tower(
     near: tuple[Path, ...],
 ) -> tuple[Path, str, dict[str, Weight]]:
     """The most specific trained weights win: the user's, in the state dict, in the checkpoint's folder, in config."""
-    inside = {name: weight for name, weight in weights.items() if name.startswith("vision_tower.")}
+    inside = {name: weight for name, weight in weights.items() if name.startswith(_TOWER_PREFIX)}
     if options.vision_tower is not None:
         folder = find_folder(str(options.vision_tower), (), what="vision tower", option="--vision-tower")
         return folder, f"{folder} (named by --vision-tower)", _below_tower(open_tower_weights(folder))

@@ -27,7 +27,7 @@ class LlavaModel(nn.Module):
     @property
     def n_vision_tokens(self) -> int:
         """Rows one image takes in the sequence."""
-        return cast("Projector", self.projector).n_vision_tokens(self.vision_tower.config.n_features)
+        return cast("Projector", self.projector).n_vision_tokens(self.vision_tower.n_features)
 
     def embed(self, batch: PaddedBatch, pixel_values: Tensor) -> Tensor:
         """Embeddings (samples, tokens, d) of expanded sequences, vision tokens in place.

@@ -12,27 +12,27 @@ from mir_plugin.model_adapters.weight_files import has_checkpoint_weights
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def find_folder(name: str, near: Sequence[Path], *, what: str, option: str) -> Path:
+def find_folder(name: str, near: Sequence[Path], *, what: str, option: str, marker: str = "config.json") -> Path:
     """The model folder that ``name`` means: below the working directory, then below each of ``near``, then on the hub.
 
     Args:
         what: for error messages, "base LLM".
         option: the command-line option that names it directly, "--base-llm".
+        marker: the file by which such a folder is known.
 
     Raises:
         MirError: if it is found nowhere; lists where it was searched.
     """
     places = [Path(name), *(folder / name for folder in near)] if not Path(name).is_absolute() else [Path(name)]
     for place in places:
-        if (place / "config.json").is_file():
+        if (place / marker).is_file():
             return place
     reason = _download(name) if _HUB_NAME.fullmatch(name) else "no such folder"
     if isinstance(reason, Path):
         return reason
     searched = ", ".join(str(place) for place in places)
     raise MirError(
-        f"the {what} {name!r} was not found ({reason}); no config.json in: {searched}. "
-        f"Name its folder with {option} DIR."
+        f"the {what} {name!r} was not found ({reason}); no {marker} in: {searched}. Name its folder with {option} DIR."
     )
 
 

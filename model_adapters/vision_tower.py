@@ -87,8 +87,14 @@ class ClipTower(nn.Module):
         self.encoder = cast("nn.Module", getattr(model, "vision_model", model))
         self.config = config
 
+    @property
+    def n_features(self) -> int:
+        """Feature rows of one image."""
+        return self.config.n_features
+
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Features of a batch of images, (images, features, width), from pixels (images, 3, height, width)."""
-        outputs = self.encoder(pixel_values, output_hidden_states=True)
+        dtype = next(self.encoder.parameters()).dtype
+        outputs = self.encoder(pixel_values.to(dtype), output_hidden_states=True)
         features = cast("Tensor", outputs.hidden_states[self.config.select_layer])
         return features[:, 1:] if self.config.select_feature == "patch" else features
