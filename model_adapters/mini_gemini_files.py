@@ -75,8 +75,8 @@ def _inside(files: LlavaFiles, reason: str) -> AuxTower:
     weights = weights_below(files.weights, AUX_PREFIX)
     if not weights:
         raise MirError(
-            f"{files.checkpoint} holds no weights of the second vision tower (model.vision_tower_aux.*), but they "
-            f"are the ones that count ({reason}). Copy the whole checkpoint, or name the tower's folder with --vision-tower-aux."
+            f"{files.checkpoint} holds no weights of the second vision tower (model.vision_tower_aux.*), but they are "
+            f"what counts ({reason}). Copy the whole checkpoint, or name the tower's folder with --vision-tower-aux."
         )
     return AuxTower(f"inside the checkpoint's weights ({reason})", weights)
 
