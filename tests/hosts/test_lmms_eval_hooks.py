@@ -1,0 +1,43 @@
+from types import SimpleNamespace
+from typing import Any
+
+from mir_plugin.tasks import lmms_eval_hooks as hooks
+
+
+def fake_tasks_module() -> Any:
+    class TaskManager:
+        def initialize_tasks(self, include_path: Any = None, include_defaults: bool = True) -> Any:
+            return include_path, include_defaults
+
+    return SimpleNamespace(TaskManager=TaskManager)
+
+
+def test_our_folder_comes_after_the_users_however_these_are_given() -> None:
+    module = fake_tasks_module()
+    hooks.index_our_tasks(module)
+    manager, ours = module.TaskManager(), str(hooks.TASKS_DIR)
+    assert manager.initialize_tasks() == ([ours], True)
+    assert manager.initialize_tasks("mine", include_defaults=False) == (["mine", ours], False)
+    assert manager.initialize_tasks(include_path=["a", "b"]) == (["a", "b", ours], True)
+
+
+def test_a_mir_method_of_lmms_eval_itself_is_left_alone() -> None:
+    theirs = type("lmms", (), {"mir": "theirs"})
+    hooks.let_every_model_answer_mir(SimpleNamespace(lmms=theirs))  # type: ignore[arg-type]
+    assert theirs.mir == "theirs"
+
+
+def evaluated_order(task_dict: dict[str, Any], **kwargs: Any) -> list[str]:
+    module = SimpleNamespace(evaluate=lambda **given: list(given["task_dict"]))
+    hooks.run_first(module, lambda task: task == "ours")  # type: ignore[arg-type]
+    order: list[str] = module.evaluate(lm=None, task_dict=task_dict, **kwargs)
+    return order
+
+
+def test_our_tasks_run_first_also_from_inside_a_group() -> None:
+    assert evaluated_order({"pope": "x", "mir": "ours"}) == ["mir", "pope"]
+    assert evaluated_order({"pope": "x", "group": {"a": "x", "mir": "ours"}}, limit=4) == ["group", "pope"]
+
+
+def test_a_fractional_limit_keeps_the_order_because_the_first_task_defines_the_count() -> None:
+    assert evaluated_order({"pope": "x", "mir": "ours"}, limit=0.5) == ["pope", "mir"]

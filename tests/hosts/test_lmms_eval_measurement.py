@@ -1,0 +1,98 @@
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from mir_plugin.errors import MirError
+from mir_plugin.results import MirConfig, MirResult
+from mir_plugin.run import measure
+from mir_plugin.samples import SampleSet
+from mir_plugin.tasks import lmms_eval_measurement
+from mir_plugin.tasks.lmms_eval_measurement import Measurement, answer, subset
+
+from toy import ToyAdapter, toy_samples
+
+SAMPLES = SampleSet(tuple(toy_samples(4)), {"source": "toy"})
+
+
+@dataclass
+class Request:
+    """The fields of lmms-eval's Instance that are read."""
+
+    doc_id: int
+    task_name: str = "mir"
+    measurement: Measurement = field(default_factory=lambda: Measurement(SAMPLES, MirConfig()))
+    padding: bool = False
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        return ("id", {"do_sample": True}, self.measurement, self.doc_id)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {"__padding_only__": True} if self.padding else {}
+
+
+def answers(requests: list[Request], asked: object = None) -> list[dict[str, Any]]:
+    texts = answer(ToyAdapter(), requests, checkpoint="toy", asked=asked)  # type: ignore[arg-type]
+    return [json.loads(text) for text in texts]
+
+
+def direct(indices: list[int]) -> MirResult:
+    return measure(ToyAdapter(), subset(SAMPLES, indices), checkpoint="toy")
+
+
+def test_all_requests_share_one_measurement_over_their_documents_whatever_their_order() -> None:
+    given = answers([Request(2), Request(0), Request(1), Request(3)])
+    whole = direct([0, 1, 2, 3])
+    assert {a["mir"] for a in given} == {whole.mir}
+    assert {a["n_samples"] for a in given} == {4}
+    assert ["result" in a for a in given] == [False, True, False, False]
+    recorded = MirResult.from_json(json.dumps(given[1]["result"]))
+    assert recorded.layers == whole.layers
+    assert recorded.host == "lmms-eval"
+
+
+def test_a_limit_measures_exactly_the_documents_asked_for() -> None:
+    given = answers([Request(0), Request(1)])
+    assert given[0]["mir"] == direct([0, 1]).mir != direct([0, 1, 2, 3]).mir
+    samples = given[0]["result"]["samples"]
+    assert samples["limited_to"] == [0, 1]
+    assert given[0]["result"]["fingerprints"]["samples"] != direct([0, 1, 2, 3]).fingerprints["samples"]
+
+
+def test_padding_and_repeats_are_answered_but_never_measured() -> None:
+    given = answers([Request(0), Request(1), Request(1), Request(3, padding=True)])
+    assert len(given) == 4
+    assert {a["n_samples"] for a in given} == {2}
+    assert {a["mir"] for a in given} == {direct([0, 1]).mir}
+
+
+def test_two_tasks_in_one_call_are_measured_apart() -> None:
+    raw = Measurement(SAMPLES, MirConfig(normalize=False))
+    given = answers([Request(0), Request(0, "mir_raw", raw), Request(1), Request(1, "mir_raw", raw)])
+    assert given[0]["mir"] == given[2]["mir"] != given[1]["mir"] == given[3]["mir"]
+    assert given[1]["result"]["config"]["normalize"] is False
+
+
+def test_every_process_measures_all_documents_and_agrees_on_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process holds documents 1 and 3; both pool all four."""
+    others = iter([{("mir", 1), ("mir", 3)}, None, "the other's result"])
+    monkeypatch.setattr(lmms_eval_measurement, "_gathered", lambda value: [value, next(others)])
+    given = answers([Request(0), Request(2), Request(2, padding=True)])
+    assert {a["n_samples"] for a in given} == {4}
+    assert given[0]["mir"] == direct([0, 1, 2, 3]).mir
+
+
+def test_an_error_of_another_process_is_raised_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = iter([set(), "ValueError('NaN')"])
+    monkeypatch.setattr(lmms_eval_measurement, "_gathered", lambda value: [value, next(others)])
+    with pytest.raises(MirError, match=r"process 1 could not measure: ValueError\('NaN'\)"):
+        answers([Request(0)])
+
+
+def test_samples_chosen_by_another_models_arguments_are_refused() -> None:
+    theirs = Measurement(SAMPLES, MirConfig(), asked_of=object())
+    with pytest.raises(MirError, match="chosen by the arguments of another model"):
+        answers([Request(0, measurement=theirs)], asked=object())
