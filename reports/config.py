@@ -36,7 +36,8 @@ class ReportConfig:
         shown: keys of the benchmarks to show, in order; empty for all that have scores.
         weights: benchmark key → weight in the average. Empty: weight 1 for every averaged benchmark that at least half
             of the scored checkpoints have.
-        formats: which files are written; see ``build.FORMATS``.
+        formats: which files are written; see ``build.FORMATS``. Empty: all.
+        notes: sentences to show with the report's own warnings.
     """
 
     title: str = "MIR and benchmark scores"
@@ -45,6 +46,7 @@ class ReportConfig:
     shown: tuple[str, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
     formats: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> ReportConfig:
@@ -59,7 +61,7 @@ class ReportConfig:
     def from_mapping(cls, data: Any, source: str = "configuration") -> ReportConfig:
         """The same from plain values. Raises MirError for unknown keys, unknown benchmarks and wrong types."""
         reader = _Reader(source)
-        data = reader.mapping(data, "", ("title", "models", "benchmarks", "weights", "define", "formats"))
+        data = reader.mapping(data, "", ("title", "models", "benchmarks", "weights", "define", "formats", "notes"))
         own = tuple(_benchmark(reader, item, i) for i, item in enumerate(reader.sequence(data, "define")))
         own_keys = {benchmark.key for benchmark in own}
         known = (*(b for b in BENCHMARKS if b.key not in own_keys), *own)
@@ -73,6 +75,7 @@ class ReportConfig:
             shown=shown,
             weights={key: reader.weight(value, f"weights.{key}") for key, value in weights.items()},
             formats=tuple(str(item) for item in reader.sequence(data, "formats")),
+            notes=tuple(str(item) for item in reader.sequence(data, "notes")),
         )
 
 

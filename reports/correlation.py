@@ -7,6 +7,8 @@ the tests hold the two against each other.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +19,7 @@ from mir_plugin.reports.board import Coefficient, Correlation
 
 MIN_ROWS = 3  # two points always lie on a line
 FEW_ROWS = 5
+EXACT_UP_TO = 8  # rows; 8! orders are quick to try
 N_RESAMPLES = 1000
 CONFIDENCE = 0.95
 
@@ -37,7 +40,7 @@ def correlate(scope: str, benchmark: str, x: Sequence[float], y: Sequence[float]
         benchmark,
         len(a),
         pearson=_coefficient(stats.pearsonr(a, b), weighted_pearson, a, b, resamples),
-        spearman=_coefficient(stats.spearmanr(a, b), weighted_spearman, a, b, resamples),
+        spearman=_coefficient(_spearman(a, b), weighted_spearman, a, b, resamples),
         kendall=_coefficient(stats.kendalltau(a, b), weighted_kendall, a, b, resamples),
         note=note,
     )
@@ -52,14 +55,32 @@ def _note(a: Vector, b: Vector) -> str:
     return f"n = {n}: too few rows for a conclusion; no interval" if n < FEW_ROWS else ""
 
 
-def _coefficient(result: object, weighted: Weighted, a: Vector, b: Vector, resamples: Weights | None) -> Coefficient:
-    value, p_value = float(result.statistic), float(result.pvalue)  # type: ignore[attr-defined]
+def _spearman(a: Vector, b: Vector) -> tuple[float, float]:
+    """Rho and its p-value; with few rows SciPy's t approximation calls any perfect order p = 0, so p is exact there."""
+    rho, p_value = stats.spearmanr(a, b)
+    if len(a) > EXACT_UP_TO:
+        return rho, p_value
+    ranks_a, ranks_b = stats.rankdata(a) - (len(a) + 1) / 2, stats.rankdata(b) - (len(b) + 1) / 2
+    sums = np.abs(ranks_a[_orders(len(a))] @ ranks_b)
+    return rho, float(np.mean(sums >= abs(ranks_a @ ranks_b) - 1e-9))
+
+
+@functools.cache
+def _orders(n: int) -> NDArray[np.int64]:
+    """All orders of n things, one per row."""
+    return np.array(list(itertools.permutations(range(n))))
+
+
+def _coefficient(
+    tested: tuple[float, float], weighted: Weighted, a: Vector, b: Vector, resamples: Weights | None
+) -> Coefficient:
+    value, p_value = tested
     low, high = _interval(weighted(a, b, resamples)) if resamples is not None else (None, None)
     left_out = weighted(a, b, 1.0 - np.eye(len(a)))
     left_out = left_out[np.isfinite(left_out)]
     return Coefficient(
-        value,
-        p_value if np.isfinite(p_value) else None,
+        float(value),
+        float(p_value) if np.isfinite(p_value) else None,
         low,
         high,
         float(left_out.min()) if len(left_out) else None,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 
 from tqdm import tqdm
 
@@ -65,7 +65,7 @@ def join(harvest: Harvest, config: ReportConfig | None = None) -> Board:
         benchmarks=shown,
         weights=weights,
         cohorts=cohorts,
-        warnings=(*cohort_warnings(cohorts), *_score_warnings(entries, shown)),
+        warnings=(*cohort_warnings(cohorts), *config.notes, *_score_warnings(entries, shown)),
         correlations=correlations(rows, cohorts, shown),
         entries=tuple(sorted(entries, key=lambda e: (e.name, e.benchmark, not e.used, e.date))),
         runs=tuple(sorted(harvest.runs, key=lambda run: (run.checkpoint, run.date, run.source))),
@@ -206,12 +206,18 @@ def unmatched(rows: Sequence[BoardRow]) -> list[Problem]:
         )
     problems = []
     for here, there, lacking in ((without_scores, without_mir, "no score"), (without_mir, without_scores, "no MIR")):
+        alike = {_letters_of(row): row for row in there.values()}
         for name, row in here.items():
-            alike = difflib.get_close_matches(name, list(there), 1, cutoff=0.6)
-            hint = f"; {alike[0]} looks alike" if alike else ""
-            remedy = "If that is this checkpoint under another name, put both under one `match:` list." if alike else ""
+            twin = alike.get(_letters_of(row))
+            hint = f"; {twin.name} ({twin.identity}) looks alike" if twin else ""
+            remedy = "If that is this checkpoint under another name, put both under one `match:` list." if twin else ""
             problems.append(Problem("warning", "unmatched", name, f"has {lacking}{hint} ({row.identity})", remedy))
     return problems
+
+
+def _letters_of(row: BoardRow) -> str:
+    """Letters and digits of the last part of a checkpoint's path: what two spellings of one name have in common."""
+    return "".join(filter(str.isalnum, PurePosixPath(row.identity).name.casefold()))
 
 
 def _without_average(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -119,10 +119,13 @@ class Harvest:
     runs: tuple[Run, ...] = ()
     problems: tuple[Problem, ...] = ()
 
-    def __add__(self, other: Harvest) -> Harvest:
-        return Harvest(
-            self.scores + other.scores,
-            self.measurements + other.measurements,
-            self.runs + other.runs,
-            self.problems + other.problems,
+    @classmethod
+    def total(cls, parts: Iterable[Harvest]) -> Harvest:
+        """All parts as one."""
+        parts = tuple(parts)
+        return cls(
+            tuple(score for part in parts for score in part.scores),
+            tuple(measurement for part in parts for measurement in part.measurements),
+            tuple(run for part in parts for run in part.runs),
+            tuple(problem for part in parts for problem in part.problems),
         )

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mir_plugin.reports.benchmarks import TABLE
+from mir_plugin.reports.benchmarks import TABLE, find_column
 from mir_plugin.reports.identity import checkpoint_ref
 from mir_plugin.reports.records import UNSTATED, CheckpointRef, Comparability, Harvest, Measurement, Problem, Run, Score
 from mir_plugin.reports.spreadsheet import read_grid
 
-IDENTITY_HEADINGS = ("checkpoint", "pretrained", "model_path", "model", "name")
+IDENTITY_HEADINGS = ("identity", "checkpoint", "pretrained", "model_path", "model", "name")
 MIR_HEADINGS = ("mir", "mir_published", "mir_published_upper")
 COMPARABILITY_HEADINGS = ("estimator", "samples", "protocol")
 EMPTY_CELLS = frozenset({"", "-", "–", "—", "n/a", "na", "nan", "none", "null"})
@@ -44,10 +44,24 @@ def read_score_table(path: Path) -> Harvest:
             f"Head one column {' or '.join(IDENTITY_HEADINGS)}.",
         )
         return Harvest(problems=(problem,))
-    harvest = Harvest()
-    for number, cells in enumerate(grid[1:], start=2):
-        harvest += _read_row(source, number, headings, cells, named_by)
-    return harvest
+    kept, ignored = _score_columns(headings, grid[1:])
+    harvests = [_read_row(source, number, kept, cells, named_by) for number, cells in enumerate(grid[1:], start=2)]
+    notes = [Problem("note", "missing", source, f"columns without a number are not scores: {', '.join(ignored)}")]
+    return Harvest.total([*harvests, Harvest(problems=tuple(notes if ignored else []))])
+
+
+def _score_columns(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[str]]:
+    """Headings with those of text columns blanked, and which these are. Columns that have a meaning stay."""
+    known = {*IDENTITY_HEADINGS, *MIR_HEADINGS, *COMPARABILITY_HEADINGS, "date"}
+    kept, ignored = [], []
+    for index, heading in enumerate(headings):
+        cells = [row[index] for row in rows if index < len(row) and _text(row[index]).casefold() not in EMPTY_CELLS]
+        text_only = bool(cells) and all(_number(cell) is None for cell in cells)
+        if heading and text_only and heading.casefold() not in known and find_column(heading) is None:
+            ignored.append(heading)
+            heading = ""
+        kept.append(heading)
+    return kept, ignored
 
 
 def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence[Any], named_by: int) -> Harvest:
@@ -59,7 +73,7 @@ def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence
     facts = {heading.casefold(): _text(cell) for heading, cell in row.items()}
     checkpoint, date = checkpoint_ref(name), _date(facts.get("date", ""))
     scores, mir, problems = [], {}, []
-    texts = {*IDENTITY_HEADINGS, *COMPARABILITY_HEADINGS, "date", "group"}
+    texts = {*IDENTITY_HEADINGS, *COMPARABILITY_HEADINGS, "date"}
     for heading, cell in row.items():
         if heading.casefold() in texts or _text(cell).casefold() in EMPTY_CELLS:
             continue
@@ -67,8 +81,8 @@ def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence
         if value is None:
             what = f"{heading} is {_text(cell)!r}, which is no number; the cell is left empty"
             problems.append(Problem("warning", "missing", where, what, "Correct the cell."))
-        elif heading.casefold() in MIR_HEADINGS:
-            mir[heading.casefold()] = value
+        elif _field(heading) in MIR_HEADINGS:
+            mir[_field(heading)] = value
         else:
             scores.append(Score(checkpoint, TABLE, heading, heading, value, date=date, run_id=source))
     run = Run(source, TABLE, name, source, date, tuple(score.task for score in scores))
@@ -93,6 +107,11 @@ def _measurement(
             run_id=source,
         ),
     )
+
+
+def _field(heading: str) -> str:
+    """``MIR published`` and ``mir_published`` are one column."""
+    return heading.casefold().replace(" ", "_")
 
 
 def _text(cell: Any) -> str:

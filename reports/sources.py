@@ -35,7 +35,7 @@ def gather(sources: Sequence[Path | str]) -> Harvest:
     parts = []
     for path in tqdm(paths, desc="reading", unit="source", disable=None, leave=False):
         parts.append(_read_folder(path) if path.is_dir() else _read_file(path))
-    return _total(parts)
+    return Harvest.total(parts)
 
 
 def _expand(source: str) -> list[Path]:
@@ -78,10 +78,10 @@ def _read_folder(folder: Path) -> Harvest:
         beside = _only_checkpoint(read)
         parts += read
         parts += [read_mir_json(here / name, beside) for name in sorted(files) if name.endswith(MIR_JSON_SUFFIX)]
-    total = _total(parts)
+    total = Harvest.total(parts)
     if total == Harvest():
         what = "holds no lmms-eval results, no VLMEvalKit scores and no mir.json"
-        total += Harvest(problems=(Problem("warning", "missing", str(folder), what, "Check the path."),))
+        return Harvest(problems=(Problem("warning", "missing", str(folder), what, "Check the path."),))
     return total
 
 
@@ -91,13 +91,3 @@ def _only_checkpoint(read: Sequence[Harvest]) -> CheckpointRef | None:
     references += [measurement.checkpoint for part in read for measurement in part.measurements]
     found = {reference.keys: reference for reference in references}
     return next(iter(found.values())) if len(found) == 1 else None
-
-
-def _total(parts: Sequence[Harvest]) -> Harvest:
-    """All parts as one; adding them up one by one would copy everything each time."""
-    return Harvest(
-        tuple(score for part in parts for score in part.scores),
-        tuple(measurement for part in parts for measurement in part.measurements),
-        tuple(run for part in parts for run in part.runs),
-        tuple(problem for part in parts for problem in part.problems),
-    )

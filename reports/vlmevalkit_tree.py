@@ -56,9 +56,7 @@ def is_model_dir(folder: Path) -> bool:
 def read_model_dir(folder: Path) -> Harvest:
     """All scores of one model: every run folder, and the files of the flat layout."""
     run_dirs = sorted(child for child in folder.iterdir() if RUN_DIR.match(child.name) and child.is_dir())
-    harvest = Harvest()
-    for run_dir in [*run_dirs, folder]:
-        harvest += _read_run(run_dir, folder.name)
+    harvest = Harvest.total(_read_run(run_dir, folder.name) for run_dir in [*run_dirs, folder])
     unscored = [problem for problem in harvest.problems if problem.kind == "missing"]
     scored = {score.task for score in harvest.scores}
     kept = [problem for problem in harvest.problems if problem not in unscored]

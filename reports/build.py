@@ -1,0 +1,78 @@
+"""The one entry point of reports: from sources to files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mir_plugin.errors import MirError
+from mir_plugin.reports.board import Board
+from mir_plugin.reports.config import ReportConfig
+from mir_plugin.reports.joint import join
+from mir_plugin.reports.paper import paper_config, paper_harvest
+from mir_plugin.reports.sources import gather
+from mir_plugin.reports.text_tables import to_csv, to_latex, to_markdown
+from mir_plugin.reports.workbook import write_workbook
+from mir_plugin.results import write_atomically
+
+
+def _text_writer(render: Callable[[Board], str]) -> Callable[[Board, Path], Path]:
+    def write(board: Board, path: Path) -> Path:
+        write_atomically(path, render(board))
+        return path
+
+    return write
+
+
+# Format → name of its file and what writes it.
+FORMATS: dict[str, tuple[str, Callable[[Board, Path], Path]]] = {
+    "xlsx": ("report.xlsx", write_workbook),
+    "csv": ("report.csv", _text_writer(to_csv)),
+    "md": ("report.md", _text_writer(to_markdown)),
+    "tex": ("report.tex", _text_writer(to_latex)),
+}
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """A finished report: what it shows, and the file of each format."""
+
+    board: Board
+    paths: dict[str, Path]
+
+
+def build_report(sources: Sequence[Path | str], out_dir: Path, config: ReportConfig | None = None) -> ReportFiles:
+    """Read all sources, join them, and write a report.
+
+    Args:
+        sources: output folders of lmms-eval and VLMEvalKit, ``mir.json`` files, score tables, and globs of these.
+        out_dir: made if it is not there; files of an earlier report in it are replaced.
+    Raises:
+        MirError: for a source that does not exist, or a configuration that does not hold together.
+    """
+    config = config or ReportConfig()
+    chosen = chosen_formats(config)
+    return _write(join(gather(sources), config), out_dir, chosen)
+
+
+def build_paper_report(out_dir: Path, formats: Sequence[str] = ()) -> ReportFiles:
+    """The report of the paper's own tables: published MIR against published scores."""
+    chosen = chosen_formats(ReportConfig(formats=tuple(formats)))
+    return _write(join(paper_harvest(), paper_config()), out_dir, chosen)
+
+
+def chosen_formats(config: ReportConfig) -> tuple[str, ...]:
+    """The configured formats, else all. Raises MirError for a name that is no format."""
+    unknown = [name for name in config.formats if name not in FORMATS]
+    if unknown:
+        raise MirError(f"unknown report format {unknown[0]!r}; expected {', '.join(FORMATS)}.")
+    return config.formats or tuple(FORMATS)
+
+
+def _write(board: Board, out_dir: Path, formats: Sequence[str]) -> ReportFiles:
+    paths = {}
+    for name in formats:
+        file_name, write = FORMATS[name]
+        paths[name] = write(board, out_dir / file_name)
+    return ReportFiles(board, paths)

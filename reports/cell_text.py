@@ -1,0 +1,52 @@
+"""Makes text from outside safe to put into a cell: a model may be called anything, ``=cmd|'/c calc'!A1`` included."""
+
+from __future__ import annotations
+
+import re
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+MAX_CELL_LENGTH = 32_767  # the limit of a spreadsheet's cell
+NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def starts_a_formula(text: str) -> bool:
+    """Whether a spreadsheet may take this text for a formula."""
+    return text.lstrip(" \n").startswith(FORMULA_STARTS)
+
+
+def storable(text: str) -> str:
+    """The text as XML and UTF-8 can hold it, cut to what fits in a cell."""
+    text = NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+    return text if len(text) <= MAX_CELL_LENGTH else text[: MAX_CELL_LENGTH - 1] + "…"
+
+
+def csv_text(text: str) -> str:
+    """For CSV files: what could start a formula gets an apostrophe in front, as spreadsheets understand it."""
+    text = storable(text)
+    return f"'{text}" if starts_a_formula(text) else text
+
+
+def markdown_text(text: str) -> str:
+    """For a cell of a Markdown table: one line, nothing in it ends the cell, opens a tag or marks up."""
+    text = " ".join(storable(text).split())
+    text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+LATEX_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    **{character: f"\\{character}" for character in "#$%&_"},
+}
+
+
+def latex_text(text: str) -> str:
+    """For a cell of a LaTeX table."""
+    return "".join(LATEX_SPECIAL.get(character, character) for character in " ".join(storable(text).split()))

@@ -1,0 +1,120 @@
+"""How a declared table becomes a sheet; and the plain sheets Scores, Runs and Problems."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from openpyxl.cell import Cell
+from openpyxl.formatting.rule import FormulaRule
+from openpyxl.styles import Alignment, Border, Font, PatternFill, Side
+from openpyxl.utils import get_column_letter
+from openpyxl.worksheet.worksheet import Worksheet
+
+from mir_plugin.reports.board import Board
+from mir_plugin.reports.cell_text import starts_a_formula, storable
+from mir_plugin.reports.columns import PROBLEM_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TEXT, WHOLE, Column, filled
+
+R = TypeVar("R")
+
+INK, MUTED, ACCENT = "1F2937", "6B7280", "1E3A5F"
+TITLE_FONT = Font(name="Calibri", size=16, bold=True, color=ACCENT)
+TEXT_FONT = Font(name="Calibri", size=11, color=INK)
+BOLD_FONT = Font(name="Calibri", size=11, bold=True, color=INK)
+MUTED_FONT = Font(name="Calibri", size=10, color=MUTED)
+HEADER_FONT = Font(name="Calibri", size=11, bold=True, color="FFFFFF")
+WARNING_FONT = Font(name="Calibri", size=11, color="7C2D12")
+HEADER_FILL = PatternFill("solid", start_color=ACCENT)
+WARNING_FILL = PatternFill("solid", start_color="FEF3C7")
+ERROR_FILL = PatternFill("solid", start_color="FEE2E2")
+INPUT_FILL = PatternFill("solid", start_color="EFF6FF")
+LINE = Border(bottom=Side(style="hair", color="D1D5DB"))
+HEADER_ALIGNMENT = Alignment(horizontal="center", vertical="center", wrap_text=True)
+TOP_WRAPPED = Alignment(vertical="top", wrap_text=True, indent=1)
+CENTERED = Alignment(horizontal="center")
+INDENTED = Alignment(indent=1)
+LINE_HEIGHT = 15  # points
+
+
+def put(cell: Cell, value: Any, number_format: str = TEXT, font: Font = TEXT_FONT) -> Cell:
+    """Fill a cell with data. Text stays text: nothing that comes from outside can become a formula."""
+    if isinstance(value, str):
+        text = storable(value)
+        cell.value = text
+        cell.data_type = "s"
+        cell.quotePrefix = starts_a_formula(text)
+        cell.alignment = INDENTED
+    elif value is not None:
+        cell.value = value
+        cell.number_format = number_format
+        if number_format == WHOLE:
+            cell.alignment = CENTERED
+    cell.font = font
+    return cell
+
+
+def put_formula(cell: Cell, formula: str, number_format: str, font: Font = TEXT_FONT) -> Cell:
+    """Fill a cell with a formula of our own."""
+    cell.value = formula
+    cell.number_format = number_format
+    cell.font = font
+    return cell
+
+
+def write_table(sheet: Worksheet, columns: Sequence[Column[R]], rows: Sequence[R], top: int = 1) -> None:
+    """Header in row ``top``, one row per record below; filtered, frozen, with the declared widths and formats."""
+    write_header(sheet, columns, top)
+    wrapped = [column for column in columns if column.wraps]
+    for number, row in enumerate(rows, start=top + 1):
+        for index, column in enumerate(columns, start=1):
+            value = column.value(row)
+            if value is None or value == "":
+                continue
+            cell = put(sheet.cell(number, index), value, column.number_format)
+            if column.wraps:
+                cell.alignment = TOP_WRAPPED
+        if wrapped:
+            n_lines = max(math.ceil(1.15 * len(str(column.value(row))) / column.width) for column in wrapped)
+            sheet.row_dimensions[number].height = LINE_HEIGHT * max(n_lines, 1) + 3
+    sheet.freeze_panes = sheet.cell(top + 1, 2)
+    sheet.auto_filter.ref = f"A{top}:{get_column_letter(len(columns))}{max(top + len(rows), top + 1)}"
+
+
+def write_header(sheet: Worksheet, columns: Sequence[Column[R]], top: int) -> None:
+    """Headings and column widths."""
+    sheet.sheet_format.defaultRowHeight = LINE_HEIGHT + 2
+    sheet.sheet_format.customHeight = True
+    for index, column in enumerate(columns, start=1):
+        cell = put(sheet.cell(top, index), column.heading, font=HEADER_FONT)
+        cell.fill, cell.alignment = HEADER_FILL, HEADER_ALIGNMENT
+        sheet.column_dimensions[get_column_letter(index)].width = column.width
+    sheet.row_dimensions[top].height = 32
+    sheet.sheet_view.showGridLines = False
+    sheet.page_setup.orientation = "landscape"
+    sheet.page_setup.fitToWidth, sheet.page_setup.fitToHeight = 1, 0
+    sheet.sheet_properties.pageSetUpPr.fitToPage = True
+    sheet.print_title_rows = f"{top}:{top}"
+
+
+def write_scores(sheet: Worksheet, board: Board) -> None:
+    """Every headline score that was found, the superseded ones too."""
+    columns = filled(SCORE_COLUMNS, board.entries)
+    write_table(sheet, columns or SCORE_COLUMNS, board.entries)
+
+
+def write_runs(sheet: Worksheet, board: Board) -> None:
+    """Provenance of every number."""
+    write_table(sheet, filled(RUN_COLUMNS, board.runs) or RUN_COLUMNS, board.runs)
+
+
+def write_problems(sheet: Worksheet, board: Board) -> None:
+    """What could not be read, joined or compared."""
+    write_table(sheet, PROBLEM_COLUMNS, board.problems)
+    if not board.problems:
+        put(sheet.cell(2, 1), "none", font=MUTED_FONT)
+        return
+    area = f"A2:A{len(board.problems) + 1}"
+    for severity, fill in (("error", ERROR_FILL), ("warning", WARNING_FILL)):
+        rule = FormulaRule(formula=[f'$A2="{severity}"'], fill=PatternFill("solid", bgColor=fill.start_color))
+        sheet.conditional_formatting.add(area, rule)
