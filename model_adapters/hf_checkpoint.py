@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from mir_plugin.errors import MirError
 
@@ -49,8 +50,9 @@ def open_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[Any, Any]:
     device = _device(options.device)
     source: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
     try:
+        # Mismatched sizes are "ignored" so that the report names their keys; _require_complete refuses them.
         loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-            checkpoint, dtype=_dtype(options.dtype), output_loading_info=True, **source
+            checkpoint, dtype=_dtype(options.dtype), ignore_mismatched_sizes=True, output_loading_info=True, **source
         )
         processor = transformers.AutoProcessor.from_pretrained(checkpoint, **source)
         if not hasattr(processor, "image_processor"):
@@ -60,7 +62,7 @@ def open_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[Any, Any]:
             )
         # The PIL backend resizes as the models were trained; torchvision's differs by about 1e-3 in hidden states.
         processor.image_processor = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil", **source)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise MirError(f"{checkpoint} cannot be loaded as a Hugging Face checkpoint: {error}") from error
     model, report = loaded
     _require_complete(checkpoint, report)
