@@ -1,0 +1,235 @@
+"""Mini-Gemini checkpoints against the recorded numbers of the original code.
+
+Tolerance of hidden states: 5e-6 of the largest value. The recorded ones come from another transformers version in
+float32, on values up to 33; 8e-7 is reached, and the smallest mistake recorded in ``expected.json`` (the second tower's
+weights from the wrong place) moves the projector's output by 2e-3.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mir_plugin.engine import recorded_outputs
+from mir_plugin.model_adapters import LoadOptions, load_adapter, recognise
+from mir_plugin.model_adapters.conversation import prompt_ids
+from mir_plugin.model_adapters.llava import LlavaAdapter
+from mir_plugin.model_adapters.mini_gemini import recognises
+from mir_plugin.model_adapters.mini_gemini_vision import low_resolution_views
+from mir_plugin.model_adapters.vision_tower import ClipTower
+from mir_plugin.samples import Sample
+from mir_plugin.types import Batch
+
+from golden_data import expected, require_golden
+
+HIDDEN_STATES = 5e-6
+HD = "mgm_hd"
+CASES = ("mgm_full", "mgm_projector", "mgm_full_opt", HD)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded checkpoint: what was recorded, and the same checkpoint loaded by us."""
+
+    folder: Path
+    recorded: dict[str, Any]
+    tensors: dict[str, Tensor]
+    adapter: LlavaAdapter
+
+    def samples(self) -> list[Sample]:
+        return [
+            Sample(sample["id"], self.folder / sample["image"], sample["text"]) for sample in self.recorded["samples"]
+        ]
+
+
+@functools.cache
+def case(name: str) -> Case:
+    folder = require_golden(f"mini_gemini/{name}")
+    recorded = expected(folder)
+    base_llm = recorded["model_base"]
+    adapter = load_adapter(
+        folder / "model",
+        LoadOptions(dtype="float32", device="cpu", base_llm=folder / base_llm if base_llm else None),
+    )
+    assert isinstance(adapter, LlavaAdapter)
+    return Case(folder, recorded, load_file(folder / "expected_hidden.safetensors"), adapter)
+
+
+@functools.cache
+def all_samples(name: str) -> Batch:
+    return case(name).adapter.encode(case(name).samples())
+
+
+@functools.cache
+@torch.no_grad()
+def first_sample(name: str) -> tuple[Batch, list[Tensor]]:
+    """The first sample as encoded, and its hidden states 0..L."""
+    batch = case(name).adapter.encode(case(name).samples()[:1])
+    return batch, hidden_states(case(name).adapter, batch)
+
+
+@torch.no_grad()
+def hidden_states(adapter: LlavaAdapter, batch: Batch) -> list[Tensor]:
+    states = [adapter.model.embed(batch.inputs["prompts"], batch.inputs["pixel_values"])]
+    with recorded_outputs(adapter, states.append):
+        adapter.forward(batch)
+    return states
+
+
+def assert_equal_to_rounding(actual: Tensor, recorded: Tensor, tolerance: float = HIDDEN_STATES) -> None:
+    assert actual.shape == recorded.shape
+    assert (actual - recorded).abs().max() <= tolerance * recorded.abs().max()
+
+
+def checksum(values: Tensor) -> list[float]:
+    """As defined in expected.json."""
+    x = values.double().flatten()
+    i = torch.arange(len(x), dtype=torch.float64)
+    parts = (x, x.square(), x.abs(), x * i.cos(), x * (0.01 * i).sin())
+    return [float(part.mean()) for part in parts]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prompts_ids_and_masks_are_the_recorded_ones(name: str) -> None:
+    adapter, batch = case(name).adapter, all_samples(name)
+    for row, sample in enumerate(case(name).recorded["samples"]):
+        text = adapter.conversation.answered("<image>\n", sample["text"])
+        assert text == sample["prompt"]
+        assert prompt_ids(adapter.tokenizer, text, n_images=1) == sample["input_ids"]
+        start, n_tokens = sample["image_start"], sample["num_image_tokens"]
+        (places,) = batch.vision_mask[row].nonzero(as_tuple=True)
+        assert places.tolist() == list(range(start, start + n_tokens))
+        prompts = batch.inputs["prompts"]
+        assert prompts.token_ids[row][batch.text_mask[row]].tolist() == sample["text_token_ids"]
+        assert prompts.attention_mask[row].sum() == sample["sequence_length"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pixels_of_both_resolutions_are_the_recorded_ones(name: str) -> None:
+    towers = case(name).adapter.model.vision_tower
+    n = 1 if name == HD else len(case(name).recorded["samples"])
+    for sample, high in zip(
+        case(name).recorded["samples"][:n], all_samples(name).inputs["pixel_values"][:n], strict=True
+    ):
+        low = low_resolution_views(high, towers.layout)
+        as_recorded = low.roll(-1, 0) if towers.layout.with_global_view else low  # there the whole picture comes last
+        assert checksum(high) == pytest.approx(sample["pixels_high_checksum5"], rel=1e-9, abs=1e-12)
+        assert checksum(as_recorded) == pytest.approx(sample["pixels_low_checksum5"], rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_every_step_of_the_image_path_gives_the_recorded_values(name: str) -> None:
+    recorded, towers = case(name).tensors, case(name).adapter.model.vision_tower
+    batch, states = first_sample(name)
+    pixels = batch.inputs["pixel_values"]
+    views, features = low_resolution_views(pixels[0], towers.layout), towers(pixels)[0]
+    if name == HD:
+        assert_equal_to_rounding(views.roll(-1, 0)[..., ::16, ::16], recorded["sample00.pixels_low_every16"])
+        assert_equal_to_rounding(towers.aux(pixels)[0, :, ::32, ::32], recorded["sample00.convnext_features_every32"])
+        assert_equal_to_rounding(features[::4], recorded["sample00.after_mining_every4tokens"])
+    else:
+        assert_equal_to_rounding(views[0, :, ::8, ::8], recorded["sample00.pixels_low_every8"])
+        assert_equal_to_rounding(ClipTower.forward(towers, views)[0], recorded["sample00.clip_features"])
+        assert_equal_to_rounding(towers.aux(pixels)[0, :, ::16, ::16], recorded["sample00.convnext_features_every16"])
+        assert_equal_to_rounding(features, recorded["sample00.after_mining"])
+    assert_equal_to_rounding(states[0][batch.vision_mask], recorded["sample00.projector_output"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hidden_states_of_every_position_are_the_recorded_ones(name: str) -> None:
+    _, states = first_sample(name)
+    for state, recorded in zip(states, case(name).tensors["sample00.hidden_states"], strict=True):
+        assert_equal_to_rounding(state[0], recorded)
+
+
+def test_all_samples_in_one_batch_have_the_recorded_means() -> None:
+    batch, recorded = all_samples("mgm_full"), case("mgm_full").tensors
+    for layer, state in enumerate(hidden_states(case("mgm_full").adapter, batch)):
+        for row, sample_id in enumerate(batch.sample_ids):
+            for modality, mask in (("vision", batch.vision_mask), ("text", batch.text_mask)):
+                tokens = state[row][mask[row]]
+                key = f"sample{sample_id}.{modality}"
+                assert_equal_to_rounding(tokens.mean(dim=0), recorded[f"{key}.mean"][layer])
+                assert_equal_to_rounding(tokens.norm(dim=1).mean(), recorded[f"{key}.mean_norm"][layer])
+
+
+def test_a_batch_of_three_equals_three_single_samples() -> None:
+    adapter, samples = case("mgm_full").adapter, case("mgm_full").samples()[:3]
+    batch = adapter.encode(samples)
+    together = adapter.forward(batch)
+    for row, sample in enumerate(samples):
+        alone = adapter.forward(adapter.encode([sample]))[0]
+        assert_equal_to_rounding(together[row, : len(alone)], alone)
+
+
+def reloaded(name: str, **options: Any) -> LlavaAdapter:
+    adapter = load_adapter(case(name).folder / "model", LoadOptions(dtype="float32", device="cpu", **options))
+    assert isinstance(adapter, LlavaAdapter)
+    return adapter
+
+
+def change_of_projector_output(name: str, adapter: LlavaAdapter) -> float:
+    batch, states = first_sample(name)
+    with torch.no_grad():
+        changed = adapter.model.embed(batch.inputs["prompts"], batch.inputs["pixel_values"])
+    return float((changed - states[0]).norm() / states[0][batch.vision_mask].norm())
+
+
+@pytest.mark.parametrize("name", ("mgm_full", "mgm_full_opt"))
+def test_a_tower_named_by_the_user_counts_instead_of_the_checkpoints_copy(name: str) -> None:
+    adapter = reloaded(name, vision_tower=case(name).folder / case(name).recorded["vision_tower_path"])
+    recorded = case(name).recorded["relative_change_of_projector_output_sample00"]
+    assert change_of_projector_output(name, adapter) == pytest.approx(
+        recorded["clip_weights_from_vision_tower_folder"], rel=1e-3
+    )
+    assert "--vision-tower" in adapter.facts["vision_tower"]
+
+
+def test_the_second_tower_comes_from_its_folder_and_the_copy_only_on_request() -> None:
+    assert "mm_vision_tower_aux" in case("mgm_full").adapter.facts["vision_tower_aux"]
+    adapter = reloaded("mgm_full", vision_tower_aux=case("mgm_full").folder / "model")
+    recorded = case("mgm_full").recorded["relative_change_of_projector_output_sample00"]
+    assert change_of_projector_output("mgm_full", adapter) == pytest.approx(
+        recorded["convnext_weights_from_checkpoint"], rel=1e-3
+    )
+    assert "inside the checkpoint" in adapter.facts["vision_tower_aux"]
+
+
+def test_a_trained_second_tower_comes_from_the_checkpoint_unless_a_folder_is_named() -> None:
+    assert "optimize_vision_tower_aux" in case("mgm_full_opt").adapter.facts["vision_tower_aux"]
+    folder = case("mgm_full_opt").folder / case("mgm_full_opt").recorded["vision_tower_aux_path"]
+    adapter = reloaded("mgm_full_opt", vision_tower_aux=folder)
+    recorded = case("mgm_full_opt").recorded["relative_change_of_projector_output_sample00"]
+    assert change_of_projector_output("mgm_full_opt", adapter) == pytest.approx(
+        recorded["convnext_weights_from_vision_tower_aux_folder"], rel=1e-3
+    )
+    assert str(folder) in adapter.facts["vision_tower_aux"]
+
+
+@pytest.mark.parametrize(
+    ("config", "ours"),
+    [
+        ({"model_type": "mgm"}, True),
+        ({"model_type": "mini_gemini"}, True),
+        ({"model_type": "mgm_mistral"}, True),
+        ({"model_type": "llama", "mm_vision_tower": "a", "mm_vision_tower_aux": "b"}, True),
+        ({"model_type": "llava_llama", "mm_vision_tower": "a"}, False),
+        ({"model_type": "llama"}, False),
+    ],
+)
+def test_the_family_is_recognised_from_the_config(tmp_path: Path, config: dict[str, Any], ours: bool) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert recognises(tmp_path) is ours
+
+
+def test_the_family_is_not_taken_for_llava() -> None:
+    assert recognise(require_golden("mini_gemini/mgm_full") / "model").name == "mini-gemini"
