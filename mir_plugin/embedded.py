@@ -1,4 +1,4 @@
-"""What works without network and weights: photographs and prose of installed packages, digit questions, micro models."""
+"""What works without network and weights: pictures and prose of installed packages, digit questions, micro models."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class DigitQuestion:
 def digit_questions(split: Split = "test", n: int | None = None) -> list[DigitQuestion]:
     """Questions about scikit-learn's handwritten digits; chance is 10 %.
 
-    "train" is what the micro models learnt from, "test" is held out: the last 500 of the 1797 digits, which other
-    people wrote. ``n`` takes the first n rows of the split, None all of them.
+    "train" is what the micro models learnt from, "test" is held out: the last 500 of the 1797 digits. ``n``
+    takes the first n rows of the split, None all of them.
 
     Raises:
         MirError: for an unknown split, or more rows than there are (1297 and 500).
     """
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     digits = load_digits()
     rows = {"train": range(_N_TRAIN_DIGITS), "test": range(_N_TRAIN_DIGITS, len(digits.target))}
@@ -175,6 +175,6 @@ def _render_digit(grey_levels: object) -> Image:
     import numpy as np
     import PIL.Image
 
-    paper = 255 - np.asarray(grey_levels) * (255 / 16)
+    paper = 255 - np.pad(np.asarray(grey_levels), 1) * (255 / 16)
     small = PIL.Image.fromarray(paper.round().astype(np.uint8))
     return small.resize((_DIGIT_PIXELS, _DIGIT_PIXELS), PIL.Image.Resampling.BICUBIC).convert("RGB")
