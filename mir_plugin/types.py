@@ -47,12 +47,14 @@ class Decoder:
     """The language model's stack: what the engine replays.
 
     ``layers[k]`` is called as ``layer(hidden_states, **recorded_kwargs)``; ``final_norm`` follows the last one.
-    ``streamed`` is None when all weights are resident.
+    ``streamed`` is None when all weights are resident. ``layer_kinds`` names what each layer is (for example
+    "full_attention", "sliding_attention") where that decides its arguments; empty when all layers are alike.
     """
 
     layers: Sequence[nn.Module]
     final_norm: nn.Module
     streamed: LayerWeights | None = None
+    layer_kinds: tuple[str, ...] = ()
 
 
 class ModelAdapter(Protocol):

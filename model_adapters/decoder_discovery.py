@@ -51,7 +51,11 @@ def find_decoder(model: Any) -> Decoder:
         )
     [path] = stacks
     parent = model.get_submodule(path.rpartition(".")[0])
-    return Decoder(layers=tuple(stacks[path]), final_norm=_final_norm(parent, path, name))
+    return Decoder(
+        layers=tuple(stacks[path]),
+        final_norm=_final_norm(parent, path, name),
+        layer_kinds=tuple(getattr(text_config, "layer_types", None) or ()),
+    )
 
 
 def _layer_stacks(model: nn.Module, n_layers: int) -> dict[str, nn.ModuleList]:

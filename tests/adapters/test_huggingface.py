@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import transformers
 from adapters.tiny_models import TINY_MODELS, TinyModel
 
 from mir_plugin.engine import check_replay, layer_features
@@ -251,3 +252,21 @@ def test_a_chat_template_that_drops_part_of_the_text_is_an_error() -> None:
     processor.chat_template = processor.chat_template.replace("c['text']", "c['text'][:4]")
     with pytest.raises(MirError, match="changes the assistant's text"):
         from_loaded(tiny("llava_next").model, processor).encode(SAMPLES)
+
+
+def test_layers_of_two_kinds_are_told_apart_even_if_the_first_sample_is_shorter_than_the_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain_config = transformers.Qwen2Config
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    mixed = functools.partial(plain_config, use_sliding_window=True, sliding_window=64, layer_types=kinds)
+    monkeypatch.setattr(transformers, "Qwen2Config", mixed)
+    internvl = TINY_MODELS["internvl"]()
+    of = from_loaded(internvl.model, internvl.processor)
+    samples = (SAMPLES[2], Sample("long", SAMPLES[0].image, "a long text " * 20))
+    long = of.encode(samples[1:])
+    with torch.no_grad():
+        plain = internvl.model(**long.inputs, output_hidden_states=True).hidden_states
+    for layer in layer_features(of, samples):
+        text = layer.text[layer.text_counts[0] :]
+        torch.testing.assert_close(text, plain[layer.layer][long.text_mask], rtol=0, atol=1e-6)
