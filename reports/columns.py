@@ -115,8 +115,7 @@ SCORE_COLUMNS: tuple[Column[ScoreEntry], ...] = (
     Column("Checkpoint", lambda e: e.name, TEXT, 34),
     Column("Benchmark", lambda e: e.benchmark, TEXT, 17),
     Column("Score", lambda e: e.value, TWO_PLACES, 10),
-    Column("Used", lambda e: "yes" if e.used else "no", TEXT, 8),
-    Column("Run", lambda e: "complete" if e.complete else "partial", TEXT, 11),
+    Column("Status", lambda e: ("used" if e.used else "not used") + ("" if e.complete else ", partial"), TEXT, 17),
     Column("Host", lambda e: e.host, TEXT, 12),
     Column("Task", lambda e: e.task, TEXT, 26),
     Column("Field", lambda e: e.metric, TEXT, 24),
@@ -124,7 +123,6 @@ SCORE_COLUMNS: tuple[Column[ScoreEntry], ...] = (
     Column("Rows", lambda e: e.n_samples, WHOLE, 9),
     Column("Date", lambda e: e.date, TEXT, 21),
     Column("Source", lambda e: e.run_id, TEXT, 60),
-    Column("Identity", lambda e: e.identity, TEXT, 44),
 )
 
 COEFFICIENTS: tuple[tuple[str, str, Callable[[Correlation], Coefficient]], ...] = (
@@ -186,16 +184,10 @@ LAYER_COLUMNS: tuple[Column[LayerRow], ...] = (
     Column("Trace vision", lambda r: r.layer.trace_vision, "#,##0.00", 13),
     Column("Trace text", lambda r: r.layer.trace_text, "#,##0.00", 12),
     Column("Trace term", lambda r: r.layer.trace_term, "#,##0.00", 12),
-    Column("Norm vision", lambda r: r.layer.mean_norm_vision, "#,##0.00", 13),
-    Column("Norm text", lambda r: r.layer.mean_norm_text, "#,##0.00", 12),
     Column("Norm ratio", lambda r: r.layer.norm_ratio, THREE_PLACES, 12),
     Column("Cosine of means", lambda r: r.layer.mean_cosine, THREE_PLACES, 17),
     Column("Eff. rank vision", lambda r: r.layer.effective_rank_vision, ONE_PLACE, 17),
     Column("Eff. rank text", lambda r: r.layer.effective_rank_text, ONE_PLACE, 15),
-    Column("Vision tokens", lambda r: r.layer.n_vision_tokens, "#,##0", 15),
-    Column("Text tokens", lambda r: r.layer.n_text_tokens, "#,##0", 13),
-    Column("Vision outliers", lambda r: r.layer.n_vision_outliers, "#,##0", 16),
-    Column("Text outliers", lambda r: r.layer.n_text_outliers, "#,##0", 14),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, TypeVar
 
 from openpyxl.cell import Cell
@@ -54,6 +55,28 @@ def put(cell: Cell, value: Any, number_format: str = TEXT, font: Font = TEXT_FON
     return cell
 
 
+class _ColumnStyle:
+    """The look of a column's cells, taken from the first of each kind: looking styles up costs more than writing."""
+
+    def __init__(self, column: Column[Any]) -> None:
+        self._column = column
+        self._styles: dict[tuple[bool, bool], Any] = {}
+
+    def put(self, cell: Cell, value: Any) -> None:
+        is_text = isinstance(value, str)
+        kind = is_text, is_text and starts_a_formula(value)
+        if kind in self._styles:
+            cell.value = storable(value) if is_text else value
+            if is_text:
+                cell.data_type = "s"
+            cell._style = copy(self._styles[kind])
+            return
+        put(cell, value, self._column.number_format)
+        if self._column.wraps:
+            cell.alignment = TOP_WRAPPED
+        self._styles[kind] = cell._style
+
+
 def put_formula(cell: Cell, formula: str, number_format: str, font: Font = TEXT_FONT) -> Cell:
     """Fill a cell with a formula of our own."""
     cell.value = formula
@@ -65,15 +88,13 @@ def put_formula(cell: Cell, formula: str, number_format: str, font: Font = TEXT_
 def write_table(sheet: Worksheet, columns: Sequence[Column[R]], rows: Sequence[R], top: int = 1) -> None:
     """Header in row ``top``, one row per record below; filtered, frozen, with the declared widths and formats."""
     write_header(sheet, columns, top)
+    styled = [(column, _ColumnStyle(column)) for column in columns]
     wrapped = [column for column in columns if column.wraps]
     for number, row in enumerate(rows, start=top + 1):
-        for index, column in enumerate(columns, start=1):
+        for index, (column, style) in enumerate(styled, start=1):
             value = column.value(row)
-            if value is None or value == "":
-                continue
-            cell = put(sheet.cell(number, index), value, column.number_format)
-            if column.wraps:
-                cell.alignment = TOP_WRAPPED
+            if value is not None and value != "":
+                style.put(sheet.cell(number, index), value)
         if wrapped:
             n_lines = max(math.ceil(1.15 * len(str(column.value(row))) / column.width) for column in wrapped)
             sheet.row_dimensions[number].height = LINE_HEIGHT * max(n_lines, 1) + 3
