@@ -95,11 +95,12 @@ class HuggingFaceAdapter:
             if not sample.text.strip():
                 raise MirError(f"sample {sample.sample_id}: its text is empty. Remove the sample, then run again.")
             prompts.require_plain(sample.text, f"sample {sample.sample_id}")
-        inputs = self._loaded.inputs(
-            [prompts.teacher_forced(sample.text) for sample in samples],
-            [(sample.open_image().convert("RGB"),) for sample in samples],
-            padding_side="right",
-        )
+        images = [(sample.open_image().convert("RGB"),) for sample in samples]
+        try:
+            conversations = [prompts.teacher_forced(sample.text) for sample in samples]
+            inputs = self._loaded.inputs(conversations, images, padding_side="right")
+        except MirError as error:
+            raise MirError(f"sample {', '.join(sample.sample_id for sample in samples)}: {error}") from error
         vision = vision_mask(inputs, self._image_token_id)
         self._require_fitting(samples, vision, inputs["attention_mask"])
         return Batch(
@@ -219,6 +220,11 @@ def from_loaded(model: Any, processor: Any, *, family: str = "huggingface") -> H
 
 def _require_whole_parameters(model: Any) -> None:
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise MirError(
+                f"parameter {name!r} is offloaded, so layers cannot be run one by one. Load the model on one device "
+                "(device_map=cpu or cuda), or measure the saved checkpoint: `mir run CHECKPOINT`."
+            )
         if hasattr(parameter, "ds_id") or parameter.numel() == 0:
             raise MirError(
                 f"parameter {name!r} is partitioned between processes (ZeRO stage 3 or FSDP), so layers cannot be run "

@@ -53,12 +53,15 @@ def checked_positions(model: nn.Module, vision: Tensor) -> Iterator[None]:
     """While open, a forward pass of ``model`` must put exactly one feature row at each position of ``vision``.
 
     Raises:
-        MirError: inside the forward pass, when the number of rows or the model's own mask disagrees.
+        MirError: inside the forward pass, when the number of rows or the model's own mask disagrees; after it, when it
+            never asked for image features.
     """
     n_rows_expected = int(vision.sum())
+    counted: list[int] = []
 
     def check_rows(features: Any) -> None:
         n_rows = feature_rows(features)
+        counted.append(n_rows)
         if n_rows != n_rows_expected:
             raise MirError(
                 f"the model made {n_rows} image feature rows for {n_rows_expected} image positions in the sequence. "
@@ -78,6 +81,11 @@ def checked_positions(model: nn.Module, vision: Tensor) -> Iterator[None]:
         _observed(_owner(model, "get_placeholder_mask"), "get_placeholder_mask", check_mask),
     ):
         yield
+    if not counted:
+        raise MirError(
+            f"{type(model).__name__} did not call its get_image_features, so its image features could not be counted "
+            "against the image positions. This architecture needs an adapter of its own."
+        )
 
 
 def require_countable_features(model: nn.Module) -> None:

@@ -225,6 +225,29 @@ def test_a_processor_of_another_model_is_an_error_with_both_counts() -> None:
         wrong.forward(wrong.encode(SAMPLES[:1]))
 
 
+def test_a_model_whose_image_features_cannot_be_counted_during_the_forward_pass_is_an_error() -> None:
+    model = TINY_MODELS["llava"]().model
+    uncounted = model.model.get_image_features
+    batch = adapter("llava").encode(SAMPLES[:1])
+
+    class Bypass(torch.nn.Module):
+        get_image_features = uncounted
+
+    model.bypass = Bypass()
+    with pytest.raises(MirError, match="did not call its get_image_features"):
+        from_loaded(model, tiny("llava").processor).forward(batch)
+
+
+def test_an_image_that_the_processor_refuses_is_an_error_naming_the_sample() -> None:
+    with pytest.raises(MirError, match=r"sample thread: .*cannot encode .*aspect ratio"):
+        adapter("qwen2_5_vl").encode([Sample("thread", picture(2000, 4, 0), "too long a picture")])
+
+
+def test_an_offloaded_model_is_refused() -> None:
+    with pytest.raises(MirError, match="is offloaded"):
+        from_loaded(TINY_MODELS["llava"]().model.to("meta"), tiny("llava").processor)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
