@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mir_plugin.distributed import ALONE, Group
 from mir_plugin.errors import MirError
 from mir_plugin.frechet import mean_term, trace_product, trace_term
 from mir_plugin.moments import Moments, moments
@@ -16,29 +18,118 @@ from mir_plugin.results import LayerDistance, MirConfig
 from mir_plugin.types import TokenFeatures
 
 
+@dataclass(frozen=True)
+class PreparedTokens:
+    """One modality at one layer after outlier handling; rows to be replaced are marked, not copied.
+
+    Attributes:
+        features: (tokens, d), this process's rows, removed ones left out.
+        counts: rows per sample of ``features``, (samples,).
+        replaced: bool (tokens,), rows that count as ``replacement``, (d,); None where no row does.
+        n_outliers: in all processes.
+        moments: of all processes, not scaled.
+    """
+
+    features: Tensor
+    counts: Tensor
+    replaced: Tensor | None
+    replacement: Tensor | None
+    n_outliers: int
+    moments: Moments
+
+
+@dataclass(frozen=True)
+class PreparedLayer:
+    """Both modalities at one layer, ready for the distance.
+
+    Attributes:
+        scale: text-centric scale; the moments are not multiplied by it yet.
+        vision_norms, text_norms: of all tokens of all processes, outliers included.
+        own_text_norms: of this process's text tokens, in sample order, ``own_text_counts`` for each sample.
+    """
+
+    layer: int
+    vision: PreparedTokens
+    text: PreparedTokens
+    scale: Tensor
+    vision_norms: Tensor
+    text_norms: Tensor
+    own_text_norms: Tensor
+    own_text_counts: Tensor
+
+
 def layer_distance(features: TokenFeatures, config: MirConfig) -> LayerDistance:
-    """Everything the paper computes at one layer.
+    """Everything the paper computes at one layer; raises as ``prepared_layer``."""
+    return distance_at(prepared_layer(features, config))
+
+
+def prepared_layer(features: TokenFeatures, config: MirConfig, group: Group = ALONE) -> PreparedLayer:
+    """Normalization, outlier handling and moments of one layer.
 
     Outliers are found and moments taken on the features as they are, and the text-centric scale is applied to the
     moments: the same value as scaling every token first, without a scaled copy.
 
+    Args:
+        group: the processes whose samples are taken together; ``features`` are this one's.
     Raises:
         MirError: for NaN or infinite features, fewer than two tokens of a modality, or text of norm zero.
     """
-    vision_norms = _finite_norms(features.vision, "vision", features)
-    text_norms = _finite_norms(features.text, "text", features)
-    scale = text_centric_scale(text_norms) if config.normalize else torch.ones((), dtype=torch.float64)
-    vision, n_vision_outliers = modality_moments(features.vision, vision_norms, config)
-    text, n_text_outliers = modality_moments(features.text, text_norms, config)
-    vision, text = vision.scaled(scale), text.scaled(scale)
+    with group.agreed(f"layer {features.layer}"):
+        own_vision_norms = _finite_norms(features.vision, "vision", features)
+        own_text_norms = _finite_norms(features.text, "text", features)
+    vision_norms, text_norms = group.gathered(own_vision_norms), group.gathered(own_text_norms)
+    own_text_counts = torch.tensor(features.text_counts, dtype=torch.long, device=features.text.device)
+    return PreparedLayer(
+        layer=features.layer,
+        vision=_prepared_tokens(features.vision, features.vision_counts, own_vision_norms, vision_norms, config, group),
+        text=_prepared_tokens(features.text, features.text_counts, own_text_norms, text_norms, config, group),
+        scale=text_centric_scale(text_norms) if config.normalize else torch.ones((), dtype=torch.float64),
+        vision_norms=vision_norms,
+        text_norms=text_norms,
+        own_text_norms=own_text_norms,
+        own_text_counts=own_text_counts,
+    )
 
+
+def _prepared_tokens(
+    features: Tensor, counts: Sequence[int], own_norms: Tensor, norms: Tensor, config: MirConfig, group: Group
+) -> PreparedTokens:
+    rows_per_sample = torch.tensor(counts, dtype=torch.long, device=features.device)
+    n_outliers = 0 if config.outliers == "none" else int(outlier_rows(norms, config.n_sigma).sum())
+    if n_outliers == 0:
+        return PreparedTokens(features, rows_per_sample, None, None, 0, moments(features, group=group))
+    outliers = outlier_rows(own_norms, config.n_sigma, among=norms)
+    if config.outliers == "remove":
+        kept = features[~outliers]
+        rows_per_sample = per_sample(~outliers, rows_per_sample)
+        return PreparedTokens(kept, rows_per_sample, None, None, n_outliers, moments(kept, group=group))
+    median = coordinate_median(features, group)
+    return PreparedTokens(
+        features, rows_per_sample, outliers, median, n_outliers, moments(features, outliers, median, group)
+    )
+
+
+def per_sample(values: Tensor, counts: Tensor) -> Tensor:
+    """Sum of the values of each sample's tokens: (tokens,) and (samples,) → (samples,), in the values' type or int64.
+
+    >>> per_sample(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 1])).tolist()
+    [3.0, 0.0, 4.0]
+    """
+    values = values.long() if values.dtype == torch.bool else values
+    sample = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    return torch.zeros(len(counts), dtype=values.dtype, device=values.device).index_add_(0, sample, values)
+
+
+def distance_at(prepared: PreparedLayer) -> LayerDistance:
+    """The Fréchet distance of one layer's scaled moments, its parts, and what describes the two sets of tokens."""
+    vision, text = prepared.vision.moments.scaled(prepared.scale), prepared.text.moments.scaled(prepared.scale)
     means = mean_term(vision, text).item()
     trace_vision, trace_text = vision.cov.trace().item(), text.cov.trace().item()
     term = trace_term(vision, text)
     product = trace_product(vision, text).item()
     without_trace_term = means + trace_vision + trace_text
     return LayerDistance(
-        layer=features.layer,
+        layer=prepared.layer,
         # The distance of a set to itself is 0 up to rounding of either sign; a squared distance is never negative.
         distance=max(0.0, without_trace_term - 2 * term.value.item()),
         distance_published=without_trace_term - 2 * product,
@@ -49,31 +140,18 @@ def layer_distance(features: TokenFeatures, config: MirConfig) -> LayerDistance:
         trace_term=term.value.item(),
         trace_product=product,
         trace_route=term.route,
-        n_vision_tokens=len(features.vision),
-        n_text_tokens=len(features.text),
-        n_vision_outliers=n_vision_outliers,
-        n_text_outliers=n_text_outliers,
-        scale=float(scale),
-        mean_norm_vision=vision_norms.mean().item(),
-        mean_norm_text=text_norms.mean().item(),
-        norm_ratio=(vision_norms.mean() / text_norms.mean()).item(),
+        n_vision_tokens=len(prepared.vision_norms),
+        n_text_tokens=len(prepared.text_norms),
+        n_vision_outliers=prepared.vision.n_outliers,
+        n_text_outliers=prepared.text.n_outliers,
+        scale=float(prepared.scale),
+        mean_norm_vision=prepared.vision_norms.mean().item(),
+        mean_norm_text=prepared.text_norms.mean().item(),
+        norm_ratio=(prepared.vision_norms.mean() / prepared.text_norms.mean()).item(),
         mean_cosine=_cosine(vision.mean, text.mean),
         effective_rank_vision=effective_rank(vision),
         effective_rank_text=effective_rank(text),
     )
-
-
-def modality_moments(features: Tensor, norms: Tensor, config: MirConfig) -> tuple[Moments, int]:
-    """Moments of one modality after outlier handling, and how many tokens were outliers."""
-    if config.outliers == "none":
-        return moments(features), 0
-    outliers = outlier_rows(norms, config.n_sigma)
-    n_outliers = int(outliers.sum())
-    if n_outliers == 0:
-        return moments(features), 0
-    if config.outliers == "remove":
-        return moments(features[~outliers]), n_outliers
-    return moments(features, replaced=outliers, replacement=coordinate_median(features)), n_outliers
 
 
 def effective_rank(one: Moments) -> float:

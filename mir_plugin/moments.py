@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mir_plugin.distributed import ALONE, Group
 from mir_plugin.errors import MirError
 from mir_plugin.normalize import CHUNK_ROWS
 
@@ -34,34 +36,47 @@ class Moments:
         return Moments(self.n, self.mean * factor, self.cov * factor**2, root)
 
 
-def moments(features: Tensor, replaced: Tensor | None = None, replacement: Tensor | None = None) -> Moments:
+def moments(
+    features: Tensor, replaced: Tensor | None = None, replacement: Tensor | None = None, group: Group = ALONE
+) -> Moments:
     """Mean and unbiased covariance of (tokens, d) features, any float dtype, accumulated in float64.
 
     Two passes (mean, then centred products): a covariance formed as E[xx] − μμ loses all digits when one coordinate is
     much larger than its spread, which massive activations are.
 
     Args:
-        features: (tokens, d); not modified.
+        features: (tokens, d), this process's rows; not modified.
         replaced: bool (tokens,), rows that count as ``replacement`` instead.
         replacement: (d,).
+        group: the processes whose rows are taken together.
     Raises:
-        MirError: for fewer than two tokens.
+        MirError: for fewer than two tokens in all processes together.
     """
-    n, d = features.shape
+    n, d = sum(group.objects(len(features))), features.shape[1]
     if n < 2:
         raise MirError(f"{n} token(s) of one modality; a covariance needs at least 2. Use more or longer samples.")
 
-    def rows(start: int) -> Tensor:
+    total = torch.zeros(d, dtype=torch.float64, device=features.device)
+    for chunk in token_chunks(features, replaced, replacement):
+        total += chunk.sum(dim=0)
+    mean = group.summed(total) / n
+    products = torch.zeros(d, d, dtype=torch.float64, device=features.device)
+    for chunk in token_chunks(features, replaced, replacement):
+        centred = chunk - mean
+        products.addmm_(centred.t(), centred)
+    root = None
+    if n < d:
+        centred = torch.cat([chunk - mean for chunk in token_chunks(features, replaced, replacement)])
+        root = group.gathered(centred) / (n - 1) ** 0.5
+    return Moments(n, mean, group.summed(products) / (n - 1), root)
+
+
+def token_chunks(
+    features: Tensor, replaced: Tensor | None = None, replacement: Tensor | None = None
+) -> Iterator[Tensor]:
+    """The tokens in float64, some thousand rows at a time (at least one chunk), replaced rows replaced; all copies."""
+    for start in range(0, max(len(features), 1), CHUNK_ROWS):
         chunk = features[start : start + CHUNK_ROWS].to(torch.float64, copy=True)
         if replaced is not None and replacement is not None:
             chunk[replaced[start : start + CHUNK_ROWS]] = replacement.double()
-        return chunk
-
-    starts = range(0, n, CHUNK_ROWS)
-    mean = torch.stack([rows(start).sum(dim=0) for start in starts]).sum(dim=0) / n
-    cov = torch.zeros(d, d, dtype=torch.float64, device=features.device)
-    for start in starts:
-        centred = rows(start) - mean
-        cov.addmm_(centred.t(), centred)
-    root = (torch.cat([rows(start) for start in starts]) - mean) / (n - 1) ** 0.5 if n < d else None
-    return Moments(n, mean, cov / (n - 1), root)
+        yield chunk

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mir_plugin.distributed import ALONE, Group
 from mir_plugin.errors import MirError
 
 # Rows per step wherever features are converted to float64: 4096 rows of a 4096-wide model are 134 MB.
@@ -40,8 +41,10 @@ def text_centric_scale(text_norms: Tensor) -> Tensor:
     return 1 / mean_norm
 
 
-def outlier_rows(norms: Tensor, n_sigma: float) -> Tensor:
+def outlier_rows(norms: Tensor, n_sigma: float, among: Tensor | None = None) -> Tensor:
     """Rows with |norm − median(norm)| > n_sigma · std(norm), (tokens,) → bool (tokens,).
+
+    Median and deviation are those of ``among``, (all tokens,), where these tokens are only a part of the set.
 
     The median of an even number of norms is the lower middle one (``torch.median``) and the standard deviation is
     unbiased, as in the released script (mir_util.py lines 77-88).
@@ -49,16 +52,21 @@ def outlier_rows(norms: Tensor, n_sigma: float) -> Tensor:
     >>> outlier_rows(torch.tensor([1.0] * 20 + [9.0]), n_sigma=3.0).nonzero().flatten().tolist()
     [20]
     """
-    if norms.numel() < 2:
+    among = norms if among is None else among
+    if among.numel() < 2:
         return torch.zeros_like(norms, dtype=torch.bool)
-    return (norms - norms.median()).abs() > n_sigma * norms.std()
+    return (norms - among.median()).abs() > n_sigma * among.std()
 
 
-def coordinate_median(features: Tensor) -> Tensor:
-    """Lower median of each coordinate, (tokens, d) → (d,), in the features' dtype.
+def coordinate_median(features: Tensor, group: Group = ALONE) -> Tensor:
+    """Lower median of each coordinate over the tokens of all processes, (tokens, d) → (d,), in the features' dtype.
 
     Coordinates are taken in blocks made contiguous along the tokens: selecting along a strided axis is several times
-    slower, and a whole transposed copy would double the memory of a layer.
+    slower, and a whole transposed copy would double the memory of a layer. Several processes share each block's
+    coordinates, so every median is taken over all tokens and is exact.
     """
-    blocks = [block.t().contiguous().median(dim=1).values for block in features.split(256, dim=1)]
-    return torch.cat(blocks)
+    medians = []
+    for block in features.split(256 * group.size, dim=1):
+        columns = group.gathered_columns(block).t().contiguous()
+        medians.append(group.gathered(columns.median(dim=1).values))
+    return torch.cat(medians)

@@ -73,8 +73,12 @@ class MirResult:
 
     ``mir`` uses the exact trace term. ``mir_published`` is what the published program's default mode amounts to, and
     its recorded number lies between it and ``mir_published_upper`` (no trace term at all).
-    ``fingerprints`` holds hashes for ``samples``, ``protocol``, ``checkpoint`` and ``versions``; results whose samples
-    or protocol differ are not comparable.
+    ``fingerprints`` holds hashes for ``samples``, ``protocol``, ``checkpoint`` and ``versions``, and from the command
+    line ``request`` (all that was asked for); results whose samples or protocol differ are not comparable, while
+    versions are only recorded.
+    ``uncertainty`` holds ``method``, ``confidence``, ``standard_error``, ``low`` and ``high`` of ``mir``, the same of
+    every layer's distance in ``layers``, and the influences of the samples, in their order, as one line of numbers;
+    it is empty when it was not asked for, and holds the reason as ``not_computed`` when it could not be had.
     """
 
     checkpoint: str

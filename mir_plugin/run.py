@@ -7,16 +7,22 @@ import datetime
 import resource
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
-from mir_plugin.engine import check_replay, layer_features
+from mir_plugin.distributed import ALONE, Group
+from mir_plugin.engine import ReplayCheck, check_replay, layer_features
 from mir_plugin.errors import MirError
 from mir_plugin.fingerprint import fingerprint, versions
-from mir_plugin.mir import layer_distance, mir
-from mir_plugin.results import LayerDistance, MirConfig, MirResult
-from mir_plugin.samples import SampleSet
-from mir_plugin.types import ModelAdapter
+from mir_plugin.influence import sample_influences
+from mir_plugin.mir import distance_at, mir, prepared_layer
+from mir_plugin.results import MirConfig, MirResult
+from mir_plugin.resume import FinishedLayer, Journal
+from mir_plugin.samples import Sample, SampleSet
+from mir_plugin.types import ModelAdapter, TokenFeatures
+from mir_plugin.uncertainty import uncertainty
 
 ESTIMATOR = "exact"
 
@@ -29,30 +35,63 @@ def measure(
     checkpoint: str,
     host: str = "mir",
     batch_size: int = 1,
+    with_uncertainty: bool = True,
+    group: Group = ALONE,
+    journal: Journal | None = None,
+    request: str | None = None,
 ) -> MirResult:
     """Measure MIR of a loaded checkpoint on a sample set.
+
+    Several processes measure together when each calls this with its own copy of the adapter, the *whole* sample set
+    and their ``group`` (``mir_plugin.distributed.current_group()``): each runs its share of the samples, and all
+    return the same result, which is that of one process to rounding.
 
     Args:
         checkpoint: what the result is filed under; a path or a hub name.
         host: the program this runs in.
         batch_size: samples per forward pass; the result does not depend on it beyond rounding.
+        with_uncertainty: also take the samples' influences, for standard errors and paired comparisons.
+        group: the processes that measure together; this one alone by default.
+        journal: where finished layers are kept, so that a killed run continues; only process 0 touches it.
+        request: fingerprint of what was asked for, stored with the result.
     Raises:
-        MirError: for samples that cannot be used, features that are not finite, or too few tokens.
+        MirError: for samples that cannot be used, features that are not finite, or too few tokens; in every process
+            of the group if it happens in one.
     """
     config = config or MirConfig()
-    started = time.perf_counter()
-    check = check_replay(adapter, sample_set.samples[0])
-    checked = time.perf_counter()
-    layers: list[LayerDistance] = []
-    statistics_seconds = 0.0
-    for features in layer_features(adapter, sample_set.samples, batch_size=batch_size, check=check):
-        begun = time.perf_counter()
-        layers.append(layer_distance(features, config))
-        statistics_seconds += time.perf_counter() - begun
-    finished = time.perf_counter()
-
     used = versions()
-    return MirResult(
+    fingerprints = {
+        "samples": sample_set.fingerprint,
+        "protocol": fingerprint([dataclasses.asdict(config), ESTIMATOR, adapter.facts["prompt_template"]]),
+        "checkpoint": adapter.facts["checkpoint_fingerprint"],
+        "versions": fingerprint(dict(used)),
+        **({"request": request} if request else {}),
+    }
+    journal = journal if group.rank == 0 else None
+    started = time.perf_counter()
+    with group.agreed("reading the finished layers of an earlier run"):
+        found = journal.open(fingerprint([fingerprints, with_uncertainty])) if journal else {}
+    finished = group.of_first(found)
+    n_resumed = len(finished)
+
+    samples = group.shard(sample_set.samples)
+    with group.agreed("checking the replay of decoder layers"):
+        check = check_replay(adapter, samples[0]) if samples else None
+    checked = time.perf_counter()
+    statistics_seconds = 0.0
+    for features in _layers(adapter, samples, batch_size, check, group):
+        if features.layer in finished:
+            continue
+        begun = time.perf_counter()
+        layer = _finished_layer(features, config, with_uncertainty, group)
+        finished[features.layer] = layer
+        if journal:
+            journal.add(layer)
+        statistics_seconds += time.perf_counter() - begun
+    ended = time.perf_counter()
+
+    layers = tuple(layer.distance for _, layer in sorted(finished.items()))
+    result = MirResult(
         checkpoint=checkpoint,
         family=adapter.family,
         mir=mir([layer.distance for layer in layers]),
@@ -61,27 +100,64 @@ def measure(
         n_samples=len(sample_set.samples),
         estimator=ESTIMATOR,
         config=config,
-        fingerprints={
-            "samples": sample_set.fingerprint,
-            "protocol": fingerprint([dataclasses.asdict(config), ESTIMATOR, adapter.facts["prompt_template"]]),
-            "checkpoint": adapter.facts["checkpoint_fingerprint"],
-            "versions": fingerprint(dict(used)),
-        },
-        layers=tuple(layers),
+        fingerprints=fingerprints,
+        layers=layers,
         facts=adapter.facts,
         samples=sample_set.description,
-        engine={"path": check.path, "reason": check.reason, "batch_size": batch_size, "device": str(adapter.device)},
+        engine={
+            "path": check.path if check else "",
+            "reason": check.reason if check else "",
+            "batch_size": batch_size,
+            "device": str(adapter.device),
+            "processes": group.size,
+            "resumed_layers": n_resumed,
+        },
         timing={
             "check": checked - started,
-            "forward": finished - checked - statistics_seconds,
+            "forward": ended - checked - statistics_seconds,
             "statistics": statistics_seconds,
-            "total": finished - started,
+            "total": ended - started,
         },
         peak_memory=_peak_memory(),
+        uncertainty=_uncertainty(finished),
         host=host,
         versions=used,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+    return group.of_first(result)
+
+
+def _layers(
+    adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int, check: ReplayCheck | None, group: Group
+) -> Iterator[TokenFeatures]:
+    """Features of this process's samples at layers 1..L; without rows where it has no samples.
+
+    A process that fails to make them ends all processes with its cause.
+    """
+    own = layer_features(adapter, samples, batch_size=batch_size, check=check) if samples else None
+    for k in range(1, len(adapter.decoder.layers) + 1):
+        with group.agreed(f"running decoder layer {k}"):
+            features = next(own) if own else None
+        # Process 0 has samples whenever any process has; the others may need to learn the width from it.
+        width, dtype = group.of_first((features.vision.shape[1], features.vision.dtype) if features else (0, None))
+        nothing = torch.zeros(0, width, dtype=dtype, device=adapter.device)
+        yield features or TokenFeatures(k, nothing, nothing, (), ())
+
+
+def _finished_layer(features: TokenFeatures, config: MirConfig, with_uncertainty: bool, group: Group) -> FinishedLayer:
+    prepared = prepared_layer(features, config, group)
+    with group.agreed(f"the distance of layer {features.layer}"):
+        distance = distance_at(prepared)
+    if not with_uncertainty:
+        return FinishedLayer(distance, None)
+    influences = sample_influences(prepared, distance.distance, normalized=config.normalize, group=group)
+    return FinishedLayer(distance, tuple(influences.tolist()))
+
+
+def _uncertainty(finished: Mapping[int, FinishedLayer]) -> dict[str, Any]:
+    layers = [layer for _, layer in sorted(finished.items())]
+    influences = [layer.influences for layer in layers if layer.influences is not None]
+    return uncertainty([layer.distance.distance for layer in layers], influences) if influences else {}
 
 
 def _mir_or_none(distances: list[float]) -> float | None:

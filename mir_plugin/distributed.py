@@ -1,0 +1,186 @@
+"""Several processes measuring one sample set: each runs a shard of the samples, all arrive at the same statistics.
+
+Launch with ``torchrun`` or ``accelerate launch``. What is gathered is small (norms, counts, errors); features travel
+only where a layer has outliers, for the exact coordinate-wise median, and covariances are summed in place.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mir_plugin.errors import MirError
+
+T = TypeVar("T")
+# How long a process waits for the slowest one, which may have a whole layer of its shard to run.
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+class Group:
+    """The processes of one measurement; alone (size 1, the default) every operation returns what it is given.
+
+    All operations are collective: every process of the group has to call them, in the same order.
+
+    Attributes:
+        rank: 0 to size − 1; process 0 prints and writes.
+        size: number of processes.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, *, device: torch.device | None = None, objects: Any = None
+    ) -> None:
+        self.rank, self.size = rank, size
+        self._device = device or torch.device("cpu")  # what the backend can send: NCCL takes nothing from the CPU
+        self._objects = objects
+
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's share: a run of neighbours, so that shards in rank order are the items in order.
+
+        Shares differ by one item at most; with fewer items than processes, process 0 is among those that have one.
+        """
+        start, end = (-(-len(items) * rank // self.size) for rank in (self.rank, self.rank + 1))
+        return items[start:end]
+
+    def objects(self, value: T) -> list[T]:
+        """The value of every process, in rank order; anything that pickles, small."""
+        if self.size == 1:
+            return [value]
+        everybody: list[Any] = [None] * self.size
+        with self._connected():
+            dist.all_gather_object(everybody, value, group=self._objects)
+        return everybody
+
+    def of_first(self, value: T) -> T:
+        """The value of process 0, on every process."""
+        return cast("T", self.objects(value if self.rank == 0 else None)[0])
+
+    def summed(self, value: Tensor) -> Tensor:
+        """Sum of a tensor of one shape over all processes; the same bits on each."""
+        if self.size == 1:
+            return value
+        total = value.to(self._device, copy=True)
+        with self._connected():
+            dist.all_reduce(total)
+        return total.to(value.device)
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Rows of all processes, in rank order; a process may have none. (rows, …) → (all rows, …)."""
+        if self.size == 1:
+            return rows
+        counts = self.objects(len(rows))
+        return self._exchanged([rows] * self.size, [(count, *rows.shape[1:]) for count in counts])
+
+    def gathered_columns(self, rows: Tensor) -> Tensor:
+        """This process's share of the columns, all processes' rows: (rows, d) → (all rows, about d / size)."""
+        if self.size == 1:
+            return rows
+        shares = rows.tensor_split(self.size, dim=1)
+        width = shares[self.rank].shape[1]
+        return self._exchanged(shares, [(count, width) for count in self.objects(len(rows))])
+
+    @contextmanager
+    def agreed(self, task: str) -> Iterator[None]:
+        """All processes leave the block, or none does: one that fails alone would leave the others waiting for it.
+
+        The block must hold no collective operation.
+
+        Raises:
+            MirError: in the processes that did not fail, with the cause; in a failing one, its own error.
+        """
+        if self.size == 1:
+            yield
+            return
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:  # told to the other processes, then raised again below
+            error = raised
+        failures = self.objects(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        for rank, failure in enumerate(failures):
+            if failure is not None:
+                raise MirError(f"process {rank} of {self.size} failed in this step: {task}. Its error: {failure}")
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise MirError(
+                f"process {self.rank} of {self.size} lost the others: one of them ended or came to a halt, and its own "
+                f"output says why. Here the connection broke with: {error}"
+            ) from error
+
+    def _exchanged(self, sent: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Tensor:
+        """Send one part to each process, and stack the parts received: as bytes, which every backend can carry."""
+        outgoing = [part.contiguous().flatten().view(torch.uint8).to(self._device) for part in sent]
+        item_size = sent[0].element_size()
+        incoming = [item_size * torch.Size(shape).numel() for shape in shapes]
+        received = torch.empty(sum(incoming), dtype=torch.uint8, device=self._device)
+        with self._connected():
+            dist.all_to_all_single(received, torch.cat(outgoing), incoming, [len(part) for part in outgoing])
+        rows = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        return received.view(sent[0].dtype).view(rows).to(sent[0].device)
+
+
+ALONE = Group()
+
+
+@contextmanager
+def launched_group(device: str) -> Iterator[Group]:
+    """The processes that a launcher (torchrun, accelerate) started together with this one; else this one alone.
+
+    Args:
+        device: torch device string of this process; decides between NCCL and gloo.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield current_group()
+        return
+    own_accelerators = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    nccl = device.startswith("cuda") and own_accelerators and dist.is_nccl_available()
+    dist.init_process_group("nccl" if nccl else "gloo", timeout=TIMEOUT)
+    try:
+        yield current_group()
+    finally:
+        dist.destroy_process_group()
+
+
+def current_group() -> Group:
+    """The group of an initialised ``torch.distributed``; else this process alone. Collective on first use."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return ALONE
+    return _group_of(dist.group.WORLD)
+
+
+@functools.lru_cache(maxsize=1)
+def _group_of(world: Any) -> Group:
+    nccl = dist.get_backend(world) == "nccl"
+    return Group(
+        dist.get_rank(),
+        dist.get_world_size(),
+        device=torch.device("cuda", torch.cuda.current_device()) if nccl else None,
+        # Counts and errors stay off the accelerator, so that a process out of device memory can still tell why.
+        objects=dist.new_group(backend="gloo", timeout=TIMEOUT) if nccl else None,
+    )
+
+
+def own_device(device: str) -> str:
+    """The device of this process among those launched on this machine: its own accelerator where there are several.
+
+    Args:
+        device: as asked for; one with an index ("cuda:1") is kept.
+    """
+    if device not in ("auto", "cuda") or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
+        return device
+    index = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"
