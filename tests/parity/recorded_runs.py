@@ -20,12 +20,14 @@ class RecordedLayer:
     """One layer as recorded.
 
     ``published`` is Tr(Σ_v Σ_t) used as the trace term, in float64; ``fast`` and ``accurate`` are the released
-    script's two modes, in float32.
+    script's two modes, in float32. ``fast_noise`` is how far ``fast`` was seen to move under a reordering of the
+    features or a change of the hidden states by 1e-6.
     """
 
     exact: float
     fast: float
     accurate: float
+    fast_noise: float
     outliers: tuple[int, int]
     scale: float
     published: float | None
@@ -82,19 +84,25 @@ def _llava_run(
         checkpoint,
         folder / "base_llm" if needs_base else None,
         vision_tower,
-        tuple(_llava_layer(layer) for layer in expected["layers"]),
+        tuple(_llava_layer(layer, expected) for layer in expected["layers"]),
         overall["float64_exact"]["mir"],
         overall["fast"]["mir"],
         overall["accurate"]["mir"],
     )
 
 
-def _llava_layer(layer: dict[str, Any]) -> RecordedLayer:
+def _llava_layer(layer: dict[str, Any], expected: dict[str, Any]) -> RecordedLayer:
     float64 = layer["float64"]
+    if "sensitivity" in expected:
+        fast_noise = expected["sensitivity"]["max_abs_change_mir_or_layer_value"]["fast"]
+    else:
+        seen = layer["fast_stability"]
+        fast_noise = seen["feature_permutations_float32_max"] - seen["feature_permutations_float32_min"]
     return RecordedLayer(
         exact=float64["exact"],
         fast=layer["fast"],
         accurate=layer["accurate"],
+        fast_noise=fast_noise,
         outliers=(layer["outliers_vision"], layer["outliers_text"]),
         scale=layer["scale_factor"],
         # ShareGPT4V's record names the same quantity after how it was made: the fast function on float64 input.
@@ -108,9 +116,10 @@ def _llava_layer(layer: dict[str, Any]) -> RecordedLayer:
 def _mini_gemini_run(name: str, folder: Path) -> RecordedRun:
     expected = _read(folder / "expected.json")
     values = expected["mir"]
+    noise = values["max_relative_change_under_1e-6_relative_noise_on_hidden_states"]["fast"]
     layers = tuple(
         RecordedLayer(
-            exact, fast, accurate, (info["vision_outliers"], info["text_outliers"]), info["scale_factor"],
+            exact, fast, accurate, noise * fast, (info["vision_outliers"], info["text_outliers"]), info["scale_factor"],
             published=None, removed=None, kept=None, unnormalized=None,
         )
         for exact, fast, accurate, info in zip(
