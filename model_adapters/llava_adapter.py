@@ -229,9 +229,7 @@ def _facts(
         "tokenizer": str(tokenizer.source),
         "conversation": conversation.name,
         "prompt_template": conversation.answered(f"{IMAGE_MARK}\n", "{text}"),
-        "checkpoint_fingerprint": folder_fingerprint(
-            folder for folder in (files.checkpoint, files.base_llm, files.tower) if folder is not None
-        ),
+        "checkpoint_fingerprint": folder_fingerprint(files.folders),
         "n_layers": len(model.base_llm.model.layers),
         "hidden_size": model.base_llm.config.hidden_size,
         "dtype": str(dtype).removeprefix("torch."),

@@ -58,6 +58,7 @@ class LlavaFiles:
         weights: parameter name of the model → weight, still on disk.
         lora: by module of the model, empty without LoRA.
         has_moca: whether the decoder layers are calibrated.
+        more_folders: whence families with more parts take these.
     """
 
     checkpoint: Path
@@ -70,6 +71,12 @@ class LlavaFiles:
     weights: Mapping[str, Weight]
     lora: Mapping[str, LoraPair]
     has_moca: bool
+    more_folders: tuple[Path, ...] = ()
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder that has a say in the numbers."""
+        return tuple(f for f in (self.checkpoint, self.base_llm, self.tower, *self.more_folders) if f is not None)
 
 
 def search_places(checkpoint: Path) -> tuple[Path, ...]:

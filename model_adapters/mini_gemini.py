@@ -10,7 +10,8 @@ from typing import Any
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.convnext import ConvNextTower, build_convnext
-from mir_plugin.model_adapters.llava import LlavaAdapter, assemble
+from mir_plugin.model_adapters.llava import assemble
+from mir_plugin.model_adapters.llava_adapter import LlavaAdapter
 from mir_plugin.model_adapters.llava_files import open_llava
 from mir_plugin.model_adapters.mini_gemini_files import AUX_PREFIX, CHECKPOINT_RULES, open_aux_tower
 from mir_plugin.model_adapters.mini_gemini_vision import MiniGeminiTowers, ViewLayout
@@ -50,7 +51,7 @@ def load(checkpoint: Path, options: LoadOptions) -> LlavaAdapter:
     weights |= {f"{AUX_PREFIX}{name}": weight for name, weight in aux.weights.items()}
     preprocessor = open_preprocessor(files.tower, image_aspect_ratio=files.config.get("image_aspect_ratio"))
     return assemble(
-        replace(files, weights=weights),
+        replace(files, weights=weights, more_folders=aux.folders),
         options,
         family=FAMILY,
         build_tower=build_towers,

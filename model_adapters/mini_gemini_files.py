@@ -41,10 +41,12 @@ class AuxTower:
 
     Attributes:
         source: where the weights come from, for people.
+        folders: the folder they come from, unless it is the checkpoint's.
         weights: by name inside ``ConvNextTower``, still on disk.
     """
 
     source: str
+    folders: tuple[Path, ...]
     weights: Mapping[str, Weight]
 
 
@@ -78,7 +80,7 @@ def _inside(files: LlavaFiles, reason: str) -> AuxTower:
             f"{files.checkpoint} holds no weights of the second vision tower (model.vision_tower_aux.*), but they are "
             f"what counts ({reason}). Copy the whole checkpoint, or name the tower's folder with --vision-tower-aux."
         )
-    return AuxTower(f"inside the checkpoint's weights ({reason})", weights)
+    return AuxTower(f"inside the checkpoint's weights ({reason})", (), weights)
 
 
 def _find(name: Path | str, near: Sequence[Path]) -> Path:
@@ -94,4 +96,5 @@ def _from_folder(folder: Path, reason: str) -> AuxTower:
             f"{folder} holds no weights of an OpenCLIP model ({' or '.join(OPENCLIP_FILES)}). "
             f"Check that the download or copy is complete, or name another folder with --vision-tower-aux."
         )
-    return AuxTower(f"{folder} ({reason})", rename(open_weight_file(path), OPENCLIP_RULES, family="OpenCLIP ConvNeXt"))
+    weights = rename(open_weight_file(path), OPENCLIP_RULES, family="OpenCLIP ConvNeXt")
+    return AuxTower(f"{folder} ({reason})", (folder,), weights)

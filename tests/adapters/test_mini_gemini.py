@@ -1,92 +1,36 @@
-"""Mini-Gemini checkpoints against the recorded numbers of the original code.
-
-Tolerance of hidden states: 5e-6 of the largest value. The recorded ones come from another transformers version in
-float32, on values up to 33; 8e-7 is reached, and the smallest mistake recorded in ``expected.json`` (the second tower's
-weights from the wrong place) moves the projector's output by 2e-3.
-"""
+"""Mini-Gemini checkpoints against the recorded numbers of the original code."""
 
 from __future__ import annotations
 
-import functools
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from adapters.mini_gemini_cases import (
+    all_samples,
+    assert_equal_to_rounding,
+    case,
+    first_sample,
+    hidden_states,
+    load_mini_gemini,
+)
 from torch import Tensor
 
-from mir_plugin.engine import recorded_outputs
-from mir_plugin.model_adapters import LoadOptions, load_adapter, recognise
+from mir_plugin.model_adapters import recognise
 from mir_plugin.model_adapters.conversation import prompt_ids
-from mir_plugin.model_adapters.llava import LlavaAdapter
+from mir_plugin.model_adapters.generation import Prompt
+from mir_plugin.model_adapters.llava_adapter import LlavaAdapter
 from mir_plugin.model_adapters.mini_gemini import recognises
 from mir_plugin.model_adapters.mini_gemini_vision import low_resolution_views
+from mir_plugin.model_adapters.sequences import expand, padded_batch
 from mir_plugin.model_adapters.vision_tower import ClipTower
-from mir_plugin.samples import Sample
-from mir_plugin.types import Batch
 
-from golden_data import expected, require_golden
+from golden_data import require_golden
 
-HIDDEN_STATES = 5e-6
 HD = "mgm_hd"
 CASES = ("mgm_full", "mgm_projector", "mgm_full_opt", HD)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One recorded checkpoint: what was recorded, and the same checkpoint loaded by us."""
-
-    folder: Path
-    recorded: dict[str, Any]
-    tensors: dict[str, Tensor]
-    adapter: LlavaAdapter
-
-    def samples(self) -> list[Sample]:
-        return [
-            Sample(sample["id"], self.folder / sample["image"], sample["text"]) for sample in self.recorded["samples"]
-        ]
-
-
-@functools.cache
-def case(name: str) -> Case:
-    folder = require_golden(f"mini_gemini/{name}")
-    recorded = expected(folder)
-    base_llm = recorded["model_base"]
-    adapter = load_adapter(
-        folder / "model",
-        LoadOptions(dtype="float32", device="cpu", base_llm=folder / base_llm if base_llm else None),
-    )
-    assert isinstance(adapter, LlavaAdapter)
-    return Case(folder, recorded, load_file(folder / "expected_hidden.safetensors"), adapter)
-
-
-@functools.cache
-def all_samples(name: str) -> Batch:
-    return case(name).adapter.encode(case(name).samples())
-
-
-@functools.cache
-@torch.no_grad()
-def first_sample(name: str) -> tuple[Batch, list[Tensor]]:
-    """The first sample as encoded, and its hidden states 0..L."""
-    batch = case(name).adapter.encode(case(name).samples()[:1])
-    return batch, hidden_states(case(name).adapter, batch)
-
-
-@torch.no_grad()
-def hidden_states(adapter: LlavaAdapter, batch: Batch) -> list[Tensor]:
-    states = [adapter.model.embed(batch.inputs["prompts"], batch.inputs["pixel_values"])]
-    with recorded_outputs(adapter, states.append):
-        adapter.forward(batch)
-    return states
-
-
-def assert_equal_to_rounding(actual: Tensor, recorded: Tensor, tolerance: float = HIDDEN_STATES) -> None:
-    assert actual.shape == recorded.shape
-    assert (actual - recorded).abs().max() <= tolerance * recorded.abs().max()
 
 
 def checksum(values: Tensor) -> list[float]:
@@ -171,12 +115,6 @@ def test_a_batch_of_three_equals_three_single_samples() -> None:
         assert_equal_to_rounding(together[row, : len(alone)], alone)
 
 
-def reloaded(name: str, **options: Any) -> LlavaAdapter:
-    adapter = load_adapter(case(name).folder / "model", LoadOptions(dtype="float32", device="cpu", **options))
-    assert isinstance(adapter, LlavaAdapter)
-    return adapter
-
-
 def change_of_projector_output(name: str, adapter: LlavaAdapter) -> float:
     batch, states = first_sample(name)
     with torch.no_grad():
@@ -186,7 +124,9 @@ def change_of_projector_output(name: str, adapter: LlavaAdapter) -> float:
 
 @pytest.mark.parametrize("name", ("mgm_full", "mgm_full_opt"))
 def test_a_tower_named_by_the_user_counts_instead_of_the_checkpoints_copy(name: str) -> None:
-    adapter = reloaded(name, vision_tower=case(name).folder / case(name).recorded["vision_tower_path"])
+    adapter = load_mini_gemini(
+        case(name).folder / "model", vision_tower=case(name).folder / case(name).recorded["vision_tower_path"]
+    )
     recorded = case(name).recorded["relative_change_of_projector_output_sample00"]
     assert change_of_projector_output(name, adapter) == pytest.approx(
         recorded["clip_weights_from_vision_tower_folder"], rel=1e-3
@@ -196,7 +136,7 @@ def test_a_tower_named_by_the_user_counts_instead_of_the_checkpoints_copy(name: 
 
 def test_the_second_tower_comes_from_its_folder_and_the_copy_only_on_request() -> None:
     assert "mm_vision_tower_aux" in case("mgm_full").adapter.facts["vision_tower_aux"]
-    adapter = reloaded("mgm_full", vision_tower_aux=case("mgm_full").folder / "model")
+    adapter = load_mini_gemini(case("mgm_full").folder / "model", vision_tower_aux=case("mgm_full").folder / "model")
     recorded = case("mgm_full").recorded["relative_change_of_projector_output_sample00"]
     assert change_of_projector_output("mgm_full", adapter) == pytest.approx(
         recorded["convnext_weights_from_checkpoint"], rel=1e-3
@@ -207,7 +147,7 @@ def test_the_second_tower_comes_from_its_folder_and_the_copy_only_on_request() -
 def test_a_trained_second_tower_comes_from_the_checkpoint_unless_a_folder_is_named() -> None:
     assert "optimize_vision_tower_aux" in case("mgm_full_opt").adapter.facts["vision_tower_aux"]
     folder = case("mgm_full_opt").folder / case("mgm_full_opt").recorded["vision_tower_aux_path"]
-    adapter = reloaded("mgm_full_opt", vision_tower_aux=folder)
+    adapter = load_mini_gemini(case("mgm_full_opt").folder / "model", vision_tower_aux=folder)
     recorded = case("mgm_full_opt").recorded["relative_change_of_projector_output_sample00"]
     assert change_of_projector_output("mgm_full_opt", adapter) == pytest.approx(
         recorded["convnext_weights_from_vision_tower_aux_folder"], rel=1e-3
@@ -233,3 +173,59 @@ def test_the_family_is_recognised_from_the_config(tmp_path: Path, config: dict[s
 
 def test_the_family_is_not_taken_for_llava() -> None:
     assert recognise(require_golden("mini_gemini/mgm_full") / "model").name == "mini-gemini"
+
+
+def question(name: str, row: int, text: str) -> Prompt:
+    return Prompt(text, (case(name).samples()[row].open_image(),))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_most_likely_token_after_every_prompt_is_the_recorded_one(name: str) -> None:
+    adapter = case(name).adapter
+    n = len(case(name).recorded["samples"]) if name == "mgm_full" else 1
+    batch = all_samples(name) if n > 1 else first_sample(name)[0]
+    last = batch.inputs["prompts"].attention_mask.sum(dim=1) - 1
+    states = adapter.forward(batch)[torch.arange(n), last]
+    recorded = [sample["first_generated_token"] for sample in case(name).recorded["samples"][:n]]
+    assert adapter.model.base_llm.lm_head(states).argmax(dim=-1).tolist() == recorded
+
+
+def test_greedy_answers_are_the_same_alone_and_in_a_batch_of_four() -> None:
+    adapter = case("mgm_full").adapter
+    texts = ["What is in the picture?", "Count.", "Describe it in one sentence, please.", "Is there a cat?"]
+    prompts = [question("mgm_full", row, text) for row, text in enumerate(texts)]
+    together = adapter.generate(prompts, max_new_tokens=6)
+    assert together == [adapter.generate([prompt], max_new_tokens=6)[0] for prompt in prompts]
+    assert len(set(together)) > 1
+
+
+def test_greedy_answers_are_what_a_prefill_per_token_gives() -> None:
+    adapter = case("mgm_full").adapter
+    prompt = question("mgm_full", 0, "What is in the picture?")
+    text = adapter.conversation.question("<image>\nWhat is in the picture?")
+    ids = prompt_ids(adapter.tokenizer, text, n_images=1)
+    answer: list[int] = []
+    for _ in range(4):
+        batch = padded_batch([expand(ids + answer, n_vision_tokens=576)], torch.device("cpu"))
+        with torch.no_grad():
+            embeddings = adapter.model.embed(batch, adapter.preprocessor(prompt.images))
+            states = adapter.model.prefill(embeddings, batch.attention_mask)
+            answer.append(int(adapter.model.base_llm.lm_head(states[0, -1]).argmax()))
+    assert adapter.generate([prompt], max_new_tokens=4) == [adapter.tokenizer.decode(answer)]
+
+
+def test_likelihoods_do_not_depend_on_the_batch() -> None:
+    adapter = case("mgm_full").adapter
+    prompts = [question("mgm_full", row, "What is it?") for row in range(2)]
+    together = adapter.loglikelihood(prompts, ["a whale", "no"])
+    for prompt, continuation, (likelihood, _) in zip(prompts, ["a whale", "no"], together, strict=True):
+        ((alone, _),) = adapter.loglikelihood([prompt], [continuation])
+        assert alone == pytest.approx(likelihood, rel=1e-5)
+
+
+def test_the_second_towers_folder_is_part_of_the_fingerprint() -> None:
+    one, other = (
+        load_mini_gemini(case("mgm_full").folder / "model", vision_tower_aux=tower).facts["checkpoint_fingerprint"]
+        for tower in (None, case("mgm_full").folder / "model")
+    )
+    assert one != other
