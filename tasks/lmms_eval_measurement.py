@@ -10,12 +10,11 @@ import dataclasses
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch.distributed
-
+from mir_plugin.distributed import current_group
 from mir_plugin.errors import MirError
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.run import measure
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from mir_plugin.types import ModelAdapter
 
-T = TypeVar("T")
 METRICS = ("mir", "mir_published", "mir_published_upper")
 STANDARD_ERROR = "mir_stderr"
 
@@ -66,8 +64,8 @@ def answer(
 ) -> list[str]:
     """Measure every task among the requests once, over all processes' documents, and answer in request order.
 
-    Padding that lmms-eval adds to keep processes in step is answered but never measured. All processes measure all
-    documents, so each has the one result, which is rank 0's.
+    Padding that lmms-eval adds to keep processes in step is answered but never measured. Processes share the work, and
+    each has the one result.
 
     Raises:
         MirError: if a measurement fails, on every process alike; or if another model's arguments chose the samples.
@@ -77,23 +75,26 @@ def answer(
         if measurement.asked_of is not None and measurement.asked_of is not asked:
             raise MirError(
                 f"the samples of task {task!r} were chosen by the arguments of another model, loaded before this one. "
-                "Build the task again, or choose them by MIR_SAMPLES."
+                "Delete that model before the task is built, or choose samples by MIR_SAMPLES."
             )
     measured = {(r.task_name, cast("int", r.doc_id)) for r in requests if not r.metadata.get("__padding_only__")}
     doc_ids: dict[str, list[int]] = defaultdict(list)
-    for task, doc_id in sorted(set().union(*_gathered(measured))):
+    group = current_group()
+    for task, doc_id in sorted(set().union(*group.objects(measured))):
         doc_ids[task].append(doc_id)
 
     adapter_limit: int | None = getattr(adapter, "max_batch", None)
     batch_size = min(batch_size, adapter_limit or batch_size)
     results: dict[str, MirResult] = {}
     for task in sorted(doc_ids):
-        whole = measurements[task]
-        sample_set = subset(whole.sample_set, doc_ids[task])
-        results[task] = _agreed(
-            lambda sample_set=sample_set, config=whole.config: measure(
-                adapter, sample_set, config, checkpoint=checkpoint, host="lmms-eval", batch_size=batch_size
-            )
+        results[task] = measure(
+            adapter,
+            subset(measurements[task].sample_set, doc_ids[task]),
+            measurements[task].config,
+            checkpoint=checkpoint,
+            host="lmms-eval",
+            batch_size=batch_size,
+            group=group,
         )
     return [_answer_to(request, results[request.task_name], doc_ids[request.task_name]) for request in requests]
 
@@ -103,7 +104,9 @@ def subset(sample_set: SampleSet, indices: Sequence[int]) -> SampleSet:
     if len(indices) == len(sample_set):
         return sample_set
     chosen = tuple(sample_set.samples[index] for index in indices)
-    return SampleSet(chosen, {**sample_set.description, "n_samples": len(chosen), "limited_to": list(indices)})
+    before = sample_set.description.get("choice") or range(len(sample_set))
+    choice = [before[index] for index in indices]
+    return SampleSet(chosen, {**sample_set.description, "n_samples": len(chosen), "choice": choice})
 
 
 def _measurement_of(request: Instance) -> Measurement:
@@ -117,29 +120,3 @@ def _answer_to(request: Instance, result: MirResult, doc_ids: Sequence[int]) -> 
     run = hashlib.sha256(result.to_json().encode()).hexdigest()[:16]
     first = request.doc_id == doc_ids[0]
     return json.dumps({"measurement": run, **shared, **({"result": whole} if first else {})}, allow_nan=False)
-
-
-def _gathered(value: T) -> list[T]:
-    """The value of every process."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    everybody: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everybody, value)
-    return everybody
-
-
-def _agreed(compute: Callable[[], T]) -> T:
-    """Compute on every process; all return rank 0's value, or all raise: one that raised alone would leave the others
-    waiting for it, with NCCL for hours."""
-    outcome: T | Exception
-    try:
-        outcome = compute()
-    except Exception as error:  # told to the other processes, then raised again below
-        outcome = error
-    failures = _gathered(repr(outcome) if isinstance(outcome, Exception) else None)
-    if isinstance(outcome, Exception):
-        raise outcome
-    if any(failures):
-        rank, failure = next((rank, failure) for rank, failure in enumerate(failures) if failure)
-        raise MirError(f"process {rank} could not measure: {failure}")
-    return _gathered(outcome)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import torch
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
+from mir_plugin.distributed import own_device
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, load_adapter
 from mir_plugin.model_adapters.generation import Generator, Prompt
@@ -168,9 +168,7 @@ def _load_options(arguments: Mapping[str, Any]) -> LoadOptions:
         from mir_plugin.commands.options import bytes_of
 
         given["device_memory"] = bytes_of(str(given["device_memory"]))
-    if given.get("device", "auto") == "auto" and torch.cuda.is_available():
-        given["device"] = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return LoadOptions(**given)
+    return LoadOptions(**(given | {"device": own_device(str(given.get("device", "auto")))}))
 
 
 def _batch_size(given: int | str) -> int:

@@ -57,8 +57,7 @@ def test_all_requests_share_one_measurement_over_their_documents_whatever_their_
 def test_a_limit_measures_exactly_the_documents_asked_for() -> None:
     given = answers([Request(0), Request(1)])
     assert given[0]["mir"] == direct([0, 1]).mir != direct([0, 1, 2, 3]).mir
-    samples = given[0]["result"]["samples"]
-    assert samples["limited_to"] == [0, 1]
+    assert given[0]["result"]["samples"]["choice"] == [0, 1]
     assert given[0]["result"]["fingerprints"]["samples"] != direct([0, 1, 2, 3]).fingerprints["samples"]
 
 
@@ -76,20 +75,32 @@ def test_two_tasks_in_one_call_are_measured_apart() -> None:
     assert given[1]["result"]["config"]["normalize"] is False
 
 
-def test_every_process_measures_all_documents_and_agrees_on_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other process holds documents 1 and 3; both pool all four."""
-    others = iter([{("mir", 1), ("mir", 3)}, None, "the other's result"])
-    monkeypatch.setattr(lmms_eval_measurement, "_gathered", lambda value: [value, next(others)])
+def test_documents_of_all_processes_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process holds documents 1 and 3; both measure all four together."""
+
+    class TwoProcesses:
+        def objects(self, mine: set[tuple[str, int]]) -> list[set[tuple[str, int]]]:
+            assert mine == {("mir", 0), ("mir", 2)}
+            return [mine, {("mir", 1), ("mir", 3)}]
+
+    calls: list[tuple[SampleSet, object]] = []
+
+    def record(adapter: Any, sample_set: SampleSet, config: MirConfig, *, group: object, **_: Any) -> MirResult:
+        calls.append((sample_set, group))
+        return direct([0, 1, 2, 3])
+
+    together = TwoProcesses()
+    monkeypatch.setattr(lmms_eval_measurement, "current_group", lambda: together)
+    monkeypatch.setattr(lmms_eval_measurement, "measure", record)
     given = answers([Request(0), Request(2), Request(2, padding=True)])
-    assert {a["n_samples"] for a in given} == {4}
-    assert given[0]["mir"] == direct([0, 1, 2, 3]).mir
+    assert calls == [(SAMPLES, together)]
+    assert [a["n_samples"] for a in given] == [4, 4, 4]
 
 
-def test_an_error_of_another_process_is_raised_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    others = iter([set(), "ValueError('NaN')"])
-    monkeypatch.setattr(lmms_eval_measurement, "_gathered", lambda value: [value, next(others)])
-    with pytest.raises(MirError, match=r"process 1 could not measure: ValueError\('NaN'\)"):
-        answers([Request(0)])
+def test_a_choice_of_a_choice_is_recorded_in_the_indices_of_the_whole() -> None:
+    assert subset(SAMPLES.choose(3, seed=1), [0, 2]).description["choice"] == [
+        SAMPLES.choose(3, seed=1).description["choice"][i] for i in (0, 2)
+    ]
 
 
 def test_samples_chosen_by_another_models_arguments_are_refused() -> None:

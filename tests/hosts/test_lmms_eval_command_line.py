@@ -1,0 +1,60 @@
+"""The command lines a user types. Each start of lmms-eval indexes all its tasks, about half a minute."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.host
+
+ALIAS = [sys.executable, "-m", "mir_plugin.tasks.lmms_eval_alias"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29761"]
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=1200, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    )
+
+
+def arguments(checkpoint: Path, *more: str) -> list[str]:
+    model_args = f"pretrained={checkpoint},device=cpu,family=huggingface"
+    return ["--model", "mir_llava", "--model_args", model_args, "--gen_kwargs", "max_new_tokens=4", *more]
+
+
+def written(folder: Path) -> dict[str, object]:
+    [path] = folder.glob("*/*_results.json")
+    results: dict[str, object] = json.loads(path.read_text())
+    return results
+
+
+def test_mir_needs_no_flag_and_its_result_lies_in_the_output_folder(offline: Path, tiny_llava: Path) -> None:
+    done = run([*ALIAS, *arguments(tiny_llava, "--tasks", "mir,mmstar", "--limit", "4", "--output_path", "out")])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "|mir                    |↓" in done.stdout
+    results = written(offline / "out")
+    assert results["configs"]["mir"]["metadata"]["mir_result"]["mir"] == results["results"]["mir"]["mir,none"]  # type: ignore[index]
+    assert "average,none" in results["results"]["mmstar"]  # type: ignore[index]
+
+
+def test_a_missing_checkpoint_is_one_line_and_a_failure_before_anything_runs(offline: Path) -> None:
+    done = run([*ALIAS, *arguments(Path("nowhere"), "--tasks", "mir,mmstar", "--output_path", "out")])
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("lmms_eval: no checkpoint folder at nowhere.")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (offline / "out").exists()
+
+
+def test_two_processes_give_the_value_of_one_and_their_padding_never_counts(offline: Path, tiny_llava: Path) -> None:
+    given = arguments(tiny_llava, "--tasks", "mir", "--limit", "3", "--output_path")
+    alone = run([sys.executable, "-m", "lmms_eval", *given, "one"])
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    together = run([*TORCHRUN, *ALIAS[1:], *given, "two"], ACCELERATE_USE_CPU="true")
+    assert together.returncode == 0, together.stdout + together.stderr
+    one, two = (written(offline / name)["configs"]["mir"]["metadata"]["mir_result"] for name in ("one", "two"))  # type: ignore[index]
+    assert two["n_samples"] == one["n_samples"] == 3
+    assert two["engine"]["processes"] == 2
+    assert two["mir"] == pytest.approx(one["mir"], rel=1e-9)
