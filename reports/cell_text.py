@@ -21,9 +21,14 @@ def storable(text: str) -> str:
 
 
 def csv_text(text: str) -> str:
-    """For CSV files: what could start a formula gets an apostrophe in front, as spreadsheets understand it."""
-    text = storable(text)
+    """For CSV files: what could start a formula gets an apostrophe in front; line ends become spaces."""
+    text = re.sub(r"[\r\n]+", " ", storable(text))
     return f"'{text}" if starts_a_formula(text) else text
+
+
+def without_apostrophe(text: str) -> str:
+    """Undo ``csv_text``."""
+    return text[1:] if text.startswith("'") and starts_a_formula(text[1:]) else text
 
 
 def markdown_text(text: str) -> str:

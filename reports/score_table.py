@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mir_plugin.reports.benchmarks import TABLE, find_column
+from mir_plugin.reports.cell_text import without_apostrophe
 from mir_plugin.reports.identity import checkpoint_ref
 from mir_plugin.reports.records import UNSTATED, CheckpointRef, Comparability, Harvest, Measurement, Problem, Run, Score
 from mir_plugin.reports.spreadsheet import read_grid
@@ -66,7 +67,7 @@ def _score_columns(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> tu
 
 def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence[Any], named_by: int) -> Harvest:
     row = {heading: cell for heading, cell in zip(headings, cells, strict=False) if heading}
-    name = _text(cells[named_by]) if named_by < len(cells) else ""
+    name = without_apostrophe(_text(cells[named_by])) if named_by < len(cells) else ""
     where = f"{source} row {number}"
     if not name:
         return Harvest(problems=(Problem("error", "unreadable", where, "names no checkpoint", "Fill in its name."),))

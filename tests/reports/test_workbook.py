@@ -1,0 +1,168 @@
+"""The workbook, read back cell by cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+
+import openpyxl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from report_boards import board
+
+from mir_plugin.reports.cell_text import starts_a_formula
+from mir_plugin.reports.columns import LAYER_COLUMNS, filled, layer_rows
+from mir_plugin.reports.sheet_leaderboard import layout
+from mir_plugin.reports.workbook import write_workbook
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    return openpyxl.load_workbook(write_workbook(board(), tmp_path_factory.mktemp("book") / "report.xlsx"))
+
+
+def by_heading(sheet, header_row: int, row: int) -> dict:
+    headings = [cell.value for cell in sheet[header_row] if cell.value]
+    return dict(zip(headings, [cell.value for cell in sheet[row]], strict=False))
+
+
+def test_the_sheets_are_there_in_reading_order(book):
+    assert book.sheetnames == ["Leaderboard", "Scores", "Correlation", "Layers", "Runs", "Problems"]
+
+
+def test_the_leaderboard_holds_every_value_of_every_row(book):
+    plan = layout(board())
+    for number, row in enumerate(board().rows, start=plan.first_row):
+        cells = by_heading(book["Leaderboard"], plan.header_row, number)
+        assert cells["Rank"] == row.rank
+        assert cells["Checkpoint"] == row.name
+        assert cells["MIR"] == row.mir
+        assert cells["MIR published"] == row.mir_published
+        assert cells["MMStar"] == row.scores["mmstar"]
+        assert cells["MME"] == row.scores.get("mme")  # an empty cell is None, never 0
+        assert cells["Identity"] == row.identity
+
+
+def test_the_best_values_are_bold_and_the_others_are_not(book):
+    plan = layout(board())
+    sheet = book["Leaderboard"]
+    bold = {
+        heading: [sheet[f"{plan.letter(heading)}{r}"].font.bold for r in range(plan.first_row, plan.first_row + 3)]
+        for heading in ("MIR", "MMStar", "MME")
+    }
+    assert bold == {"MIR": [True, False, False], "MMStar": [True, False, False], "MME": [False, True, False]}
+
+
+def test_the_header_is_frozen_filtered_and_coloured(book):
+    plan, sheet = layout(board()), book["Leaderboard"]
+    assert sheet.freeze_panes == f"{chr(ord(plan.letter('Checkpoint')) + 1)}{plan.first_row}"
+    assert sheet.auto_filter.ref == f"A{plan.header_row}:{plan.letter('Identity')}{plan.header_row + 3}"
+    coloured = {str(area.sqref) for area in sheet.conditional_formatting}
+    assert f"{plan.letter('MIR')}{plan.first_row}:{plan.letter('MIR')}{plan.first_row + 2}" in coloured
+
+
+def test_numbers_have_formats(book):
+    plan, sheet = layout(board()), book["Leaderboard"]
+    assert sheet[f"{plan.letter('MIR')}{plan.first_row}"].number_format == "0.000"
+    assert sheet[f"{plan.letter('MMStar')}{plan.first_row}"].number_format == "0.0"
+
+
+def test_weights_and_factors_stand_above_their_columns(book):
+    plan, sheet = layout(board()), book["Leaderboard"]
+    mmstar, mme = plan.letter("MMStar"), plan.letter("MME")
+    assert [sheet[f"{letter}{plan.weight_row}"].value for letter in (mmstar, mme)] == [1, 1]
+    assert [sheet[f"{letter}{plan.factor_row}"].value for letter in (mmstar, mme)] == [1, 0.05]
+
+
+def test_warnings_are_on_the_leaderboard(tmp_path):
+    path = write_workbook(board(warnings=("do not compare",)), tmp_path / "r.xlsx")
+    sheet = openpyxl.load_workbook(path)["Leaderboard"]
+    assert any(cell.value == "⚠ do not compare" for row in sheet["A1:A8"] for cell in row)
+
+
+def test_correlations_and_problems_and_runs_and_scores_are_read_back(book):
+    correlation = book["Correlation"]
+    header = next(row[0].row for row in correlation.iter_rows(max_col=1) if row[0].value == "Rows")
+    cells = by_heading(correlation, header, header + 2)
+    assert (cells["n"], cells["Pearson r"], cells["p of r"], cells["r LOO high"]) == (3, -0.5, 0.1, -0.4)
+    assert cells["Spearman ρ"] is None
+    assert by_heading(correlation, header, header + 1)["Note"].startswith("n = 2")
+    assert [cell.value for cell in book["Problems"][2]][:3] == ["warning", "missing", "gamma"]
+    assert by_heading(book["Runs"], 1, 2)["Versions"] == "torch 2"
+    scores = by_heading(book["Scores"], 1, 2)
+    assert (scores["Score"], scores["As written"], scores["Field"], scores["Status"]) == (
+        39,
+        0.39,
+        "average,none",
+        "used",
+    )
+
+
+def test_every_layer_is_read_back(book):
+    sheet = book["Layers"]
+    header = next(row[0].row for row in sheet.iter_rows(max_col=1) if row[0].value == "Checkpoint")
+    rows = layer_rows(board())
+    columns = filled(LAYER_COLUMNS, rows)
+    for number, row in enumerate(rows, start=header + 1):
+        assert [sheet.cell(number, i).value for i in range(1, len(columns) + 1)] == [c.value(row) for c in columns]
+
+
+def test_charts_refer_to_cells_that_hold_the_numbers(book):
+    (scatter,), (lines,) = book["Correlation"]._charts, book["Layers"]._charts
+    assert "Correlation" in scatter.series[0].xVal.numRef.f
+    assert len(lines.series) == 3
+
+
+def test_a_board_without_anything_still_opens(tmp_path):
+    empty = board(
+        names=("only",),
+        rows=(),
+        benchmarks=(),
+        weights={},
+        cohorts=(),
+        correlations=(),
+        entries=(),
+        runs=(),
+        problems=(),
+    )
+    assert openpyxl.load_workbook(write_workbook(empty, tmp_path / "r.xlsx"))["Problems"]["A2"].value == "none"
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.text(min_size=1, max_size=30) | st.sampled_from(["=1+1", "+cmd|' /C calc'!A0", "-2", "@SUM(A1)", "\t=1"])
+)
+def test_no_name_becomes_a_formula_or_breaks_the_file(tmp_path, name):
+    sheet = openpyxl.load_workbook(write_workbook(board(names=(name, "b")), tmp_path / "r.xlsx"))["Leaderboard"]
+    plan = layout(board(names=(name, "b")))
+    cell = sheet[f"{plan.letter('Checkpoint')}{plan.first_row}"]
+    assert cell.data_type != "f"
+    assert bool(cell.quotePrefix) == starts_a_formula(name) or cell.value is None
+
+
+@pytest.mark.host
+@pytest.mark.skipif(shutil.which("soffice") is None, reason="LibreOffice is not installed")
+def test_libreoffice_computes_the_averages_that_the_board_holds(tmp_path):
+    changed = dataclasses.replace(board(), weights={"mmstar": 3.0, "mme": 1.0})
+    write_workbook(changed, tmp_path / "report.xlsx")
+    subprocess.run(
+        [
+            "soffice",
+            f"-env:UserInstallation=file://{tmp_path}/profile",
+            "--headless",
+            "--convert-to",
+            "csv",
+            "report.xlsx",
+        ],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    plan = layout(changed)
+    lines = [line.split(",") for line in (tmp_path / "report.csv").read_text().splitlines()]
+    index = [column.heading for column in plan.columns].index("Average")
+    averages = [line[index] for line in lines[plan.first_row - 1 :]]
+    assert averages[:3] == ["48.125", "47.5", ""]  # (3·39 + 1510/20)/4 and (3·38 + 1520/20)/4; gamma lacks MME
