@@ -48,7 +48,9 @@ VisionTowerAux = Annotated[
 ]
 Family = Annotated[
     str | None,
-    typer.Option(help="Checkpoint family, when recognition guesses wrong; see `mir adapters`.", rich_help_panel=LOADING),
+    typer.Option(
+        help="Checkpoint family, when recognition guesses wrong; see `mir adapters`.", rich_help_panel=LOADING
+    ),
 ]
 Dtype = Annotated[DtypeChoice, typer.Option(help="auto: as the checkpoint was saved.", rich_help_panel=LOADING)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...", rich_help_panel=LOADING)]
@@ -84,7 +86,9 @@ Embedded = Annotated[
 ]
 NSamples = Annotated[
     int | None,
-    typer.Option(min=1, help="How many samples; default 100, or all pairs of --images/--texts.", rich_help_panel=SAMPLES),
+    typer.Option(
+        min=1, help="How many samples; default 100, or all pairs of --images/--texts.", rich_help_panel=SAMPLES
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the choice of samples.", rich_help_panel=SAMPLES)]
 
@@ -112,21 +116,20 @@ def chosen_samples(
     Raises:
         MirError: if more than one source is named, or --images comes without --texts.
     """
-    from mir_plugin import samples
+    from mir_plugin import sample_sources
+    from mir_plugin.embedded import embedded_samples
 
     if (images is None) != (texts is None):
         raise MirError("--images and --texts go together: the i-th image is paired with the i-th text.")
     if sum([images is not None, dataset is not None, embedded]) > 1:
         raise MirError("name one source of samples: --images with --texts, --dataset, or --embedded.")
     if images is not None and texts is not None:
-        return samples.from_folders(images, texts, n_samples=n_samples, seed=seed)
+        return sample_sources.from_folders(images, texts, n_samples=n_samples, seed=seed)
     if dataset is not None:
-        return samples.from_dataset(dataset, n_samples=n_samples or 100, seed=seed)
+        return sample_sources.from_dataset(dataset, n_samples=n_samples or 100, seed=seed)
     if embedded:
-        from mir_plugin.embedded import embedded_samples
-
         return embedded_samples(n_samples or 100, seed=seed)
-    return samples.paper_samples(n_samples or 100, seed=seed)
+    return sample_sources.paper_samples(n_samples or 100, seed=seed)
 
 
 def bytes_of(size: str | None) -> int | None:
