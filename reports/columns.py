@@ -175,20 +175,35 @@ class LayerRow:
 
 
 LAYER_COLUMNS: tuple[Column[LayerRow], ...] = (
-    Column("Checkpoint", lambda r: r.name, TEXT, 34),
-    Column("Cohort", lambda r: r.cohort, TEXT, 9),
+    Column("Checkpoint", lambda r: r.name, TEXT, 38),
     Column("Layer", lambda r: r.layer.layer, WHOLE, 8),
     Column("Distance", lambda r: r.layer.distance, "#,##0.00", 12),
-    Column("… published", lambda r: r.layer.distance_published, "#,##0.00", 13),
     Column("Mean term", lambda r: r.layer.mean_term, "#,##0.00", 12),
     Column("Trace vision", lambda r: r.layer.trace_vision, "#,##0.00", 13),
     Column("Trace text", lambda r: r.layer.trace_text, "#,##0.00", 12),
     Column("Trace term", lambda r: r.layer.trace_term, "#,##0.00", 12),
     Column("Norm ratio", lambda r: r.layer.norm_ratio, THREE_PLACES, 12),
-    Column("Cosine of means", lambda r: r.layer.mean_cosine, THREE_PLACES, 17),
-    Column("Eff. rank vision", lambda r: r.layer.effective_rank_vision, ONE_PLACE, 17),
-    Column("Eff. rank text", lambda r: r.layer.effective_rank_text, ONE_PLACE, 15),
 )
+LAYER_DETAILS: tuple[Column[LayerRow], ...] = (
+    Column("Cohort", lambda r: r.cohort, TEXT, 9),
+    Column("Distance, published", lambda r: r.layer.distance_published, "#,##0.00", 13),
+    Column("Norm vision", lambda r: r.layer.mean_norm_vision, "#,##0.00", 13),
+    Column("Norm text", lambda r: r.layer.mean_norm_text, "#,##0.00", 12),
+    Column("Cosine of means", lambda r: r.layer.mean_cosine, THREE_PLACES, 12),
+    Column("Effective rank vision", lambda r: r.layer.effective_rank_vision, ONE_PLACE, 15),
+    Column("Effective rank text", lambda r: r.layer.effective_rank_text, ONE_PLACE, 15),
+    Column("Vision tokens", lambda r: r.layer.n_vision_tokens, "#,##0", 12),
+    Column("Text tokens", lambda r: r.layer.n_text_tokens, "#,##0", 12),
+    Column("Vision outliers", lambda r: r.layer.n_vision_outliers, "#,##0", 12),
+    Column("Text outliers", lambda r: r.layer.n_text_outliers, "#,##0", 12),
+)
+MAX_DETAILED_ROWS = 5_000  # a workbook of hundreds of checkpoints stays quick to write and to open
+
+
+def layer_columns(rows: Sequence[LayerRow]) -> tuple[Column[LayerRow], ...]:
+    """The per-layer table; its details only where there are not too many rows, as mir.json holds them anyway."""
+    columns = LAYER_COLUMNS + (LAYER_DETAILS if len(rows) <= MAX_DETAILED_ROWS else ())
+    return filled(columns, rows)
 
 
 def layer_rows(board: Board) -> list[LayerRow]:

@@ -106,13 +106,24 @@ def _resamples(n: int, seed: int) -> Weights:
 
 def weighted_pearson(a: Vector, b: Vector, weights: Weights) -> Vector:
     """Pearson's r of every weighting; NaN where a column is constant."""
-    unit_a, unit_b = np.broadcast_to(stats.zscore(a), weights.shape), np.broadcast_to(stats.zscore(b), weights.shape)
-    return _product_moment(unit_a, unit_b, weights)
+    a, b = stats.zscore(a), stats.zscore(b)
+    return _product_moment(weights @ np.stack([np.ones_like(a), a, b, a * a, b * b, a * b], axis=1))
 
 
 def weighted_spearman(a: Vector, b: Vector, weights: Weights) -> Vector:
     """Spearman's rho of every weighting: Pearson's r of the mid-ranks within the weighted rows."""
-    return _product_moment(_mid_ranks(a, weights), _mid_ranks(b, weights), weights)
+    middle = weights.sum(axis=1, keepdims=True) / 2
+    ranks_a, ranks_b = _mid_ranks(a, weights) / middle - 1, _mid_ranks(b, weights) / middle - 1
+    weighted_a, weighted_b = weights * ranks_a, weights * ranks_b
+    sums = [
+        weights.sum(axis=1),
+        weighted_a.sum(axis=1),
+        weighted_b.sum(axis=1),
+        np.einsum("rn,rn->r", weighted_a, ranks_a),
+        np.einsum("rn,rn->r", weighted_b, ranks_b),
+        np.einsum("rn,rn->r", weighted_a, ranks_b),
+    ]
+    return _product_moment(np.stack(sums, axis=1))
 
 
 def weighted_kendall(a: Vector, b: Vector, weights: Weights) -> Vector:
@@ -139,14 +150,13 @@ def _weights_by_value(values: Vector, weights: Weights) -> Vector:
     return totals
 
 
-def _product_moment(a: Vector, b: Vector, weights: Weights) -> Vector:
-    total = weights.sum(axis=1, keepdims=True)
-    a = a - (weights * a).sum(axis=1, keepdims=True) / total
-    b = b - (weights * b).sum(axis=1, keepdims=True) / total
-    spread_a, spread_b = (weights * a * a).sum(axis=1), (weights * b * b).sum(axis=1)
-    # Columns come in units of about one, so a constant one leaves only the square of rounding noise (1e-32 a row).
-    spread_a, spread_b = (np.where(spread > 1e-24, spread, np.nan) for spread in (spread_a, spread_b))
-    r: Vector = (weights * a * b).sum(axis=1) / np.sqrt(spread_a * spread_b)
+def _product_moment(sums: Vector) -> Vector:
+    """Pearson's r from Σw, Σwa, Σwb, Σwa², Σwb², Σwab, one row per weighting, of columns in units of about one."""
+    total, a, b, aa, bb, ab = sums.T
+    spread_a, spread_b = aa - a * a / total, bb - b * b / total
+    # What rounding leaves of a constant column is some 1e-16 a row, and must not be divided by.
+    spread_a, spread_b = (np.where(spread > 1e-12 * total, spread, np.nan) for spread in (spread_a, spread_b))
+    r: Vector = (ab - a * b / total) / np.sqrt(spread_a * spread_b)
     return r
 
 

@@ -7,7 +7,7 @@ from openpyxl.utils import get_column_letter
 from openpyxl.worksheet.worksheet import Worksheet
 
 from mir_plugin.reports.board import Board
-from mir_plugin.reports.columns import LAYER_COLUMNS, filled, layer_rows
+from mir_plugin.reports.columns import MAX_DETAILED_ROWS, layer_columns, layer_rows
 from mir_plugin.reports.sheets import BOLD_FONT, MUTED_FONT, put, write_table
 
 HEADER_ROW = 33  # the chart stands above
@@ -20,7 +20,9 @@ def write_layers(sheet: Worksheet, board: Board) -> None:
     if not rows:
         put(sheet.cell(1, 1), "No source holds per-layer numbers; mir.json files do.", font=MUTED_FONT)
         return
-    columns = filled(LAYER_COLUMNS, rows)
+    columns = layer_columns(rows)
+    if len(rows) > MAX_DETAILED_ROWS:
+        put(sheet.cell(1, 1), "The mir.json files hold more about each layer.", font=MUTED_FONT)
     write_table(sheet, columns, rows, top=HEADER_ROW)
     sheet.freeze_panes = sheet.cell(1, [column.heading for column in columns].index("Layer") + 2)
     _write_chart(sheet, board, left=len(columns) + 2)

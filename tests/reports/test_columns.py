@@ -52,12 +52,14 @@ def test_score_columns():
 
 def test_layer_columns():
     row = SimpleNamespace(name="name", cohort="cohort", layer=sentinel(declared.LayerDistance))
-    assert values(declared.LAYER_COLUMNS, row) == {
-        "Checkpoint": "name", "Cohort": "cohort", "Layer": "layer", "Distance": "distance",
-        "… published": "distance_published", "Mean term": "mean_term", "Trace vision": "trace_vision",
-        "Trace text": "trace_text", "Trace term": "trace_term", "Norm ratio": "norm_ratio",
-        "Cosine of means": "mean_cosine", "Eff. rank vision": "effective_rank_vision",
-        "Eff. rank text": "effective_rank_text",
+    assert values((*declared.LAYER_COLUMNS, *declared.LAYER_DETAILS), row) == {
+        "Checkpoint": "name", "Layer": "layer", "Distance": "distance", "Mean term": "mean_term",
+        "Trace vision": "trace_vision", "Trace text": "trace_text", "Trace term": "trace_term",
+        "Norm ratio": "norm_ratio", "Cohort": "cohort", "Distance, published": "distance_published",
+        "Norm vision": "mean_norm_vision", "Norm text": "mean_norm_text", "Cosine of means": "mean_cosine",
+        "Effective rank vision": "effective_rank_vision", "Effective rank text": "effective_rank_text",
+        "Vision tokens": "n_vision_tokens", "Text tokens": "n_text_tokens", "Vision outliers": "n_vision_outliers",
+        "Text outliers": "n_text_outliers",
     }  # fmt: skip
 
 

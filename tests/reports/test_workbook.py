@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from report_boards import board
 
 from mir_plugin.reports.cell_text import starts_a_formula
-from mir_plugin.reports.columns import LAYER_COLUMNS, filled, layer_rows
+from mir_plugin.reports.columns import layer_columns, layer_rows
 from mir_plugin.reports.sheet_leaderboard import layout
 from mir_plugin.reports.workbook import write_workbook
 
@@ -104,7 +104,7 @@ def test_every_layer_is_read_back(book):
     sheet = book["Layers"]
     header = next(row[0].row for row in sheet.iter_rows(max_col=1) if row[0].value == "Checkpoint")
     rows = layer_rows(board())
-    columns = filled(LAYER_COLUMNS, rows)
+    columns = layer_columns(rows)
     for number, row in enumerate(rows, start=header + 1):
         assert [sheet.cell(number, i).value for i in range(1, len(columns) + 1)] == [c.value(row) for c in columns]
 
