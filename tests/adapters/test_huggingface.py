@@ -17,6 +17,7 @@ from mir_plugin.engine import check_replay, layer_features
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.huggingface import HuggingFaceAdapter, from_loaded
 from mir_plugin.samples import Sample
+from mir_plugin.types import Batch, TokenFeatures
 
 FAMILIES = sorted(TINY_MODELS)
 
@@ -63,6 +64,16 @@ def adapter(family: str) -> HuggingFaceAdapter:
     return from_loaded(tiny(family).model, tiny(family).processor)
 
 
+@functools.cache
+def all_samples(family: str) -> Batch:
+    return adapter(family).encode(SAMPLES)
+
+
+@functools.cache
+def features_one_by_one(family: str) -> tuple[TokenFeatures, ...]:
+    return tuple(layer_features(adapter(family), SAMPLES, batch_size=1))
+
+
 def first_layer_input(of: HuggingFaceAdapter, sample: Sample) -> torch.Tensor:
     seen: list[torch.Tensor] = []
 
@@ -78,7 +89,7 @@ def first_layer_input(of: HuggingFaceAdapter, sample: Sample) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vision_tokens_are_counted_as_the_family_defines_them(family: str) -> None:
-    assert adapter(family).encode(SAMPLES).vision_mask.sum(dim=1).tolist() == N_VISION_TOKENS[family]
+    assert all_samples(family).vision_mask.sum(dim=1).tolist() == N_VISION_TOKENS[family]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -95,7 +106,7 @@ def test_another_image_changes_the_decoders_input_at_the_vision_tokens_and_nowhe
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_tokens_are_everything_after_the_last_image_position_without_padding(family: str) -> None:
-    batch = adapter(family).encode(SAMPLES)
+    batch = all_samples(family)
     tokenizer = tiny(family).processor.tokenizer
     for sample, ids, vision, text in zip(
         SAMPLES, batch.inputs["input_ids"], batch.vision_mask, batch.text_mask, strict=True
@@ -116,7 +127,7 @@ def test_only_decoders_whose_layers_can_be_replayed_run_breadth_first(family: st
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_of_every_layer_equal_output_hidden_states(family: str) -> None:
-    features = list(layer_features(adapter(family), SAMPLES))
+    features = features_one_by_one(family)
     plain = [plain_hidden_states(family, sample) for sample in SAMPLES]
     batches = [adapter(family).encode([sample]) for sample in SAMPLES]
     assert len(features) == len(plain[0]) - 1  # index 0 is the embedding layer
@@ -137,9 +148,8 @@ def plain_hidden_states(family: str, sample: Sample) -> tuple[torch.Tensor, ...]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_do_not_depend_on_the_batch_size(family: str) -> None:
     assert adapter(family).max_batch is None
-    singly = layer_features(adapter(family), SAMPLES, batch_size=1)
     together = layer_features(adapter(family), SAMPLES, batch_size=3)
-    for one, three in zip(singly, together, strict=True):
+    for one, three in zip(features_one_by_one(family), together, strict=True):
         assert (one.vision_counts, one.text_counts) == (three.vision_counts, three.text_counts)
         # Values near 3; padded matrix products are summed in another order.
         torch.testing.assert_close(one.vision, three.vision, rtol=0, atol=3e-5)
