@@ -105,8 +105,7 @@ def _direction(board: Board, column: Column[BoardRow]) -> str:
 
 
 def _printed(board: Board) -> list[Column[BoardRow]]:
-    return [column for column in leaderboard_columns(board) if column.heading not in COMPARABILITY_HEADINGS = ("estimator", "samples", "protocol")
-LEFT_OUT_OF_PRINT]
+    return [column for column in leaderboard_columns(board) if column.heading not in LEFT_OUT_OF_PRINT]
 
 
 def _cells(
