@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from mir_plugin.results import LayerDistance, MirConfig, MirResult, write_atomic
 
 # A file on its way to its name exists for milliseconds; one older than this was left by a killed run.
 STRAY_AFTER_SECONDS = 60
+# Loading options that change how fast and in which memory a result is made, not the result.
+WITHOUT_EFFECT = frozenset({"device_memory"})
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,9 @@ def request_fingerprint(
         options: how to load; every ``Path`` among the values that is a folder counts by its files too. A vision tower
             that only the checkpoint's config names counts by that name.
     """
-    folders: Iterable[Path] = [checkpoint, *(value for value in options.values() if isinstance(value, Path))]
+    folders = [checkpoint, *(value for value in options.values() if isinstance(value, Path))]
     files = [folder_fingerprint([folder]) if folder.is_dir() else None for folder in folders]
-    asked = {name: str(value) for name, value in options.items()}
+    asked = {name: str(value) for name, value in options.items() if name not in WITHOUT_EFFECT}
     return fingerprint(
         [str(checkpoint.absolute()), files, asked, dataclasses.asdict(config), samples_fingerprint, __version__]
     )

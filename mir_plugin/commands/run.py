@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mir_plugin.commands import options
+
+if TYPE_CHECKING:
+    from mir_plugin.distributed import Group
+    from mir_plugin.model_adapters import LoadOptions
+    from mir_plugin.results import MirConfig, MirResult
+    from mir_plugin.samples import SampleSet
 
 
 def run(
@@ -24,6 +31,10 @@ def run(
     seed: options.Seed = 0,
     outliers: options.Outliers = options.OutlierChoice.replace,
     no_normalization: options.NoNormalization = False,
+    no_uncertainty: Annotated[
+        bool,
+        typer.Option("--no-uncertainty", help="Skip standard errors.", rich_help_panel=options.PROTOCOL),
+    ] = False,
     dtype: options.Dtype = options.DtypeChoice.auto,
     device: options.Device = "auto",
     device_memory: options.DeviceMemory = None,
@@ -36,7 +47,11 @@ def run(
     ] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Measure again although a result exists.", rich_help_panel=options.OUTPUT),
+        typer.Option(
+            "--force",
+            help="Measure again although this very result, or a part, exists.",
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = False,
     json: options.Json = False,
 ) -> None:
@@ -49,35 +64,121 @@ def run(
       mir run runs/pretrain/checkpoint-1000 --base-llm vicuna-7b-v1.5
 
       mir run CHECKPOINT --images photos/ --texts stories/ --json > mir.json
+
+      torchrun --nproc_per_node 2 -m mir_plugin.cli run CHECKPOINT
+
+    A run that was killed continues after its last finished layer; one that finished is not repeated.
     """
     from mir_plugin.commands.terminal import print_result
-    from mir_plugin.model_adapters import LoadOptions, load_adapter
+    from mir_plugin.distributed import launched_group, own_device
+    from mir_plugin.model_adapters import LoadOptions, adapter_spec, recognise
     from mir_plugin.results import MirConfig
-    from mir_plugin.run import measure
 
+    # A mistaken name is told at once, not after samples were fetched.
+    if family:
+        adapter_spec(family)
+    else:
+        recognise(checkpoint)
     config = MirConfig(outliers=outliers.value, normalize=not no_normalization)
     sample_set = options.chosen_samples(images, texts, dataset, embedded, n_samples, seed)
-    adapter = load_adapter(
-        checkpoint,
-        LoadOptions(
-            base_llm=base_llm,
-            vision_tower=vision_tower,
-            vision_tower_aux=vision_tower_aux,
-            family=family,
-            dtype=dtype.value,
-            device=device,
-            device_memory=options.bytes_of(device_memory),
-            merge_lora=merge_lora,
-            trust_remote_code=trust_remote_code,
-        ),
+    load = LoadOptions(
+        base_llm=base_llm,
+        vision_tower=vision_tower,
+        vision_tower_aux=vision_tower_aux,
+        family=family,
+        dtype=dtype.value,
+        device=own_device(device),
+        device_memory=options.bytes_of(device_memory),
+        merge_lora=merge_lora,
+        trust_remote_code=trust_remote_code,
     )
     result_path = (out or Path("mir-out") / name_of(checkpoint)) / "mir.json"
-    result = measure(adapter, sample_set, config, checkpoint=str(checkpoint), batch_size=batch_size)
-    result.save(result_path)
+    with launched_group(load.device) as group:
+        result = measure_once(
+            checkpoint,
+            load,
+            sample_set,
+            config,
+            result_path,
+            batch_size=batch_size,
+            with_uncertainty=not no_uncertainty,
+            force=force,
+            group=group,
+        )
+    if group.rank > 0:
+        return
     if json:
         typer.echo(result.to_json(), nl=False)
     else:
         print_result(result, result_path)
+
+
+def measure_once(
+    checkpoint: Path,
+    load: LoadOptions,
+    sample_set: SampleSet,
+    config: MirConfig,
+    result_path: Path,
+    *,
+    batch_size: int = 1,
+    with_uncertainty: bool = True,
+    force: bool = False,
+    group: Group | None = None,
+) -> MirResult:
+    """The result at ``result_path`` if it answers this very request; else measure, and save it there.
+
+    A run that was killed continues after the last layer it finished.
+
+    Args:
+        force: measure again in any case, from the first layer.
+        group: the processes that measure together; process 0 reads and writes the files.
+    Raises:
+        MirError: if the checkpoint cannot be loaded or measured.
+    """
+    from mir_plugin.distributed import ALONE
+    from mir_plugin.model_adapters import load_adapter
+    from mir_plugin.resume import Journal, finished_result, remove_stray_files, request_fingerprint
+    from mir_plugin.run import measure
+
+    group = group or ALONE
+    request = existing = None
+    journal = Journal(result_path.with_name("mir.partial.jsonl"))
+    with group.agreed("looking for an earlier result"):
+        if group.rank == 0:
+            remove_stray_files(result_path.parent)
+            request = request_fingerprint(checkpoint, dataclasses.asdict(load), config, sample_set.fingerprint)
+            if force:
+                journal.remove()
+            else:
+                existing = finished_result(result_path, request, with_uncertainty=with_uncertainty)
+    existing, request = group.of_first((existing, request))
+    if existing:
+        _note(group, f"measured before, on {existing.created}: this is {result_path}. --force measures again.")
+        return existing
+    with group.agreed(f"loading {checkpoint}"):
+        adapter = load_adapter(checkpoint, load)
+    result = measure(
+        adapter,
+        sample_set,
+        config,
+        checkpoint=str(checkpoint),
+        batch_size=batch_size,
+        with_uncertainty=with_uncertainty,
+        group=group,
+        journal=journal,
+        request=request,
+    )
+    if group.rank == 0:
+        if result.engine["resumed_layers"]:
+            _note(group, f"{result.engine['resumed_layers']} layers were finished by an earlier run and kept.")
+        result.save(result_path)
+        journal.remove()
+    return result
+
+
+def _note(group: Group, text: str) -> None:
+    if group.rank == 0:
+        typer.echo(f"mir: {text}", err=True)
 
 
 def name_of(checkpoint: Path) -> str:

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mir_plugin.comparison import Comparison, Difference
 from mir_plugin.results import MirResult
 
 
@@ -30,6 +31,7 @@ def print_result(result: MirResult, saved_to: Path) -> None:
     console.print(table)
     last = result.layers[-1]
     console.print(f"MIR            [bold]{result.mir:.4f}[/bold]  exact trace term; lower is better")
+    console.print(f"standard error {_standard_error(result)}")
     console.print(f"MIR published  {_range(result)}  where the released script's number lies")
     console.print(
         f"{result.n_samples} samples, {last.n_vision_tokens} vision and {last.n_text_tokens} text tokens; "
@@ -38,6 +40,39 @@ def print_result(result: MirResult, saved_to: Path) -> None:
         sep="\n",
         soft_wrap=True,
     )
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print both checkpoints, the layers and the verdict to standard output."""
+    console = Console(highlight=False)
+    console.print(f"A  {comparison.a}\nB  {comparison.b}")
+    for what in comparison.differing:
+        console.print(f"[yellow]not the same: {what}[/yellow]")
+    table = Table()
+    for heading in ("layer", "distance A", "distance B", "B − A", "95 % interval"):
+        table.add_column(heading, justify="right")
+    for number, layer in enumerate(comparison.layers, start=1):
+        table.add_row(str(number), f"{layer.a:.4f}", f"{layer.b:.4f}", f"{layer.difference:+.4f}", _interval(layer))
+    table.add_section()
+    mir = comparison.mir
+    table.add_row("MIR", f"{mir.a:.4f}", f"{mir.b:.4f}", f"{mir.difference:+.4f}", _interval(mir))
+    console.print(table)
+    console.print("paired over the same samples" if comparison.paired else "not paired: the samples are not the same")
+    console.print(f"[bold]{comparison.verdict}[/bold]")
+
+
+def _interval(difference: Difference) -> str:
+    if difference.low is None or difference.high is None:
+        return "not computed"
+    mark = " *" if difference.distinguishable else "  "
+    return f"{difference.low:+.4f} … {difference.high:+.4f}{mark}"
+
+
+def _standard_error(result: MirResult) -> str:
+    spread = result.uncertainty
+    if "standard_error" not in spread:
+        return str(spread.get("not_computed", "not computed"))
+    return f"{spread['standard_error']:.4f}   (over samples; 95 % interval {spread['low']:.4f} … {spread['high']:.4f})"
 
 
 def _range(result: MirResult) -> str:

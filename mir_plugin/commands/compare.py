@@ -1,0 +1,41 @@
+"""``mir compare``: are two checkpoints distinguishable?"""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mir_plugin.commands import options
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="A mir.json, or the folder that holds it.")],
+    b: Annotated[Path, typer.Argument(help="The other one.")],
+    anyway: Annotated[
+        bool,
+        typer.Option("--anyway", help="Compare although samples or protocol differ; what differs is named."),
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Say whether two results differ by more than the choice of samples explains; the difference is B − A.
+
+    Both have to be measured on the same samples with the same protocol: the comparison is then paired, sample by
+    sample, and much sharper than the two intervals side by side.
+
+    Examples:
+
+      mir compare mir-out/llava-7b mir-out/llava-7b-moca
+    """
+    from mir_plugin.commands.terminal import print_comparison
+    from mir_plugin.comparison import compare_results
+    from mir_plugin.results import MirResult
+
+    one, other = (MirResult.load(path / "mir.json" if path.is_dir() else path) for path in (a, b))
+    comparison = compare_results(one, other, anyway=anyway)
+    if json:
+        typer.echo(json_module.dumps(comparison.as_json(), indent=2, allow_nan=False))
+    else:
+        print_comparison(comparison)

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mir_plugin.run
+from mir_plugin.model_adapters import LoadOptions
+from mir_plugin.results import MirConfig, MirResult
+from mir_plugin.resume import Journal, finished_result, remove_stray_files, request_fingerprint
+from mir_plugin.run import measure
+from mir_plugin.samples import SampleSet
+
+from toy import ToyAdapter, toy_samples
+
+SAMPLES = SampleSet(tuple(toy_samples(5)))
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the product catches it."""
+
+
+def interrupted_after(n_layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next measurement end abruptly when it asks for the features of layer ``n_layers`` + 1."""
+    features = mir_plugin.run.layer_features
+
+    def interrupted(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        for one in features(*args, **kwargs):
+            if one.layer > n_layers:
+                raise Killed
+            yield one
+
+    monkeypatch.setattr(mir_plugin.run, "layer_features", interrupted)
+
+
+def counting_statistics(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The layers whose statistics are computed from here on."""
+    layers: list[int] = []
+    prepare = mir_plugin.run.prepared_layer
+
+    def counted(features: Any, *args: Any) -> Any:
+        layers.append(features.layer)
+        return prepare(features, *args)
+
+    monkeypatch.setattr(mir_plugin.run, "prepared_layer", counted)
+    return layers
+
+
+def comparable(result: MirResult) -> dict[str, Any]:
+    return {"layers": result.layers, "mir": result.mir, "uncertainty": result.uncertainty}
+
+
+def test_a_killed_run_continues_after_its_last_finished_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "mir.partial.jsonl")
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        with pytest.raises(Killed):
+            measure(ToyAdapter(), SAMPLES, checkpoint="toy", journal=journal)
+    layers = counting_statistics(monkeypatch)
+    resumed = measure(ToyAdapter(), SAMPLES, checkpoint="toy", journal=Journal(journal.path))
+    assert layers == [3]
+    assert resumed.engine["resumed_layers"] == 2
+    assert comparable(resumed) == comparable(measure(ToyAdapter(), SAMPLES, checkpoint="toy"))
+
+
+def test_a_line_cut_short_by_the_kill_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mir.partial.jsonl"
+    whole = measure(ToyAdapter(), SAMPLES, checkpoint="toy", journal=Journal(path))
+    path.write_bytes(path.read_bytes()[:-40])
+    layers = counting_statistics(monkeypatch)
+    resumed = measure(ToyAdapter(), SAMPLES, checkpoint="toy", journal=Journal(path))
+    assert layers == [3]
+    assert comparable(resumed) == comparable(whole)
+    assert len(path.read_text().splitlines()) == 4  # the key and three layers: the torn line is gone
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"adapter": ToyAdapter(seed=1)},
+        {"sample_set": SampleSet(tuple(toy_samples(4)))},
+        {"config": MirConfig(outliers="none")},
+        {"with_uncertainty": False},
+        {"request": "another dtype"},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_layers_of_another_measurement_are_not_taken(other: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "mir.partial.jsonl"
+    asked = {"adapter": ToyAdapter(), "sample_set": SAMPLES, "config": MirConfig(), "checkpoint": "toy"}
+    measure(**asked, journal=Journal(path))
+    assert measure(**asked, journal=Journal(path)).engine["resumed_layers"] == 3
+    assert measure(**{**asked, **other}, journal=Journal(path)).engine["resumed_layers"] == 0
+
+
+def checkpoint_at(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(100))
+    return folder
+
+
+def test_a_request_is_the_same_until_a_file_or_an_option_changes(tmp_path: Path) -> None:
+    checkpoint, tower = checkpoint_at(tmp_path / "a"), checkpoint_at(tmp_path / "tower")
+
+    def request(**changes: Any) -> str:
+        options = {"dtype": "auto", "vision_tower": tower, "device_memory": None, **changes}
+        return request_fingerprint(checkpoint, options, MirConfig(), "samples")
+
+    first = request()
+    assert request() == first
+    assert request(device_memory=5) == first  # it changes the memory, not the result
+    assert request(dtype="float16") != first
+    assert request_fingerprint(checkpoint, {}, MirConfig(normalize=False), "samples") != request_fingerprint(
+        checkpoint, {}, MirConfig(), "samples"
+    )
+    (tower / "model.safetensors").write_bytes(bytes(99) + b"1")
+    with_new_tower = request()
+    assert with_new_tower != first
+    (checkpoint / "model.safetensors").write_bytes(bytes(99) + b"1")
+    assert request() != with_new_tower
+
+
+def test_only_a_result_of_the_same_request_counts_as_finished(tmp_path: Path) -> None:
+    path = tmp_path / "mir.json"
+    assert finished_result(path, "r", with_uncertainty=True) is None
+    result = measure(ToyAdapter(), SAMPLES, checkpoint="toy", with_uncertainty=False, request="r")
+    result.save(path)
+    assert finished_result(path, "r", with_uncertainty=False) is not None
+    assert finished_result(path, "r", with_uncertainty=True) is None
+    assert finished_result(path, "another", with_uncertainty=False) is None
+    path.write_text("{")
+    assert finished_result(path, "r", with_uncertainty=False) is None
+
+
+def test_files_that_a_killed_run_left_half_written_are_removed(tmp_path: Path) -> None:
+    stray, fresh, result = tmp_path / ".mir.json.x1.part", tmp_path / ".mir.json.x2.part", tmp_path / "mir.json"
+    for path in (stray, fresh, result):
+        path.write_text("half")
+    hour_ago = time.time() - 3600
+    os.utime(stray, (hour_ago, hour_ago))
+    os.utime(result, (hour_ago, hour_ago))
+    remove_stray_files(tmp_path)
+    assert not stray.exists()
+    assert fresh.exists()  # perhaps another run is writing it right now
+    assert result.exists()
+
+
+def test_a_second_run_prints_the_first_s_result_and_force_measures_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mir_plugin.commands.run import measure_once
+
+    loads: list[Path] = []
+
+    def load_adapter(path: Path, _: LoadOptions) -> ToyAdapter:
+        loads.append(path)
+        return ToyAdapter()
+
+    monkeypatch.setattr("mir_plugin.model_adapters.load_adapter", load_adapter)
+    checkpoint, path = checkpoint_at(tmp_path / "toy"), tmp_path / "out" / "mir.json"
+    path.parent.mkdir()
+    (path.parent / "mir.partial.jsonl").write_text("left by a killed run of something else")
+
+    def run(**options: Any) -> MirResult:
+        return measure_once(checkpoint, LoadOptions(), SAMPLES, MirConfig(), path, **options)
+
+    first = run()
+    assert MirResult.load(path).mir == first.mir
+    assert [one.name for one in path.parent.iterdir()] == ["mir.json"]  # the journal goes once the result is saved
+    again = run()
+    assert again.created == first.created
+    assert again.layers == first.layers
+    assert len(loads) == 1
+    assert "--force measures again" in capsys.readouterr().err
+    run(force=True)
+    assert len(loads) == 2
+
+
+def test_force_starts_from_the_first_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mir_plugin.commands.run import measure_once
+
+    monkeypatch.setattr("mir_plugin.model_adapters.load_adapter", lambda *_: ToyAdapter())
+    checkpoint, path = checkpoint_at(tmp_path / "toy"), tmp_path / "out" / "mir.json"
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        with pytest.raises(Killed):
+            measure_once(checkpoint, LoadOptions(), SAMPLES, MirConfig(), path)
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        with pytest.raises(Killed):
+            measure_once(checkpoint, LoadOptions(), SAMPLES, MirConfig(), path, force=True)
+    layers = counting_statistics(monkeypatch)
+    assert measure_once(checkpoint, LoadOptions(), SAMPLES, MirConfig(), path).engine["resumed_layers"] == 2
+    assert layers == [3]
