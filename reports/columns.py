@@ -225,8 +225,8 @@ RUN_COLUMNS: tuple[Column[Run], ...] = (
 )
 
 PROBLEM_COLUMNS: tuple[Column[Problem], ...] = (
-    Column("Severity", lambda p: p.severity, TEXT, 11),
-    Column("Kind", lambda p: p.kind, TEXT, 14),
+    Column("Severity", lambda p: p.severity, TEXT, 12, wraps=True),
+    Column("Kind", lambda p: p.kind, TEXT, 16, wraps=True),
     Column("Where", lambda p: p.where, TEXT, 38, wraps=True),
     Column("What", lambda p: p.what, TEXT, 80, wraps=True),
     Column("What to do", lambda p: p.remedy, TEXT, 48, wraps=True),

@@ -32,9 +32,9 @@ ERROR_FILL = PatternFill("solid", start_color="FEE2E2")
 INPUT_FILL = PatternFill("solid", start_color="EFF6FF")
 LINE = Border(bottom=Side(style="hair", color="D1D5DB"))
 HEADER_ALIGNMENT = Alignment(horizontal="center", vertical="center", wrap_text=True)
-TOP_WRAPPED = Alignment(vertical="top", wrap_text=True, indent=1)
+TOP_WRAPPED = Alignment(horizontal="left", vertical="top", wrap_text=True, indent=1)
 CENTERED = Alignment(horizontal="center")
-INDENTED = Alignment(indent=1)
+INDENTED = Alignment(horizontal="left", indent=1)
 LINE_HEIGHT = 15  # points
 
 
