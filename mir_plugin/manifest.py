@@ -6,6 +6,7 @@ nothing below raises, and heavy modules are extended right after lmms-eval itsel
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.abc
 import importlib.util
@@ -54,7 +55,7 @@ def manifests() -> Sequence[ModelManifest]:
     Never raises: what does not fit the installed lmms-eval is told in one warning.
     """
     for extension in EXTENSIONS:
-        after_import(extension.module, lambda module, extension=extension: _extend(module, extension))
+        after_import(extension.module, functools.partial(_extend, extension=extension))
     try:
         from lmms_eval.models.registry_v2 import ModelManifest
 

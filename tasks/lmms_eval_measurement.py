@@ -110,7 +110,7 @@ def subset(sample_set: SampleSet, indices: Sequence[int]) -> SampleSet:
 
 
 def _measurement_of(request: Instance) -> Measurement:
-    return cast("Measurement", next(part for part in request.args if isinstance(part, Measurement)))
+    return next(part for part in request.args if isinstance(part, Measurement))
 
 
 def _answer_to(request: Instance, result: MirResult, doc_ids: Sequence[int]) -> str:
