@@ -9,6 +9,9 @@ import typer
 
 from mir_plugin import __version__
 from mir_plugin.commands.adapters import adapters
+from mir_plugin.commands.compare import compare
+from mir_plugin.commands.demo import demo
+from mir_plugin.commands.report import report
 from mir_plugin.commands.run import run
 from mir_plugin.errors import MirError
 
@@ -19,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Modality Integration Rate (MIR, arXiv 2410.07167): which vision-language checkpoint is worth fine-tuning.",
 )
-for command in (run, adapters):
+for command in (run, compare, report, adapters, demo):
     app.command()(command)
 
 

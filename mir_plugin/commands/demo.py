@@ -1,0 +1,51 @@
+"""``mir demo``: the main job on checkpoints and samples that ship with the package."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mir_plugin.errors import MirError
+
+N_QUESTIONS = 200
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("demo-out"),
+) -> None:
+    """Measure two micro checkpoints with lmms-eval, MIR beside a small benchmark, and join both in a workbook.
+
+    Needs no network and no weights: an early and a late checkpoint of a tiny LLaVA, trained on handwritten digits, are
+    measured here and now. Takes some minutes, most of them lmms-eval's own start-up.
+    """
+    from mir_plugin.commands.report import print_report
+    from mir_plugin.embedded import micro_checkpoints
+    from mir_plugin.reports.build import build_report
+
+    results_dir = out / "results"
+    for checkpoint in micro_checkpoints():
+        _evaluate(checkpoint, results_dir)
+    print_report(build_report([str(results_dir)], out / "report"))
+
+
+def _evaluate(checkpoint: Path, results_dir: Path) -> None:
+    """Run lmms-eval as a user would, in a process of its own, and show the command."""
+    arguments = [
+        "--model", "mir_hf",
+        "--model_args", f"pretrained={checkpoint},device=cpu,mir_samples=embedded",
+        "--tasks", "mir,mir_digits",
+        "--limit", str(N_QUESTIONS),
+        "--batch_size", "16",
+        "--output_path", str(results_dir),
+    ]  # fmt: skip
+    typer.echo(f"$ lmms_eval {shlex.join(arguments)}")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "mir_plugin.tasks.lmms_eval_alias", *arguments]
+    if subprocess.run(command, env=environment, check=False).returncode != 0:
+        raise MirError(f"lmms_eval failed on {checkpoint}; its messages are above.")

@@ -1,0 +1,74 @@
+"""``mir report``: results of any host → workbook, page and tables."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mir_plugin.errors import MirError
+
+if TYPE_CHECKING:
+    from mir_plugin.reports.build import ReportFiles
+
+
+def report(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Outputs of lmms-eval or VLMEvalKit, mir.json files, CSV or XLSX score tables; folders or globs."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("mir-report"),
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with display names, groups, benchmarks and weights.")
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Report the paper's own tables instead: published MIR and scores.")
+    ] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
+) -> None:
+    """Join MIR with benchmark scores: one workbook, one page, and tables to paste.
+
+    Examples:
+
+      mir report results/ mir-out/
+
+      mir report 'runs/*/eval' --config names.yaml --open
+
+      mir report --paper
+    """
+    if bool(sources) == paper:
+        raise MirError("name files or folders of results, or --paper alone.")
+    from mir_plugin.reports.build import build_paper_report, build_report
+    from mir_plugin.reports.config import ReportConfig
+
+    chosen = ReportConfig.load(config) if config else ReportConfig()
+    files = build_paper_report(out, chosen.formats) if paper else build_report(sources or [], out, chosen)
+    print_report(files)
+    if open_page and "html" in files.paths:
+        webbrowser.open(files.paths["html"].absolute().as_uri())
+
+
+def print_report(files: ReportFiles) -> None:
+    """Say what a report shows, what it could not use, and where its files are."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console, board = Console(soft_wrap=True, highlight=False), files.board
+    n_with_mir = sum(row.mir is not None for row in board.rows)
+    console.print(f"{len(board.rows)} checkpoints ({n_with_mir} with MIR), {len(board.benchmarks)} benchmarks")
+    for row in board.rows:
+        mir = "-" if row.mir is None else f"{row.mir:.3f}"
+        average = "-" if row.average is None else f"{row.average:.1f}"
+        console.print(f"  {escape(row.name)}: MIR {mir}, average {average}")
+    for warning in board.warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+    for problem in board.problems:
+        console.print(
+            f"[yellow]{problem.severity}:[/yellow] {escape(f'{problem.where}: {problem.what} {problem.remedy}')}"
+        )
+    for path in files.paths.values():
+        console.print(f"wrote {escape(str(path))}")
