@@ -97,8 +97,9 @@ def build_empty(build: Callable[[], ModuleT]) -> ModuleT:
     with init_empty_weights(include_buffers=False):
         module = build()
     for part in module.modules():
-        if hasattr(part, "tie_weights"):  # sharing does not survive being moved to the meta device
-            part.tie_weights()
+        tie = getattr(part, "tie_weights", None)
+        if callable(tie):  # sharing does not survive being moved to the meta device
+            tie()
     return module.eval().requires_grad_(False)
 
 

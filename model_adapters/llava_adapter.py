@@ -54,7 +54,7 @@ class LlavaAdapter:
         self.dtype = model.base_llm.lm_head.weight.dtype
         inner = model.base_llm.model
         self.decoder = Decoder(layers=list(inner.layers), final_norm=inner.norm)
-        self.facts = _facts(family, files, model, tokenizer, conversation, self.device, self.dtype) | more_facts
+        self.facts = {**_facts(family, files, model, tokenizer, conversation, self.device, self.dtype), **more_facts}
         self._positions = positions
         self._image_mark = _image_mark(files, tokenizer)
         self._cut_at: int | None = files.config.get("tokenizer_model_max_length")
