@@ -11,103 +11,68 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from mir_plugin.errors import MirError
+from mir_plugin.replay import (
+    ReplayCheck,
+    check_replay,
+    first_difference,
+    hidden_states_of,
+    masks_only,
+    split_arguments,
+)
 from mir_plugin.samples import Sample
 from mir_plugin.spool import Spool
+from mir_plugin.streaming import LayerStream
 from mir_plugin.types import Batch, ModelAdapter, TokenFeatures
 
-Path = Literal["breadth-first", "depth-first"]
-
-
-@dataclass(frozen=True)
-class ReplayCheck:
-    """Which path a decoder takes, and why."""
-
-    path: Path
-    reason: str
-
-
-@dataclass
-class _Running:
-    """A batch on its way through the layers."""
-
-    batch: Batch
-    hidden_states: Tensor
-    kwargs: Mapping[str, Any]
-
-
-class _Caught(Exception):
-    """Ends a forward pass at the first decoder layer."""
+# Eight sequences fill a data-centre GPU; a CPU core is busy with one, and padding would only cost (benchmarks/).
+BATCH_ON_ACCELERATORS = 8
 
 
 def layer_features(
-    adapter: ModelAdapter, samples: Sequence[Sample], *, batch_size: int = 1, check: ReplayCheck | None = None
+    adapter: ModelAdapter, samples: Sequence[Sample], *, batch_size: int | None = None, check: ReplayCheck | None = None
 ) -> Iterator[TokenFeatures]:
     """Yield the features of layers 1..L in order; each is valid until the next is asked for.
 
     Args:
         adapter: the loaded checkpoint.
-        samples: at least one; every batch is a run of ``batch_size`` neighbours.
+        samples: at least one.
+        batch_size: samples per forward pass; None takes ``default_batch_size``. The features do not depend on it
+            beyond rounding: padding is masked.
         check: result of ``check_replay``; made on the first sample when absent.
     Raises:
-        MirError: from the adapter for a sample it cannot encode, or when a modality has no token.
+        MirError: from the adapter for a sample it cannot encode.
     """
     if not samples:
         raise MirError("no samples to measure on.")
     check = check or check_replay(adapter, samples[0])
-    batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
     features = _breadth_first if check.path == "breadth-first" else _depth_first
-    return features(adapter, batches)
+    return features(adapter, samples, batch_size or default_batch_size(adapter))
 
 
-@torch.no_grad()
-def check_replay(adapter: ModelAdapter, sample: Sample) -> ReplayCheck:
-    """Run one sample through the whole model and layer by layer, and compare every layer's output.
+def default_batch_size(adapter: ModelAdapter) -> int:
+    """One sample at a time on a CPU, several on an accelerator, as far as the adapter takes batches."""
+    if adapter.device.type == "cpu":
+        return 1
+    return min(BATCH_ON_ACCELERATORS, getattr(adapter, "max_batch", None) or BATCH_ON_ACCELERATORS)
 
-    Returns breadth-first only if all layers got the same keyword arguments, each layer's input was its predecessor's
-    output, and the replayed states equal the recorded ones to the rounding of the dtype.
+
+def packed_by_length(samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
+    """Indices of the samples in batches of texts about equally long, so that little of a batch is padding.
+
+    >>> packed_by_length([Sample(str(n), b"", "x" * n) for n in (5, 1, 4, 2)], batch_size=2)
+    [[1, 3], [2, 0]]
     """
-    kinds = sorted(set(adapter.decoder.layer_kinds))
-    if len(kinds) > 1:
-        # Their masks may agree on this sample and differ on a longer one: nothing that one sample shows would prove it.
-        return ReplayCheck("depth-first", f"layers are of several kinds: {', '.join(kinds)}")
-    batch = adapter.encode([sample])
-    inputs: list[Tensor] = []
-    kwargs: list[Mapping[str, Any]] = []
-    outputs: list[Tensor] = []
-
-    def before(_: nn.Module, args: tuple[Any, ...], layer_kwargs: dict[str, Any]) -> None:
-        hidden_states, others = _split_arguments(args, layer_kwargs)
-        inputs.append(hidden_states)
-        kwargs.append(others)
-
-    with ExitStack() as hooks:
-        for layer in adapter.decoder.layers:
-            hooks.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
-        hooks.enter_context(recorded_outputs(adapter, outputs.append))
-        with adapter.bound_to(batch):
-            adapter.forward(batch)
-
-    n_layers = len(adapter.decoder.layers)
-    if len(inputs) != n_layers or len(outputs) != n_layers:
-        return ReplayCheck("depth-first", f"{len(inputs)} layer calls for {n_layers} layers")
-    for k in range(1, n_layers):
-        if difference := _first_difference(kwargs[0], kwargs[k]):
-            return ReplayCheck("depth-first", f"argument {difference} of layer {k + 1} differs from that of layer 1")
-        if not torch.equal(inputs[k], outputs[k - 1]):
-            return ReplayCheck("depth-first", f"input of layer {k + 1} is not the output of layer {k}")
-    running = _Running(batch, inputs[0], kwargs[0])
-    for k in range(n_layers):
-        state = _advance(adapter, k, running)
-        if not _equal_to_rounding(state, outputs[k]):
-            return ReplayCheck("depth-first", f"replayed output of layer {k + 1} differs from the recorded one")
-    return ReplayCheck("breadth-first", f"replay of {n_layers} layers equals the plain forward pass")
+    order = list(range(len(samples)))
+    if batch_size > 1:
+        order.sort(key=lambda index: len(samples[index].text))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 @contextmanager
@@ -115,7 +80,7 @@ def recorded_outputs(adapter: ModelAdapter, record: Callable[[Tensor], None]) ->
     """Hand every layer's hidden state to ``record`` during a forward pass: L calls, the last after the final norm."""
 
     def after_layer(_: nn.Module, __: Any, output: Any) -> None:
-        record(_hidden_states_of(output))
+        record(hidden_states_of(output))
 
     with ExitStack() as hooks:
         for layer in adapter.decoder.layers[:-1]:
@@ -124,37 +89,101 @@ def recorded_outputs(adapter: ModelAdapter, record: Callable[[Tensor], None]) ->
         yield
 
 
-def _breadth_first(adapter: ModelAdapter, batches: Sequence[Sequence[Sample]]) -> Iterator[TokenFeatures]:
+class _Caught(Exception):
+    """Ends a forward pass at the first decoder layer."""
+
+
+@dataclass
+class _Running:
+    """A batch on its way through the layers.
+
+    Between two layers, hidden states of vision and text tokens lie in the pool, at these rows, and those of all other
+    positions in ``others``. Before the first layer, ``state`` holds them all.
+    """
+
+    batch: Batch
+    kwargs: Mapping[str, Any]
+    state: Tensor | None
+    other_mask: Tensor
+    others: Tensor | None = None
+    vision_rows: Tensor | None = None
+    text_rows: Tensor | None = None
+
+
+class _Pool:
+    """Hidden states of all samples between two layers, in sample order: what a layer's features are, kept once."""
+
+    def __init__(self, running: Sequence[_Running], batches: Sequence[Sequence[int]]) -> None:
+        self.vision_counts = _counts_in_sample_order([one.batch.vision_mask for one in running], batches)
+        self.text_counts = _counts_in_sample_order([one.batch.text_mask for one in running], batches)
+        state = running[0].state
+        assert state is not None
+        for one, indices in zip(running, batches, strict=True):
+            one.vision_rows = _rows_of(indices, self.vision_counts).to(state.device)
+            one.text_rows = _rows_of(indices, self.text_counts).to(state.device)
+        self.vision = state.new_empty(sum(self.vision_counts), state.shape[2])
+        self.text = state.new_empty(sum(self.text_counts), state.shape[2])
+
+    def take(self, one: _Running) -> Tensor:
+        """The batch's hidden states as a layer expects them, (samples, tokens, d)."""
+        if one.state is not None:
+            state, one.state = one.state, None
+            return state
+        mask = one.batch.vision_mask
+        state = self.vision.new_empty(*mask.shape, self.vision.shape[1])
+        state[mask] = self.vision[one.vision_rows]
+        state[one.batch.text_mask] = self.text[one.text_rows]
+        state[one.other_mask] = one.others
+        return state
+
+    def put(self, one: _Running, state: Tensor) -> None:
+        """Keep what a layer returned, in place of what it was given."""
+        self.vision[one.vision_rows] = state[one.batch.vision_mask]
+        self.text[one.text_rows] = state[one.batch.text_mask]
+        one.others = state[one.other_mask]
+
+
+def _breadth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int) -> Iterator[TokenFeatures]:
+    batches = packed_by_length(samples, batch_size)
     with torch.no_grad():
         running = [
-            _catch_first_layer_inputs(adapter, adapter.encode(batch))
-            for batch in tqdm(batches, desc="images and text", unit="batch", disable=None)
+            _catch_first_layer_inputs(adapter, adapter.encode([samples[index] for index in indices]))
+            for indices in tqdm(batches, desc="images and text", unit="batch", disable=None)
         ]
-    for k in tqdm(range(len(adapter.decoder.layers)), desc="decoder layers", unit="layer", disable=None):
-        with torch.no_grad():
-            states = [_advance(adapter, k, one) for one in running]
-        yield _pooled(k + 1, ((one.batch, state) for one, state in zip(running, states, strict=True)))
-
-
-def _depth_first(adapter: ModelAdapter, batches: Sequence[Sequence[Sample]]) -> Iterator[TokenFeatures]:
+        _share_equal_arguments(running)
+        pool = _Pool(running, batches)
     n_layers = len(adapter.decoder.layers)
+    with LayerStream(adapter.decoder, adapter.device) as stream:
+        for k in tqdm(range(n_layers), desc="decoder layers", unit="layer", disable=None):
+            with torch.no_grad(), stream.layer(k) as layer:
+                for one in running:
+                    with adapter.bound_to(one.batch):
+                        state = hidden_states_of(layer(pool.take(one), **one.kwargs))
+                    pool.put(one, state if k + 1 < n_layers else adapter.decoder.final_norm(state))
+            yield TokenFeatures(k + 1, pool.vision, pool.text, pool.vision_counts, pool.text_counts)
+
+
+def _depth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int) -> Iterator[TokenFeatures]:
+    n_layers = len(adapter.decoder.layers)
+    batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
     with Spool(n_layers) as spool:
-        for samples in tqdm(batches, desc="forward passes", unit="batch", disable=None):
-            batch = adapter.encode(samples)
-            states: list[Tensor] = []
-            with torch.no_grad(), recorded_outputs(adapter, states.append), adapter.bound_to(batch):
-                adapter.forward(batch)
-            for k, state in enumerate(states):
-                spool.add(_pooled(k + 1, [(batch, state)]))
+        with torch.no_grad(), LayerStream(adapter.decoder, adapter.device) as stream:
+            for neighbours in tqdm(batches, desc="forward passes", unit="batch", disable=None):
+                batch = adapter.encode(neighbours)
+                record = _SpoolRecorder(spool, batch)
+                with stream.during_forward(), recorded_outputs(adapter, record), adapter.bound_to(batch):
+                    adapter.forward(batch)
         for k in tqdm(range(n_layers), desc="decoder layers", unit="layer", disable=None):
             yield spool.read(k + 1, adapter.device)
 
 
 def _catch_first_layer_inputs(adapter: ModelAdapter, batch: Batch) -> _Running:
     caught: list[_Running] = []
+    other_mask = ~(batch.vision_mask | batch.text_mask)
 
     def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(_Running(batch, *_split_arguments(args, kwargs)))
+        state, others = split_arguments(args, kwargs)
+        caught.append(_Running(masks_only(batch), others, state, other_mask))
         raise _Caught
 
     handle = adapter.decoder.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
@@ -168,61 +197,35 @@ def _catch_first_layer_inputs(adapter: ModelAdapter, batch: Batch) -> _Running:
     raise MirError("the model's forward pass never reached its first decoder layer; it cannot be measured.")
 
 
-def _advance(adapter: ModelAdapter, k: int, running: _Running) -> Tensor:
-    """Run layer k (0-based) on a batch in place; return its hidden state, after the final norm for the last layer."""
-    with adapter.bound_to(running.batch):
-        output = adapter.decoder.layers[k](running.hidden_states, **running.kwargs)
-    running.hidden_states = _hidden_states_of(output)
-    if k + 1 < len(adapter.decoder.layers):
-        return running.hidden_states
-    normed: Tensor = adapter.decoder.final_norm(running.hidden_states)
-    return normed
+def _share_equal_arguments(running: Sequence[_Running]) -> None:
+    """Keep one copy of masks and rotary tables for all batches of one length that have the same."""
+    by_shape: dict[torch.Size, Mapping[str, Any]] = {}
+    for one in running:
+        known = by_shape.setdefault(one.other_mask.shape, one.kwargs)
+        if first_difference(known, one.kwargs) is None:
+            one.kwargs = known
 
 
-def _pooled(layer: int, states: Any) -> TokenFeatures:
-    vision, text = [], []
-    vision_counts: list[int] = []
-    text_counts: list[int] = []
-    for batch, state in states:
-        vision.append(state[batch.vision_mask])
-        text.append(state[batch.text_mask])
-        vision_counts += batch.vision_mask.sum(dim=1).tolist()
-        text_counts += batch.text_mask.sum(dim=1).tolist()
-    return TokenFeatures(layer, torch.cat(vision), torch.cat(text), tuple(vision_counts), tuple(text_counts))
+def _counts_in_sample_order(masks: Sequence[Tensor], batches: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    counts: dict[int, int] = {}
+    for mask, indices in zip(masks, batches, strict=True):
+        counts |= dict(zip(indices, mask.sum(dim=1).tolist(), strict=True))
+    return tuple(count for _, count in sorted(counts.items()))
 
 
-def _split_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Any]]:
-    """Hidden states, by position or by name, and all other arguments by name."""
-    if args:
-        if len(args) > 1:
-            raise MirError("a decoder layer got positional arguments besides its hidden states; it cannot be replayed.")
-        return args[0], dict(kwargs)
-    others = dict(kwargs)
-    return others.pop("hidden_states"), others
+def _rows_of(indices: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """Where the tokens of these samples stand among the tokens of all samples, (tokens,)."""
+    return torch.cat([torch.arange(counts[index]) + sum(counts[:index]) for index in indices])
 
 
-def _hidden_states_of(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
+class _SpoolRecorder:
+    """Writes the hidden states of one forward pass to a spool, layer after layer."""
 
+    def __init__(self, spool: Spool, batch: Batch) -> None:
+        self._spool, self._batch, self._layer = spool, batch, 0
 
-def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    for name in one.keys() | other.keys():
-        if not _same(one.get(name), other.get(name)):
-            return name
-    return None
-
-
-def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
-        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
-    return type(one) is type(other) and bool(one == other)
-
-
-def _equal_to_rounding(one: Tensor, other: Tensor) -> bool:
-    # The same kernels on the same values: a few units in the last place at most, relative to the largest entry.
-    tolerance = 8 * torch.finfo(other.dtype).eps * other.abs().max()
-    return one.shape == other.shape and bool((one - other).abs().max() <= tolerance)
+    def __call__(self, state: Tensor) -> None:
+        self._layer += 1
+        vision, text = self._batch.vision_mask, self._batch.text_mask
+        counts = tuple(vision.sum(dim=1).tolist()), tuple(text.sum(dim=1).tolist())
+        self._spool.add(TokenFeatures(self._layer, state[vision], state[text], *counts))

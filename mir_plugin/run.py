@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from mir_plugin.distributed import ALONE, Group
-from mir_plugin.engine import ReplayCheck, check_replay, layer_features
+from mir_plugin.engine import layer_features
 from mir_plugin.errors import MirError
 from mir_plugin.fingerprint import fingerprint, versions
 from mir_plugin.influence import sample_influences
 from mir_plugin.mir import distance_at, mir, prepared_layer
+from mir_plugin.replay import ReplayCheck, check_replay
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.resume import FinishedLayer, Journal
 from mir_plugin.samples import Sample, SampleSet

@@ -35,10 +35,22 @@ class Batch:
 
 
 class LayerWeights(Protocol):
-    """Where the weights of decoder layers come from when they are not all resident."""
+    """Gives decoder layers their weights for as long as they are needed, where they are not all resident.
 
-    def resident(self, layer_index: int) -> AbstractContextManager[nn.Module]:
-        """The layer (0-based) with its weights on the device, for the length of the ``with`` block."""
+    Attributes:
+        layer_bytes: memory of the largest layer.
+        room_for_two: whether the next layer may be loaded while one is in use.
+    """
+
+    layer_bytes: int
+    room_for_two: bool
+
+    def load(self, layer_index: int) -> None:
+        """Put a layer's (0-based) weights on the device; may run in a thread while another layer is in use."""
+        ...
+
+    def release(self, layer_index: int) -> None:
+        """Give a layer's memory back."""
         ...
 
 
@@ -47,7 +59,8 @@ class Decoder:
     """The language model's stack: what the engine replays.
 
     ``layers[k]`` is called as ``layer(hidden_states, **recorded_kwargs)``; ``final_norm`` follows the last one.
-    ``streamed`` is None when all weights are resident. ``layer_kinds`` names what each layer is (for example
+    ``streamed`` is None when all weights are resident; else layers have weights only between its ``load`` and
+    ``release``. ``layer_kinds`` names what each layer is (for example
     "full_attention", "sliding_attention") where that decides its arguments; empty when all layers are alike.
     """
 
@@ -84,7 +97,10 @@ class ModelAdapter(Protocol):
         ...
 
     def bound_to(self, batch: Batch) -> AbstractContextManager[None]:
-        """State that decoder layers need besides their arguments (MoCa's vision mask), for one batch."""
+        """State that decoder layers need besides their arguments (MoCa's vision mask), for one batch.
+
+        May read the masks alone: while layers are replayed, ``batch.inputs`` is empty.
+        """
         ...
 
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mir_plugin.engine import ReplayCheck, check_replay, layer_features
+from mir_plugin.engine import layer_features, packed_by_length
 from mir_plugin.errors import MirError
+from mir_plugin.replay import ReplayCheck, check_replay
 
 from toy import ToyAdapter, toy_samples
 
@@ -81,3 +82,47 @@ def test_no_hook_stays_after_an_error() -> None:
 def test_an_empty_sample_list_is_refused() -> None:
     with pytest.raises(MirError, match="no samples"):
         layer_features(ToyAdapter(), [])
+
+
+def test_a_batch_holds_samples_of_about_the_same_length() -> None:
+    batches = packed_by_length(toy_samples(6), 2)
+    lengths = [sorted(len(toy_samples(6)[index].text) for index in batch) for batch in batches]
+    assert [max(batch) for batch in lengths[:-1]] <= [min(batch) for batch in lengths[1:]]
+    assert sorted(index for batch in batches for index in batch) == list(range(6))
+
+
+def test_one_layer_of_features_is_held_at_a_time() -> None:
+    layers = layer_features(ToyAdapter(), toy_samples(3))
+    assert next(layers).vision.data_ptr() == next(layers).vision.data_ptr()
+
+
+class AddInPlace(torch.nn.Module):
+    def forward(self, hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
+        return hidden_states.add_(1)
+
+
+def test_something_added_in_place_between_layers_is_noticed() -> None:
+    # The second layer's input then *is* the changed output of the first: only the replay can tell.
+    adapter = ToyAdapter()
+    first, *others = adapter.model.layers
+    check = check_replay_of_layers(adapter, [first, AddInPlace(), *others])
+    assert check == ReplayCheck("depth-first", "replayed output of layer 2 differs from the recorded one")
+
+
+def test_layers_called_twice_are_noticed() -> None:
+    adapter = ToyAdapter()
+    check = check_replay_of_layers(adapter, [*adapter.model.layers, adapter.model.layers[0]])
+    assert "layer 1 is called at place 4" in check.reason
+
+
+def test_layers_that_are_not_called_are_noticed() -> None:
+    adapter = ToyAdapter()
+    check = check_replay_of_layers(adapter, list(adapter.model.layers)[:2])
+    assert "2 layer calls for 3 layers" in check.reason
+
+
+def check_replay_of_layers(adapter: ToyAdapter, layers: list[torch.nn.Module]) -> ReplayCheck:
+    """The check of a model whose forward pass calls these layers, while the decoder lists the original ones."""
+    adapter.model.layers = torch.nn.ModuleList(layers)
+    adapter.model.config.num_hidden_layers = len(layers)
+    return check_replay(adapter, toy_samples(1)[0])

@@ -13,9 +13,10 @@ import torch
 import transformers
 from adapters.tiny_models import TINY_MODELS, TinyModel
 
-from mir_plugin.engine import check_replay, layer_features
+from mir_plugin.engine import layer_features
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.huggingface import HuggingFaceAdapter, from_loaded
+from mir_plugin.replay import check_replay
 from mir_plugin.samples import Sample
 from mir_plugin.types import Batch, TokenFeatures
 
@@ -69,9 +70,14 @@ def all_samples(family: str) -> Batch:
     return adapter(family).encode(SAMPLES)
 
 
+def copied(features: TokenFeatures) -> TokenFeatures:
+    """The engine reuses a layer's memory for the next layer."""
+    return dataclasses.replace(features, vision=features.vision.clone(), text=features.text.clone())
+
+
 @functools.cache
 def features_one_by_one(family: str) -> tuple[TokenFeatures, ...]:
-    return tuple(layer_features(adapter(family), SAMPLES, batch_size=1))
+    return tuple(copied(features) for features in layer_features(adapter(family), SAMPLES, batch_size=1))
 
 
 def first_layer_input(of: HuggingFaceAdapter, sample: Sample) -> torch.Tensor:
@@ -208,7 +214,7 @@ def state_of(model: torch.nn.Module) -> list[Any]:
 
 def test_dropout_of_a_model_in_training_does_not_reach_the_features() -> None:
     model = TINY_MODELS["llava"]().model
-    expected = [features.text for features in layer_features(adapter("llava"), SAMPLES[:1])]
+    expected = [features.text.clone() for features in layer_features(adapter("llava"), SAMPLES[:1])]
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.9
