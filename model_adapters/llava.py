@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from mir_plugin.errors import MirError
@@ -28,6 +29,7 @@ _LLMS: Mapping[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
 }
+_REQUIRED_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _LLM_OF_MODEL_TYPE = {
     "llama": "llama",
     "llava": "llama",
@@ -77,6 +79,11 @@ def assemble(
     Raises:
         MirError: if parts do not fit each other.
     """
+    if options.device_memory is not None:
+        raise MirError(
+            "--device-memory does not apply to original-format checkpoints: their layers are not streamed. "
+            "Leave it out, or use --dtype float16 or --device cpu if the device is too small."
+        )
     device = torch.device(options.device if options.device != "auto" else _default_device())
     dtype = _dtype(options.dtype, files)
     llm_config, llm_class = _llm(files)
@@ -119,7 +126,15 @@ def _llm(files: LlavaFiles) -> tuple[Any, Any]:
         known = ", ".join(_LLM_OF_MODEL_TYPE)
         raise MirError(f"{files.checkpoint / 'config.json'} has model_type {kind!r}; supported: {known}.")
     config_class, llm_class = _LLMS[_LLM_OF_MODEL_TYPE[str(kind)]]
+    missing = [name for name in _REQUIRED_FIELDS if name not in files.config]
+    if missing:
+        raise MirError(
+            f"{files.checkpoint / 'config.json'} lacks {', '.join(missing)}. Copy the checkpoint's own config."
+        )
     fields = {name: value for name, value in files.config.items() if name not in ("model_type", "torch_dtype", "dtype")}
     if fields.get("rope_scaling") is None:
         fields.pop("rope_scaling", None)
-    return config_class.from_dict(fields), llm_class
+    try:
+        return config_class.from_dict(fields), llm_class
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise MirError(f"{files.checkpoint / 'config.json'} describes no {kind} model: {error}") from error

@@ -129,6 +129,17 @@ def test_a_vocabulary_resized_by_image_tokens_is_refused_with_that_cause(copy: P
         load(copy / "model")
 
 
+def test_incomplete_and_contradictory_configs_are_named(copy: Path) -> None:
+    path = copy / "model" / "config.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in whole.items() if name != "hidden_size"}))
+    with pytest.raises(MirError, match=r"config\.json lacks hidden_size"):
+        load(copy / "model")
+    path.write_text(json.dumps(whole | {"num_attention_heads": 5, "num_key_value_heads": 5}))
+    with pytest.raises(MirError, match=r"config\.json describes no llama model"):
+        load(copy / "model")
+
+
 def test_unknown_projectors_and_aspect_ratios_are_refused(copy: Path) -> None:
     change_json(copy / "model" / "config.json", mm_projector_type="ldp")
     with pytest.raises(MirError, match=r"mm_projector_type is 'ldp'"):
