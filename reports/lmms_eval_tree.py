@@ -9,9 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mir_plugin.errors import MirError
 from mir_plugin.reports.benchmarks import LMMS_EVAL
 from mir_plugin.reports.identity import checkpoint_ref
+from mir_plugin.reports.mir_json import measurement_of
 from mir_plugin.reports.records import CheckpointRef, Comparability, Harvest, Measurement, Problem, Run, Score
+from mir_plugin.results import MirResult
 
 RESULTS_SUFFIX = "_results.json"
 SUBMISSIONS_DIR = "submissions"  # tasks write look-alikes there; none is a results file
@@ -52,9 +55,8 @@ def read_results(path: Path) -> Harvest:
         complete=all(score.complete for score in scores) and whole,
         versions=versions,
     )
-    return Harvest(
-        scores, _measurements(data["results"], checkpoint, date, str(path)), (run,), _notes(data, path, scores)
-    )
+    measurements, problems = _measurements(data, checkpoint, date, str(path))
+    return Harvest(scores, measurements, (run,), problems + _notes(data, path, scores))
 
 
 def _model_name(data: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -74,7 +76,7 @@ def _whole_run(config: Mapping[str, Any]) -> bool:
 def _scores(data: Mapping[str, Any], checkpoint: CheckpointRef, whole: bool, date: str, run_id: str) -> Iterator[Score]:
     counts = data["n-samples"] if isinstance(data.get("n-samples"), dict) else {}
     for task, metrics in data["results"].items():
-        if task == MIR_TASK or not isinstance(metrics, dict):
+        if _measures_mir(data, task) or not isinstance(metrics, dict):
             continue
         listed = counts.get(task)
         seen = listed if isinstance(listed, dict) else {}
@@ -108,14 +110,39 @@ def numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _measurements(
-    results: Mapping[str, Any], checkpoint: CheckpointRef, date: str, run_id: str
-) -> tuple[Measurement, ...]:
-    metrics = results.get(MIR_TASK)
+    data: Mapping[str, Any], checkpoint: CheckpointRef, date: str, run_id: str
+) -> tuple[tuple[Measurement, ...], tuple[Problem, ...]]:
+    """One per task that measured MIR: the whole result where our task left it, else the number in the table."""
+    measurements: list[Measurement] = []
+    problems: list[Problem] = []
+    for task in data["results"]:
+        result = _mir_result(data, task)
+        try:
+            if result is not None:
+                read = MirResult.from_json(json.dumps(result), source=f"{run_id}, task {task}")
+                measurements.append(measurement_of(read, run_id, checkpoint))
+            elif task == MIR_TASK:
+                measurements += _bare_measurement(data["results"][task], checkpoint, date, run_id)
+        except MirError as error:
+            problems.append(Problem("error", "unreadable", run_id, str(error), RERUN))
+    return tuple(measurements), tuple(problems)
+
+
+def _measures_mir(data: Mapping[str, Any], task: str) -> bool:
+    return task == MIR_TASK or _mir_result(data, task) is not None
+
+
+def _mir_result(data: Mapping[str, Any], task: str) -> Mapping[str, Any] | None:
+    value: Any = data
+    for key in ("configs", task, "metadata", "mir_result"):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else None
+
+
+def _bare_measurement(metrics: Any, checkpoint: CheckpointRef, date: str, run_id: str) -> Iterator[Measurement]:
     values = {key.rsplit(",", 1)[0]: number for key, number in numbers(metrics)} if isinstance(metrics, dict) else {}
-    if "mir" not in values:
-        return ()
-    return (
-        Measurement(
+    if "mir" in values:
+        yield Measurement(
             checkpoint=checkpoint,
             mir=values["mir"],
             comparability=Comparability(estimator="exact"),
@@ -123,19 +150,18 @@ def _measurements(
             mir_published_upper=values.get("mir_published_upper"),
             date=date,
             run_id=run_id,
-        ),
-    )
+        )
 
 
 def _notes(data: Mapping[str, Any], path: Path, scores: tuple[Score, ...]) -> tuple[Problem, ...]:
     groups = data["group_subtasks"] if isinstance(data.get("group_subtasks"), dict) else {}
-    scored = {score.task for score in scores} | {MIR_TASK} | {group for group, members in groups.items() if members}
+    scored = {score.task for score in scores} | {group for group, members in groups.items() if members}
     return tuple(
         Problem(
             "warning", "missing", str(path), f"task {task} has no score (only N/A, empty or bypassed values)", RERUN
         )
         for task in data["results"]
-        if task not in scored
+        if task not in scored and not _measures_mir(data, task)
     )
 
 

@@ -31,11 +31,26 @@ def read_mir_json(path: Path, beside: CheckpointRef | None = None) -> Harvest:
         return Harvest(
             problems=(Problem("error", "unreadable", str(path), str(error), "Measure again, or delete it."),)
         )
+    run = Run(
+        run_id=str(path),
+        host=result.host,
+        checkpoint=result.checkpoint,
+        source=str(path),
+        date=result.created,
+        tasks=("mir",),
+        fingerprints=result.fingerprints,
+        versions=result.versions,
+    )
+    return Harvest(measurements=(measurement_of(result, str(path), beside),), runs=(run,))
+
+
+def measurement_of(result: MirResult, run_id: str, beside: CheckpointRef | None = None) -> Measurement:
+    """What a report keeps of a result; ``beside`` is another way to know its checkpoint by."""
     checkpoint = checkpoint_ref(result.checkpoint, result.fingerprints.get("checkpoint", ""))
     if beside:
         checkpoint = CheckpointRef(checkpoint.label, (*checkpoint.keys, *beside.keys))
     low, high = result.uncertainty.get("low"), result.uncertainty.get("high")
-    measurement = Measurement(
+    return Measurement(
         checkpoint=checkpoint,
         mir=result.mir,
         comparability=Comparability(
@@ -50,19 +65,8 @@ def read_mir_json(path: Path, beside: CheckpointRef | None = None) -> Harvest:
         n_samples=result.n_samples,
         layers=result.layers,
         date=result.created,
-        run_id=str(path),
+        run_id=run_id,
     )
-    run = Run(
-        run_id=str(path),
-        host=result.host,
-        checkpoint=result.checkpoint,
-        source=str(path),
-        date=result.created,
-        tasks=("mir",),
-        fingerprints=result.fingerprints,
-        versions=result.versions,
-    )
-    return Harvest(measurements=(measurement,), runs=(run,))
 
 
 def _number_or_none(value: Any) -> float | None:

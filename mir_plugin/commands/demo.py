@@ -13,8 +13,6 @@ import typer
 
 from mir_plugin.errors import MirError
 
-N_QUESTIONS = 200
-
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path("demo-out"),
@@ -40,7 +38,6 @@ def _evaluate(checkpoint: Path, results_dir: Path) -> None:
         "--model", "mir_hf",
         "--model_args", f"pretrained={checkpoint},device=cpu,mir_samples=embedded",
         "--tasks", "mir,mir_digits",
-        "--limit", str(N_QUESTIONS),
         "--batch_size", "16",
         "--output_path", str(results_dir),
     ]  # fmt: skip
