@@ -122,12 +122,13 @@ class Group:
 
     def _exchanged(self, sent: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Tensor:
         """Send one part to each process, and stack the parts received: as bytes, which every backend can carry."""
-        outgoing = [part.contiguous().flatten().view(torch.uint8).to(self._device) for part in sent]
         item_size = sent[0].element_size()
+        outgoing = [item_size * part.numel() for part in sent]
         incoming = [item_size * torch.Size(shape).numel() for shape in shapes]
+        content = torch.cat([part.flatten() for part in sent]).view(torch.uint8).to(self._device)
         received = torch.empty(sum(incoming), dtype=torch.uint8, device=self._device)
         with self._connected():
-            dist.all_to_all_single(received, torch.cat(outgoing), incoming, [len(part) for part in outgoing])
+            dist.all_to_all_single(received, content, incoming, outgoing)
         rows = (sum(shape[0] for shape in shapes), *shapes[0][1:])
         return received.view(sent[0].dtype).view(rows).to(sent[0].device)
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mir_plugin.errors import MirError
+from mir_plugin.progress import progress
 from mir_plugin.replay import (
     ReplayCheck,
     check_replay,
@@ -148,13 +148,13 @@ def _breadth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size:
     with torch.no_grad():
         running = [
             _catch_first_layer_inputs(adapter, adapter.encode([samples[index] for index in indices]))
-            for indices in tqdm(batches, desc="images and text", unit="batch", disable=None)
+            for indices in progress(batches, "images and text", "batch")
         ]
         _share_equal_arguments(running)
         pool = _Pool(running, batches)
     n_layers = len(adapter.decoder.layers)
     with LayerStream(adapter.decoder, adapter.device) as stream:
-        for k in tqdm(range(n_layers), desc="decoder layers", unit="layer", disable=None):
+        for k in progress(range(n_layers), "decoder layers", "layer"):
             with torch.no_grad(), stream.layer(k) as layer:
                 for one in running:
                     with adapter.bound_to(one.batch):
@@ -168,12 +168,12 @@ def _depth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: i
     batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
     with Spool(n_layers) as spool:
         with torch.no_grad(), LayerStream(adapter.decoder, adapter.device) as stream:
-            for neighbours in tqdm(batches, desc="forward passes", unit="batch", disable=None):
+            for neighbours in progress(batches, "forward passes", "batch"):
                 batch = adapter.encode(neighbours)
                 record = _SpoolRecorder(spool, batch)
                 with stream.during_forward(), recorded_outputs(adapter, record), adapter.bound_to(batch):
                     adapter.forward(batch)
-        for k in tqdm(range(n_layers), desc="decoder layers", unit="layer", disable=None):
+        for k in progress(range(n_layers), "decoder layers", "layer"):
             yield spool.read(k + 1, adapter.device)
 
 

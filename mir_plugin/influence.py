@@ -49,10 +49,11 @@ def covariance_root(one: Moments) -> Tensor:
     if one.root is not None:
         return one.root
     lower, failed = torch.linalg.cholesky_ex(one.cov)
-    if not failed:
-        return lower.t()
-    values, vectors = torch.linalg.eigh(one.cov)
-    return (vectors * values.clamp_min(0).sqrt()).t()
+    if failed:
+        values, vectors = torch.linalg.eigh(one.cov)
+        lower = vectors * values.clamp_min(0).sqrt()
+    root: Tensor = lower.t()
+    return root
 
 
 def sample_influences(prepared: PreparedLayer, distance: float, *, normalized: bool, group: Group = ALONE) -> Tensor:
@@ -88,15 +89,29 @@ def sample_influences(prepared: PreparedLayer, distance: float, *, normalized: b
 
 
 def _contributions(tokens: PreparedTokens, gap: Tensor, factor: Tensor) -> Tensor:
-    """What each token adds to the derivative of the mean term and the traces, (tokens,); without the scale."""
-    n, mean = tokens.moments.n, tokens.moments.mean
-    single = factor.float().t()  # a standard error needs no more digits, and this product is what the pass costs
+    """What each token adds to the derivative of the mean term and the traces, (tokens,); without the scale.
+
+    In float32: a standard error needs no more digits, and these products are what the pass costs.
+    """
+    n, mean = tokens.moments.n, tokens.moments.mean.float()
+    triangle = torch.linalg.qr(factor, mode="r").R.float()
+    direction = gap.float()
     parts = []
-    for chunk in token_chunks(tokens.features, tokens.replaced, tokens.replacement):
-        centred = chunk - mean
-        carried = (centred.float() @ single).square().sum(dim=1)
-        parts.append(2 * (centred @ gap) / n + (centred.square().sum(dim=1) - carried) / (n - 1))
+    for chunk in token_chunks(tokens.features, tokens.replaced, tokens.replacement, torch.float32):
+        centred = chunk.sub_(mean)
+        spread = torch.linalg.vector_norm(centred, dim=1).square() - _lengths_under(triangle, centred)
+        parts.append((2 / n * (centred @ direction) + spread / (n - 1)).double())
     return torch.cat(parts)
+
+
+def _lengths_under(triangle: Tensor, rows: Tensor) -> Tensor:
+    """‖R x‖² of each row x under an upper triangular (or trapezoidal) R: block by block, without the zeros."""
+    width = -(-triangle.shape[1] // 4)
+    lengths = torch.zeros(len(rows), dtype=rows.dtype, device=rows.device)
+    for start in range(0, len(triangle), width):
+        carried = rows[:, start:] @ triangle[start : start + width, start:].t()
+        lengths += torch.linalg.vector_norm(carried, dim=1).square()
+    return lengths
 
 
 def _centred(sums: Tensor, counts: Tensor) -> Tensor:

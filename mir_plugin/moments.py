@@ -79,11 +79,14 @@ def _add_upper_products(products: Tensor, centred: Tensor) -> None:
 
 
 def token_chunks(
-    features: Tensor, replaced: Tensor | None = None, replacement: Tensor | None = None
+    features: Tensor,
+    replaced: Tensor | None = None,
+    replacement: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Iterator[Tensor]:
-    """The tokens in float64, some thousand rows at a time (at least one chunk), replaced rows replaced; all copies."""
+    """Copies of the tokens, some thousand rows at a time (at least one chunk), with replaced rows replaced."""
     for start in range(0, max(len(features), 1), CHUNK_ROWS):
-        chunk = features[start : start + CHUNK_ROWS].to(torch.float64, copy=True)
+        chunk = features[start : start + CHUNK_ROWS].to(dtype, copy=True)
         if replaced is not None and replacement is not None:
-            chunk[replaced[start : start + CHUNK_ROWS]] = replacement.double()
+            chunk[replaced[start : start + CHUNK_ROWS]] = replacement.to(dtype)
         yield chunk

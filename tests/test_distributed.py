@@ -19,6 +19,7 @@ from mir_plugin.distributed import ALONE, Group, current_group, launched_group, 
 from mir_plugin.errors import MirError
 from mir_plugin.mir import distance_at, prepared_layer
 from mir_plugin.normalize import coordinate_median
+from mir_plugin.progress import progress
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.run import measure
 from mir_plugin.samples import Sample, SampleSet
@@ -103,6 +104,7 @@ def test_statistics_of_shards_equal_those_of_one_process(size: int, tmp_path: Pa
         ]
 
     answers = together(size, work, tmp_path)
+    assert not any(isinstance(answer, Exception) for answer in answers), answers
     for index, (n, d, dtype, config) in enumerate(cases):
         alone = dataclasses.asdict(distance_at(prepared_layer(layer_of(random_samples(n, d, dtype), d), config)))
         for answer in answers:
@@ -231,3 +233,36 @@ def test_a_launcher_s_environment_makes_a_group(tmp_path: Path) -> None:
     found = [answers.get(timeout=60) for _ in range(4)]
     assert found.count([0, 1]) == 2
     assert found.count(False) == 2
+
+
+def test_only_process_0_of_a_launched_run_prints_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from mir_plugin.cli import app
+
+    checkpoint = tmp_path / "toy"
+    checkpoint.mkdir()
+    monkeypatch.setattr("mir_plugin.model_adapters.recognise", lambda _: None)
+    monkeypatch.setattr("mir_plugin.model_adapters.load_adapter", lambda *_: ToyAdapter())
+    monkeypatch.setattr("mir_plugin.commands.options.chosen_samples", lambda *_: SampleSet(tuple(toy_samples(3))))
+    monkeypatch.setenv("WORLD_SIZE", "2")  # the group exists already, as under lmms-eval
+
+    def work(group: Group) -> tuple[str, list[str]]:
+        out = tmp_path / f"out-{group.rank}"
+        run = CliRunner().invoke(app, ["run", str(checkpoint), "--out", str(out), "--json"], catch_exceptions=False)
+        return run.stdout, [path.name for path in tmp_path.glob(f"out-{group.rank}/*")]
+
+    (printed, written), others = together(2, work, tmp_path)
+    assert MirResult.from_json(printed).engine["processes"] == 2
+    assert written == ["mir.json"]
+    assert others == ("", [])
+
+
+@pytest.mark.parametrize(("rank", "bars"), [("0", True), ("1", False)])
+def test_only_process_0_shows_progress(
+    rank: str, bars: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(progress([1, 2], "layers", "layer")) == [1, 2]
+    assert ("layers: 100%" in capsys.readouterr().err) == bars

@@ -101,6 +101,22 @@ def test_influences_sum_to_zero_and_give_the_error_of_leaving_each_sample_out(sh
     assert torch.corrcoef(torch.stack([-found, without.double()]))[0, 1] > 0.9
 
 
+def test_massive_activations_leave_the_influences_their_digits() -> None:
+    # One coordinate a thousand times larger than the rest, as in real hidden states; the products are in float32.
+    samples = draw(8, 6, 20, 15, seed=7)
+    for vision, text in samples:
+        vision[:, 2] += 300
+        text[:, 2] = 290 + 100 * text[:, 2]
+    distance, found = influences(samples, MirConfig(outliers="none", normalize=False))
+    step = 1e-4
+    for i in range(8):
+        change = step * np.eye(8)[i]
+        slope = (weighted_distance(samples, 1 + change, False) - weighted_distance(samples, 1 - change, False)) / (
+            2 * step
+        )
+        assert found[i].item() == pytest.approx(slope, abs=1e-4 * distance)
+
+
 def test_the_interval_covers_the_spread_over_disjoint_sample_sets() -> None:
     values, errors = [], []
     for seed in range(120):
