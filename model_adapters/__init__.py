@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -48,12 +48,15 @@ class AdapterSpec:
     ``loads`` is ``"module:function"`` with the signature ``(checkpoint: Path, options: LoadOptions) -> ModelAdapter``;
     ``recognises`` is ``"module:function"`` with the signature ``(checkpoint: Path) -> bool``, which reads config and
     key names only. The first entry of the table that recognises a checkpoint loads it.
+    ``inspects`` is ``"module:function"`` with the signature ``(checkpoint: Path, options: LoadOptions) ->
+    Mapping[str, str]``: what loading would use, found out without reading a weight, as headings and texts.
     """
 
     name: str
     summary: str
     loads: str
     recognises: str
+    inspects: str
     aliases: tuple[str, ...] = ()
 
 
@@ -63,6 +66,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         summary="Mini-Gemini / MGM: full and projector-only; two vision towers and patch-info mining",
         loads="mir_plugin.model_adapters.mini_gemini:load",
         recognises="mir_plugin.model_adapters.mini_gemini:recognises",
+        inspects="mir_plugin.model_adapters.mini_gemini:inspect",
         aliases=("mgm",),
     ),
     AdapterSpec(
@@ -70,6 +74,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         summary="ShareGPT4V: full, pre-training (tuned upper vision tower) and projector-only",
         loads="mir_plugin.model_adapters.sharegpt4v:load",
         recognises="mir_plugin.model_adapters.sharegpt4v:recognises",
+        inspects="mir_plugin.model_adapters.sharegpt4v:inspect",
         aliases=("share4v",),
     ),
     AdapterSpec(
@@ -77,6 +82,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         summary="original LLaVA-1.5: full, projector-only, LoRA; with or without MoCa",
         loads="mir_plugin.model_adapters.llava:load",
         recognises="mir_plugin.model_adapters.llava:recognises",
+        inspects="mir_plugin.model_adapters.llava:inspect",
         aliases=("llava",),
     ),
     AdapterSpec(
@@ -84,6 +90,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         summary="any transformers LVLM: AutoModelForImageTextToText and its processor",
         loads="mir_plugin.model_adapters.huggingface:load",
         recognises="mir_plugin.model_adapters.huggingface:recognises",
+        inspects="mir_plugin.model_adapters.hf_checkpoint:inspect",
         aliases=("hf",),
     ),
 )
@@ -98,12 +105,26 @@ def adapter_spec(name: str) -> AdapterSpec:
     raise MirError(f"unknown adapter {name!r}; known: {known}. `mir adapters` describes them.")
 
 
+def checkpoint_folder(checkpoint: Path) -> Path:
+    """The folder of a checkpoint: itself, or the local copy of a hub repository of that name, fetched if need be.
+
+    Raises:
+        MirError: if there is no such folder and the hub does not give it.
+    """
+    if checkpoint.is_dir():
+        if not (checkpoint / "config.json").is_file():
+            raise MirError(f"{checkpoint} holds no config.json, so it is no checkpoint folder.")
+        return checkpoint
+    from mir_plugin.model_adapters.locations import hub_folder
+
+    found = hub_folder(str(checkpoint))
+    if isinstance(found, str):
+        raise MirError(f"no checkpoint folder at {checkpoint} ({found}). Check the path, or download the checkpoint.")
+    return found
+
+
 def recognise(checkpoint: Path) -> AdapterSpec:
-    """The family of a checkpoint, from its files and config; never from its folder's name."""
-    if not checkpoint.is_dir():
-        raise MirError(f"no checkpoint folder at {checkpoint}. Check the path, or download the checkpoint first.")
-    if not (checkpoint / "config.json").is_file():
-        raise MirError(f"{checkpoint} holds no config.json, so it is no checkpoint folder.")
+    """The family of a checkpoint folder, from its files and config; never from the folder's name."""
     for spec in ADAPTERS:
         if cast("Callable[[Path], bool]", _named(spec.recognises))(checkpoint):
             return spec
@@ -111,11 +132,35 @@ def recognise(checkpoint: Path) -> AdapterSpec:
     raise MirError(f"{checkpoint} belongs to no known family ({known}). Name one with --family to try it anyway.")
 
 
+def checkpoint_spec(checkpoint: Path, family: str | None = None) -> tuple[Path, AdapterSpec]:
+    """The folder of a checkpoint and the adapter that loads it: the named family's, or the one that recognises it."""
+    spec = adapter_spec(family) if family else None
+    folder = checkpoint_folder(checkpoint)
+    return folder, spec or recognise(folder)
+
+
 def load_adapter(checkpoint: Path, options: LoadOptions | None = None) -> ModelAdapter:
-    """Load a checkpoint with the adapter that recognises it, or with the one named in ``options.family``."""
+    """Load a checkpoint with the adapter that recognises it, or with the one named in ``options.family``.
+
+    Args:
+        checkpoint: a folder, or the name of a hub repository.
+    """
     options = options or LoadOptions()
-    spec = adapter_spec(options.family) if options.family else recognise(checkpoint)
-    return cast("ModelAdapter", _named(spec.loads)(checkpoint, options))
+    folder, spec = checkpoint_spec(checkpoint, options.family)
+    return cast("ModelAdapter", _named(spec.loads)(folder, options))
+
+
+def inspect_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[AdapterSpec, Mapping[str, str]]:
+    """The family that would load a checkpoint, and what it would use; no weight is read.
+
+    Raises:
+        MirError: as loading would, for parts that are missing or do not belong together.
+    """
+    folder, spec = checkpoint_spec(checkpoint, options.family)
+    try:
+        return spec, cast("Callable[..., Mapping[str, str]]", _named(spec.inspects))(folder, options)
+    except MirError as error:
+        raise MirError(f"{checkpoint} is a {spec.name} checkpoint, but cannot be loaded yet: {error}") from error
 
 
 def _named(target: str) -> Callable[..., object]:

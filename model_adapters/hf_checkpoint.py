@@ -69,6 +69,29 @@ def open_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[Any, Any]:
     return model.to(device).eval(), processor
 
 
+def inspect(checkpoint: Path, options: LoadOptions) -> dict[str, str]:
+    """What loading would use; no weight is read. Raises MirError for options that do not apply or missing parts."""
+    _require_applicable(options)
+    config = _config(checkpoint)
+    text, vision = config.get("text_config", config), config.get("vision_config", {})
+    stored = sorted(path.name for path in checkpoint.glob("*.safetensors")) or sorted(
+        path.name for path in checkpoint.glob("pytorch_model*.bin")
+    )
+    if not stored:
+        raise MirError(
+            f"{checkpoint} holds no weights (*.safetensors or pytorch_model*.bin). Copy the whole checkpoint."
+        )
+    return {
+        "model type": str(config.get("model_type")),
+        "layers": f"{text.get('num_hidden_layers', '?')} of width {text.get('hidden_size', '?')}",
+        "language model": str(text.get("model_type", "inside the model")),
+        "vision tower": str(vision.get("model_type", "inside the model")),
+        "remote code": "needed: --trust-remote-code" if _brings_code(config) else "none",
+        "weights": f"{len(stored)} file(s), {stored[0]}" + (" ..." if len(stored) > 1 else ""),
+        "saved as": str(config.get("dtype", config.get("torch_dtype", "not stated"))),
+    }
+
+
 def _config(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "config.json"
     try:

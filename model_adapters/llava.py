@@ -12,9 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
-from mir_plugin.model_adapters.checkpoint import assign, build_empty
+from mir_plugin.model_adapters.checkpoint import build_empty
+from mir_plugin.model_adapters.layer_weights import assign_within
 from mir_plugin.model_adapters.llava_adapter import LlavaAdapter
-from mir_plugin.model_adapters.llava_files import LlavaFiles, open_llava
+from mir_plugin.model_adapters.llava_files import LlavaFiles, description, open_llava
 from mir_plugin.model_adapters.llava_model import LlavaModel
 from mir_plugin.model_adapters.lora import keep_beside, merge
 from mir_plugin.model_adapters.moca import VisionPositions, calibrate
@@ -61,6 +62,13 @@ def load(checkpoint: Path, options: LoadOptions, *, family: str = FAMILY) -> Lla
     return assemble(files, options, family=family, build_tower=lambda: ClipTower(tower), preprocessor=preprocessor)
 
 
+def inspect(checkpoint: Path, options: LoadOptions, *, family: str = FAMILY) -> dict[str, str]:
+    """What loading would use; no weight is read. Raises MirError as loading would."""
+    files = open_llava(checkpoint, options, family=family)
+    open_tower_config(files.tower, files.config)
+    return description(files, options)
+
+
 def assemble(
     files: LlavaFiles,
     options: LoadOptions,
@@ -79,11 +87,6 @@ def assemble(
     Raises:
         MirError: if parts do not fit each other.
     """
-    if options.device_memory is not None:
-        raise MirError(
-            "--device-memory does not apply to original-format checkpoints: their layers are not streamed. "
-            "Leave it out, or use --dtype float16 or --device cpu if the device is too small."
-        )
     device = torch.device(options.device if options.device != "auto" else _default_device())
     dtype = _dtype(options.dtype, files)
     llm_config, llm_class = _llm(files)
@@ -100,9 +103,13 @@ def assemble(
 
     model = build_empty(build)
     weights = merge(files.weights, files.lora) if options.merge_lora else keep_beside(files.weights, files.lora, model)
-    assign(model, weights, device, dtype)
+    streamed = assign_within(
+        model, weights, device, dtype, layers="base_llm.model.layers", device_memory=options.device_memory
+    )
     tokenizer = open_tokenizer(files.tokenizer)
-    return LlavaAdapter(family, files, model, tokenizer, preprocessor, positions, more_facts=more_facts or {})
+    return LlavaAdapter(
+        family, files, model, tokenizer, preprocessor, positions, streamed=streamed, more_facts=more_facts or {}
+    )
 
 
 def _default_device() -> str:
@@ -111,8 +118,7 @@ def _default_device() -> str:
 
 def _dtype(name: str, files: LlavaFiles) -> torch.dtype:
     if name == "auto":
-        embeddings = files.weights.get("base_llm.model.embed_tokens.weight")
-        return torch.float32 if embeddings is None else embeddings.dtype
+        return files.dtype
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in dtypes:
         raise MirError(f"dtype {name!r} is not one of auto, {', '.join(dtypes)}.")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.checkpoint import KeyRule, rename
@@ -44,6 +46,17 @@ _TOWER_PREFIX = "vision_tower.encoder."
 _LORA_WRAPPER = "base_model.model."
 
 
+_TUNING_FLAGS = (
+    "tune_mm_mlp_adapter",
+    "tune_vision_tower",
+    "optimize_vision_tower",
+    "optimize_vision_tower_aux",
+    "tune_language_model",
+    "tune_entire_model",
+    "use_moca",
+)
+
+
 @dataclass(frozen=True)
 class LlavaFiles:
     """A checkpoint's parts, located and named.
@@ -74,9 +87,36 @@ class LlavaFiles:
     more_folders: tuple[Path, ...] = ()
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the language model's weights were saved as."""
+        embeddings = self.weights.get("base_llm.model.embed_tokens.weight")
+        return torch.float32 if embeddings is None else embeddings.dtype
+
+    @property
     def folders(self) -> tuple[Path, ...]:
         """Every folder that has a say in the numbers."""
         return tuple(f for f in (self.checkpoint, self.base_llm, self.tower, *self.more_folders) if f is not None)
+
+
+def description(files: LlavaFiles, options: LoadOptions) -> dict[str, str]:
+    """Headings and texts for ``mir inspect``."""
+    config = files.config
+    ranks = sorted({pair.down.shape[0] for pair in files.lora.values()})
+    lora = f"rank {', '.join(map(str, ranks))} on {len(files.lora)} modules" if files.lora else "none"
+    tuned = [name for name in _TUNING_FLAGS if config.get(name)]
+    return {
+        "kind": {"full": "full checkpoint", "projector": "projector only", "lora": "LoRA"}[files.kind],
+        "base LLM": "inside the checkpoint" if files.base_llm is None else str(files.base_llm),
+        "layers": f"{config.get('num_hidden_layers')} of width {config.get('hidden_size')}",
+        "vision tower": files.tower_source,
+        "projector": str(config.get("mm_projector_type", "linear")),
+        "LoRA": lora if options.merge_lora or not files.lora else f"{lora}, kept beside the base weights",
+        "MoCa": "in every layer" if files.has_moca else "none",
+        "tuned parts": ", ".join(tuned) or "not stated in config.json",
+        "image shape": str(config.get("image_aspect_ratio") or "square"),
+        "tokenizer": str(files.tokenizer),
+        "saved as": str(files.dtype).removeprefix("torch."),
+    }
 
 
 def search_places(checkpoint: Path) -> tuple[Path, ...]:

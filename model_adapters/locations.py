@@ -27,7 +27,7 @@ def find_folder(name: str, near: Sequence[Path], *, what: str, option: str, mark
     for place in places:
         if (place / marker).is_file():
             return place
-    reason = _download(name) if _HUB_NAME.fullmatch(name) else "no such folder"
+    reason = hub_folder(name)
     if isinstance(reason, Path):
         return reason
     searched = ", ".join(str(place) for place in places)
@@ -36,8 +36,10 @@ def find_folder(name: str, near: Sequence[Path], *, what: str, option: str, mark
     )
 
 
-def _download(name: str) -> Path | str:
+def hub_folder(name: str) -> Path | str:
     """The snapshot folder of a hub repository, from the local cache or the network; or why there is none."""
+    if not _HUB_NAME.fullmatch(name):
+        return "no such folder"
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -12,7 +12,7 @@ from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.convnext import ConvNextTower, build_convnext
 from mir_plugin.model_adapters.llava import assemble
 from mir_plugin.model_adapters.llava_adapter import LlavaAdapter
-from mir_plugin.model_adapters.llava_files import open_llava
+from mir_plugin.model_adapters.llava_files import description, open_llava
 from mir_plugin.model_adapters.mini_gemini_files import AUX_PREFIX, CHECKPOINT_RULES, open_aux_tower
 from mir_plugin.model_adapters.mini_gemini_vision import MiniGeminiTowers, ViewLayout
 from mir_plugin.model_adapters.patch_info_mining import PatchInfoMining
@@ -63,6 +63,17 @@ def load(checkpoint: Path, options: LoadOptions) -> LlavaAdapter:
             "image_global": layout.with_global_view,
         },
     )
+
+
+def inspect(checkpoint: Path, options: LoadOptions) -> dict[str, str]:
+    """What loading would use; no weight is read. Raises MirError as loading would."""
+    files = open_llava(checkpoint, options, family=FAMILY, more_rules=CHECKPOINT_RULES)
+    layout = view_layout(files.config, open_tower_config(files.tower, files.config))
+    views = f"{layout.grid} x {layout.grid}" + (" and a global view" if layout.with_global_view else "")
+    return description(files, options) | {
+        "second vision tower": open_aux_tower(files, options).source,
+        "picture": f"{files.config['image_size_aux']} pixels; low-resolution views {views}",
+    }
 
 
 def view_layout(config: Mapping[str, Any], tower: TowerConfig) -> ViewLayout:

@@ -26,3 +26,8 @@ def recognises(checkpoint: Path) -> bool:
 def load(checkpoint: Path, options: LoadOptions) -> LlavaAdapter:
     """Load a ShareGPT4V checkpoint. Raises MirError if parts are missing, damaged, or do not fit each other."""
     return llava.load(checkpoint, options, family=FAMILY)
+
+
+def inspect(checkpoint: Path, options: LoadOptions) -> dict[str, str]:
+    """What loading would use; no weight is read. Raises MirError as loading would."""
+    return llava.inspect(checkpoint, options, family=FAMILY)

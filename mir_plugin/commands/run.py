@@ -71,14 +71,11 @@ def run(
     """
     from mir_plugin.commands.terminal import print_result
     from mir_plugin.distributed import launched_group, own_device
-    from mir_plugin.model_adapters import LoadOptions, adapter_spec, recognise
+    from mir_plugin.model_adapters import LoadOptions, checkpoint_spec
     from mir_plugin.results import MirConfig
 
     # A mistaken name is told at once, not after samples were fetched.
-    if family:
-        adapter_spec(family)
-    else:
-        recognise(checkpoint)
+    checkpoint_spec(checkpoint, family)
     config = MirConfig(outliers=outliers.value, normalize=not no_normalization)
     sample_set = options.chosen_samples(images, texts, dataset, embedded, n_samples, seed)
     load = LoadOptions(

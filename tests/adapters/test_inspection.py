@@ -1,0 +1,66 @@
+"""``mir inspect``: what is recognised without reading a weight."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mir_plugin.embedded import micro_checkpoints
+from mir_plugin.errors import MirError
+from mir_plugin.model_adapters import LoadOptions, checkpoint_folder, inspect_checkpoint
+
+from golden_data import require_golden
+
+
+@pytest.mark.parametrize(
+    ("case", "family", "stated"),
+    [
+        ("llava/llava_full", "llava-1.5", {"kind": "full checkpoint", "base LLM": "inside the checkpoint"}),
+        ("llava/llava_projector", "llava-1.5", {"kind": "projector only", "tuned parts": "tune_mm_mlp_adapter"}),
+        ("llava/llava_lora", "llava-1.5", {"kind": "LoRA", "LoRA": "rank 6 on 28 modules"}),
+        ("llava/llava_moca", "llava-1.5", {"MoCa": "in every layer"}),
+        ("llava/llava_qformer", "llava-1.5", {"projector": "qformer"}),
+        ("sharegpt4v/share4v_full", "sharegpt4v", {"tuned parts": "tune_vision_tower"}),
+        ("mini_gemini/mgm_full", "mini-gemini", {"picture": "768 pixels; low-resolution views 1 x 1"}),
+    ],
+)
+def test_a_checkpoint_is_recognised_with_its_parts(case: str, family: str, stated: dict[str, str]) -> None:
+    spec, description = inspect_checkpoint(require_golden(case) / "model", LoadOptions())
+    assert spec.name == family
+    assert stated.items() <= dict(description).items()
+
+
+def test_the_folders_name_has_no_say(tmp_path: Path) -> None:
+    copy = tmp_path / "mgm-sharegpt4v-qwen"
+    shutil.copytree(require_golden("llava/llava_full"), copy, ignore=shutil.ignore_patterns("samples", "expected*"))
+    assert inspect_checkpoint(copy / "model", LoadOptions())[0].name == "llava-1.5"
+
+
+def test_a_hugging_face_checkpoint_is_described_by_its_config() -> None:
+    spec, description = inspect_checkpoint(micro_checkpoints()[0], LoadOptions())
+    config = json.loads((micro_checkpoints()[0] / "config.json").read_text())
+    assert spec.name == "huggingface"
+    assert description["layers"].startswith(f"{config['text_config']['num_hidden_layers']} of width")
+
+
+def test_a_missing_part_is_named_with_its_family_and_remedy(tmp_path: Path) -> None:
+    case = require_golden("llava/llava_projector")
+    shutil.copytree(case / "model", tmp_path / "lonely" / "deep" / "model")
+    with pytest.raises(MirError, match=r"is a llava-1\.5 checkpoint, but cannot be loaded yet.*--base-llm"):
+        inspect_checkpoint(tmp_path / "lonely" / "deep" / "model", LoadOptions())
+
+
+def test_an_overridden_tower_is_the_one_described() -> None:
+    case = require_golden("sharegpt4v/share4v_full")
+    _, description = inspect_checkpoint(case / "model", LoadOptions(vision_tower=case / "vision_tower"))
+    assert description["vision tower"].endswith("(named by --vision-tower)")
+
+
+def test_a_path_that_is_nothing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(MirError, match=r"no checkpoint folder at .*nothing-here"):
+        checkpoint_folder(tmp_path / "nothing-here")
+    with pytest.raises(MirError, match=r"holds no config\.json"):
+        checkpoint_folder(tmp_path)
