@@ -118,16 +118,7 @@ def assign(module: nn.Module, weights: Mapping[str, Weight], device: torch.devic
         MirError: if a parameter has no weight, a weight no parameter, a shape differs, or a value is NaN or infinite.
             Nothing has been assigned when names or shapes are wrong.
     """
-    slots = _slots_by_tensor(module)
-    _check_names(slots, weights)
-    chosen = [(names, next(weights[name] for name in names if name in weights)) for names, _ in slots]
-    for (names, current), (_, weight) in zip(slots, chosen, strict=True):
-        if tuple(current.shape) != weight.shape:
-            raise MirError(
-                f"{weight.origin} has shape {list(weight.shape)}, but {names[0]!r} of the model built from the config "
-                f"has {list(current.shape)}. {_shape_hint(names[0])}"
-            )
-    for (names, current), (_, weight) in zip(slots, chosen, strict=True):
+    for names, current, weight in _fitting(module, weights):
         value = _checked(weight, device, dtype if current.is_floating_point() else current.dtype)
         new = nn.Parameter(value, requires_grad=False) if isinstance(current, nn.Parameter) else value
         for name in names:
@@ -135,6 +126,11 @@ def assign(module: nn.Module, weights: Mapping[str, Weight], device: torch.devic
     for name, buffer in list(module.named_buffers()):
         if buffer.device != device:
             _set(module, name, buffer.to(device))
+
+
+def check_fit(module: nn.Module, weights: Mapping[str, Weight]) -> None:
+    """Raise MirError, as ``assign`` would, where names or shapes of module and weights disagree; reads nothing."""
+    _fitting(module, weights)
 
 
 def release(module: nn.Module) -> None:
@@ -151,6 +147,22 @@ def _slots_by_tensor(module: nn.Module) -> list[tuple[list[str], Tensor]]:
     for name, tensor in module.state_dict(keep_vars=True).items():
         by_identity.setdefault(id(tensor), ([], tensor))[0].append(name)
     return list(by_identity.values())
+
+
+def _fitting(module: nn.Module, weights: Mapping[str, Weight]) -> list[tuple[list[str], Tensor, Weight]]:
+    """Every parameter and stored buffer: its names, itself, its weight; all names and shapes checked."""
+    slots = _slots_by_tensor(module)
+    _check_names(slots, weights)
+    fitting = []
+    for names, current in slots:
+        weight = next(weights[name] for name in names if name in weights)
+        if tuple(current.shape) != weight.shape:
+            raise MirError(
+                f"{weight.origin} has shape {list(weight.shape)}, but {names[0]!r} of the model built from the config "
+                f"has {list(current.shape)}. {_shape_hint(names[0])}"
+            )
+        fitting.append((names, current, weight))
+    return fitting
 
 
 def _check_names(slots: Sequence[tuple[list[str], Tensor]], weights: Mapping[str, Weight]) -> None:

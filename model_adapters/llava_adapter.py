@@ -27,7 +27,7 @@ from mir_plugin.model_adapters.preprocess import ClipPreprocessor
 from mir_plugin.model_adapters.sequences import ExpandedPrompt, PaddedBatch, expand, padded, padded_batch
 from mir_plugin.model_adapters.tokens import Tokenizer
 from mir_plugin.samples import Sample
-from mir_plugin.types import Batch, Decoder
+from mir_plugin.types import Batch, Decoder, LayerWeights
 
 
 class LlavaAdapter:
@@ -43,6 +43,7 @@ class LlavaAdapter:
         positions: VisionPositions | None,
         conversation: Conversation = VICUNA_V1,
         *,
+        streamed: LayerWeights | None = None,
         more_facts: Mapping[str, Any],
     ) -> None:
         self.family = family
@@ -53,8 +54,12 @@ class LlavaAdapter:
         self.device = model.base_llm.lm_head.weight.device
         self.dtype = model.base_llm.lm_head.weight.dtype
         inner = model.base_llm.model
-        self.decoder = Decoder(layers=list(inner.layers), final_norm=inner.norm)
-        self.facts = {**_facts(family, files, model, tokenizer, conversation, self.device, self.dtype), **more_facts}
+        self.decoder = Decoder(layers=list(inner.layers), final_norm=inner.norm, streamed=streamed)
+        self.facts = {
+            **_facts(family, files, model, tokenizer, conversation, self.device, self.dtype),
+            "streamed": streamed is not None,
+            **more_facts,
+        }
         self._positions = positions
         self._image_mark = _image_mark(files, tokenizer)
         self._cut_at: int | None = files.config.get("tokenizer_model_max_length")
@@ -100,6 +105,7 @@ class LlavaAdapter:
         until: Sequence[str] = (),
     ) -> list[str]:
         """One answer per prompt, see ``Generator``; none goes beyond the room that the longest prompt leaves."""
+        self._require_resident_layers()
         if not prompts:
             return []
         questions = [self._expanded(*self._question(prompt)) for prompt in prompts]
@@ -127,6 +133,7 @@ class LlavaAdapter:
     @torch.no_grad()
     def loglikelihood(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[tuple[float, bool]]:
         """Log likelihood of each continuation as the answer, and whether it is the greedy one; see ``Generator``."""
+        self._require_resident_layers()
         if len(prompts) != len(continuations):
             raise MirError(f"{len(prompts)} prompts but {len(continuations)} continuations; give one per prompt.")
         if not prompts:
@@ -137,6 +144,13 @@ class LlavaAdapter:
         with self._calibrating(batch.vision_mask):
             hidden_states = self.model.prefill(embeddings, batch.attention_mask)
         return continuation_loglikelihoods(self.model.base_llm.lm_head, hidden_states, pairs)
+
+    def _require_resident_layers(self) -> None:
+        if self.decoder.streamed is not None:
+            raise MirError(
+                "this checkpoint's decoder layers are streamed from disk (--device-memory): that measures MIR, but "
+                "answers no prompts. Load it without --device-memory, or with more of it."
+            )
 
     def _calibrating(self, vision_mask: Tensor) -> AbstractContextManager[None]:
         return nullcontext() if self._positions is None else self._positions.bound_to(vision_mask)

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -67,7 +68,7 @@ class StoredTensor:
         """The value, on the CPU, in the dtype it is stored in. Raises MirError if the file is damaged there."""
         try:
             return self._read()
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise _damaged(self.path, f"{self.key!r} cannot be read: {error}") from error
 
 
@@ -166,20 +167,31 @@ def _open_sharded(index: Path) -> dict[str, StoredTensor]:
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
-        handle = safe_open(path, framework="pt", device="cpu")
-        slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118 - not a mapping
+        with safe_open(path, framework="pt", device="cpu"):
+            pass  # checks the header and the length of the file
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_bytes))
     except (OSError, SafetensorError) as error:
         raise _damaged(path, str(error)) from error
-    return {
-        key: StoredTensor(
-            key,
-            path,
-            tuple(part.get_shape()),
-            _safetensors_dtype(part.get_dtype(), key, path),
-            partial(handle.get_tensor, key),
-        )
-        for key, part in slices.items()
-    }
+    header.pop("__metadata__", None)
+    weights: dict[str, StoredTensor] = {}
+    for key, entry in header.items():
+        shape, dtype = tuple(entry["shape"]), _safetensors_dtype(entry["dtype"], key, path)
+        start, end = (8 + header_bytes + offset for offset in entry["data_offsets"])
+        weights[key] = StoredTensor(key, path, shape, dtype, partial(_mapped, path, start, end, shape, dtype))
+    return weights
+
+
+def _mapped(path: Path, start: int, end: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Bytes of a file as a tensor: read when touched, shared between processes, gone with the tensor.
+
+    Only these bytes are mapped: a map of the whole file would outlive a layer that is streamed through memory.
+    """
+    if start == end:
+        return torch.empty(shape, dtype=dtype)
+    content = np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(end - start,))
+    return torch.from_numpy(content).view(dtype).view(shape)
 
 
 _SAFETENSORS_DTYPES = {
