@@ -7,8 +7,9 @@ STANDINS = Path(__file__).parents[1] / "golden" / "standins"
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory where lmms-eval finds the drawn stand-in for MMStar, with caches of its own."""
-    (tmp_path / "Lin-Chen").symlink_to(STANDINS / "Lin-Chen")
+    """A working directory where lmms-eval finds drawn stand-ins for benchmarks, with caches of its own."""
+    for owner in ("Lin-Chen", "lmms-lab-encoder"):
+        (tmp_path / owner).symlink_to(STANDINS / owner)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
