@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from mir_plugin.errors import MirError
-from mir_plugin.mir import effective_rank, layer_distance, mir
+from mir_plugin.mir import effective_rank, layer_distance, mir, prepared_layer
 from mir_plugin.moments import Moments
 from mir_plugin.results import MirConfig
 from mir_plugin.types import TokenFeatures
@@ -55,6 +56,67 @@ def test_the_shortcuts_equal_the_steps_of_the_paper(outliers: str, normalize: bo
     assert (result.n_vision_outliers, result.n_text_outliers) == (expected_outliers, expected_outliers)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_every_reported_number_is_its_own_quantity(normalize: bool) -> None:
+    config = MirConfig(normalize=normalize)
+    layer = features()
+    layer.text[9] *= 30  # a second outlier of one modality, so that the two counts differ
+    layer.text.add_(0.7)
+    vision, text = prepared_by_hand(layer, config)
+    result = layer_distance(layer, config)
+    covs = vision.T.cov(), text.T.cov()
+    root = torch.linalg.eigvals(covs[0] @ covs[1]).real.clamp_min(0).sqrt().sum().item()
+    norms = layer.vision.double().norm(dim=1).mean().item(), layer.text.double().norm(dim=1).mean().item()
+    means = vision.mean(dim=0), text.mean(dim=0)
+    expected = {
+        "layer": 1,
+        "mean_term": (means[0] - means[1]).square().sum().item(),
+        "trace_vision": covs[0].trace().item(),
+        "trace_text": covs[1].trace().item(),
+        "trace_term": root,
+        "trace_product": (covs[0] @ covs[1]).trace().item(),
+        "n_vision_tokens": 90,
+        "n_text_tokens": 70,
+        "n_vision_outliers": 1,
+        "n_text_outliers": 2,
+        "scale": 1 / norms[1] if normalize else 1.0,
+        "mean_norm_vision": norms[0],
+        "mean_norm_text": norms[1],
+        "norm_ratio": norms[0] / norms[1],
+        "mean_cosine": torch.nn.functional.cosine_similarity(*means, dim=0).item(),
+        "effective_rank_vision": (covs[0].trace() ** 2 / (covs[0] @ covs[0]).trace()).item(),
+        "effective_rank_text": (covs[1].trace() ** 2 / (covs[1] @ covs[1]).trace()).item(),
+    }
+    found = dataclasses.asdict(result)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-8)
+    assert result.trace_route == "cholesky"
+
+
+def test_the_threshold_is_the_configured_one() -> None:
+    strict, default = (layer_distance(features(), MirConfig(n_sigma=n)) for n in (0.05, 3.0))
+    assert strict.n_vision_outliers > default.n_vision_outliers == 1
+    vision, text = prepared_by_hand(features(), MirConfig(n_sigma=0.05))
+    assert strict.mean_term == pytest.approx((vision.mean(dim=0) - text.mean(dim=0)).square().sum().item(), rel=1e-9)
+
+
+def test_the_distance_of_a_set_to_itself_is_never_negative_and_its_means_need_no_direction() -> None:
+    for seed in range(5):
+        one = torch.randn(40, 6, generator=torch.Generator().manual_seed(seed))
+        assert layer_distance(TokenFeatures(1, one, one, (40,), (40,)), MirConfig()).distance >= 0
+    mirrored = torch.cat([one, -one])
+    nothing = layer_distance(TokenFeatures(1, mirrored * 0, mirrored, (80,), (80,)), MirConfig())
+    assert nothing.mean_cosine is None
+
+
+def test_removed_rows_leave_their_sample_s_count() -> None:
+    config = MirConfig(outliers="remove")
+    whole = features()
+    layer = TokenFeatures(1, whole.vision, whole.text, (2, 88), (60, 10))  # row 3 of vision, row 5 of text
+    prepared = prepared_layer(layer, config)
+    assert prepared.vision.counts.tolist() == [2, 87]
+    assert prepared.text.counts.tolist() == [59, 10]
+
+
 def test_features_are_left_as_they_were() -> None:
     layer = features()
     before = layer.vision.clone(), layer.text.clone()
@@ -77,6 +139,13 @@ def test_features_that_are_not_finite_are_named_by_layer_and_sample(bad: float) 
     layer = TokenFeatures(4, torch.ones(6, 3), torch.randn(6, 3), (2, 2, 2), (2, 2, 2))
     layer.vision[4, 1] = bad
     with pytest.raises(MirError, match=r"1 of 6 vision tokens at layer 4.*sample number 2"):
+        layer_distance(layer, MirConfig())
+
+
+def test_a_text_token_that_is_not_finite_is_found_by_the_text_counts() -> None:
+    layer = TokenFeatures(2, torch.randn(6, 3), torch.randn(6, 3), (1, 1, 4), (4, 1, 1))
+    layer.text[4, 0] = torch.nan
+    with pytest.raises(MirError, match=r"text tokens at layer 2.*sample number 1"):
         layer_distance(layer, MirConfig())
 
 

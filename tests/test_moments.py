@@ -34,6 +34,11 @@ def test_fewer_tokens_than_dimensions_keep_a_root_of_the_covariance() -> None:
     assert one.root is not None
     torch.testing.assert_close(one.root.T @ one.root, one.cov)
     assert moments(torch.randn(9, 5)).root is None
+    assert moments(torch.randn(5, 5)).root is None
+    scaled = one.scaled(3.0)
+    assert scaled.root is not None
+    torch.testing.assert_close(scaled.root.T @ scaled.root, scaled.cov)
+    torch.testing.assert_close(scaled.cov, 9 * one.cov)
 
 
 def test_replaced_rows_count_as_the_replacement_and_the_input_stays() -> None:
@@ -44,6 +49,16 @@ def test_replaced_rows_count_as_the_replacement_and_the_input_stays() -> None:
     one = moments(features, replaced=torch.tensor([False, True, False, False]), replacement=torch.full((3,), 100.0))
     torch.testing.assert_close(one.cov, by_hand.double().T.cov())
     assert torch.equal(features, before)
+
+
+def test_rows_are_replaced_in_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mir_plugin.moments, "CHUNK_ROWS", 3)
+    features = torch.randn(8, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    replaced = torch.tensor([False] * 6 + [True, False])
+    by_hand = features.clone()
+    by_hand[6] = 5.0
+    one = moments(features, replaced=replaced, replacement=torch.full((2,), 5.0))
+    torch.testing.assert_close(one.mean, by_hand.mean(dim=0))
 
 
 def test_one_token_is_refused() -> None:

@@ -26,6 +26,19 @@ def test_outliers_are_measured_from_the_lower_median_with_the_unbiased_deviation
     assert 1.9 * norms.std().item() > 10 - 3
 
 
+def test_outliers_lie_on_both_sides_and_equal_norms_have_none() -> None:
+    norms = torch.tensor([10.0] * 20 + [1.0])
+    assert outlier_rows(norms, n_sigma=3.0).nonzero().flatten().tolist() == [20]
+    assert not outlier_rows(torch.full((5,), 2.0), n_sigma=3.0).any()  # deviation 0, distance 0: not further away
+
+
+def test_a_part_of_the_tokens_is_judged_among_all() -> None:
+    everything = torch.tensor([1.0] * 20 + [9.0])
+    part = everything[19:]
+    assert outlier_rows(part, n_sigma=3.0, among=everything).tolist() == [False, True]
+    assert outlier_rows(part, n_sigma=3.0).tolist() == [False, False]
+
+
 def test_a_single_token_is_no_outlier() -> None:
     assert outlier_rows(torch.tensor([4.0]), n_sigma=3.0).tolist() == [False]
 
