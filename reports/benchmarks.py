@@ -17,6 +17,8 @@ FRACTION = 100.0  # factor from 0-1 to percent
 PERCENT = 1.0
 POINTS = 1.0
 
+TRAINING_LOSS = "train_loss"
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -47,6 +49,7 @@ class Benchmark:
         to_percent: factor that enters the average; MME's 2000 points of perception count as percent after / 20.
         higher_is_better: direction of "best".
         averaged: whether it may enter the average.
+        decimals: with which it is shown.
     """
 
     key: str
@@ -57,6 +60,7 @@ class Benchmark:
     to_percent: float = 1.0
     higher_is_better: bool = True
     averaged: bool = True
+    decimals: int = 1
 
 
 def _accuracy(key: str, name: str, lmms: str, metric: str, vlm: Sequence[str] = (), *columns: str) -> Benchmark:
@@ -185,6 +189,15 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "Average (as stated)",
         columns=("Average", "Avg", "Avg."),
         averaged=False,
+    ),
+    Benchmark(
+        TRAINING_LOSS,
+        "Training loss",
+        columns=("loss", "train_loss"),
+        unit="points",
+        higher_is_better=False,
+        averaged=False,
+        decimals=3,
     ),
     # The small benchmark that ships with this package; no part of anybody's average.
     Benchmark("mir_digits", "Digits", (Headline(LMMS_EVAL, ("mir_digits",), "exact_match"),), averaged=False),

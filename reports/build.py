@@ -9,7 +9,9 @@ from pathlib import Path
 from mir_plugin.errors import MirError
 from mir_plugin.reports.board import Board
 from mir_plugin.reports.config import ReportConfig
+from mir_plugin.reports.figures import write_figures
 from mir_plugin.reports.joint import join
+from mir_plugin.reports.page import write_page
 from mir_plugin.reports.paper import paper_config, paper_harvest
 from mir_plugin.reports.sources import gather
 from mir_plugin.reports.text_tables import to_csv, to_latex, to_markdown
@@ -25,18 +27,20 @@ def _text_writer(render: Callable[[Board], str]) -> Callable[[Board, Path], Path
     return write
 
 
-# Format → name of its file and what writes it.
+# Format → name of its file, or of its folder, and what writes it.
 FORMATS: dict[str, tuple[str, Callable[[Board, Path], Path]]] = {
     "xlsx": ("report.xlsx", write_workbook),
+    "html": ("report.html", write_page),
     "csv": ("report.csv", _text_writer(to_csv)),
     "md": ("report.md", _text_writer(to_markdown)),
     "tex": ("report.tex", _text_writer(to_latex)),
+    "figures": ("figures", write_figures),
 }
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """A finished report: what it shows, and the file of each format."""
+    """A finished report: what it shows, and the file (for figures the folder) of each format."""
 
     board: Board
     paths: dict[str, Path]

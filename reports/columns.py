@@ -46,7 +46,7 @@ def benchmark_column(benchmark: Benchmark) -> Column[BoardRow]:
     return Column(
         benchmark.name,
         lambda row: row.scores.get(benchmark.key),
-        ONE_PLACE,
+        f"{0:.{benchmark.decimals}f}",
         max(10, len(benchmark.name) + 3),
         key=benchmark.key,
     )

@@ -1,0 +1,158 @@
+"""Figures of a report as PNG and SVG: MIR against scores, gaps over layers, MIR along training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from mir_plugin.reports.benchmarks import TRAINING_LOSS
+from mir_plugin.reports.board import Board, BoardRow
+from mir_plugin.reports.cell_text import storable
+from mir_plugin.reports.figure_style import DASHES, MARKERS, STYLE, legend_beside, legend_label, new_figure, save
+from mir_plugin.reports.joint import score_of
+from mir_plugin.reports.scatter_figures import score_figure, scores_figure
+from mir_plugin.reports.series import LAYER_METRICS, PALETTE, main_column, scopes, score_columns
+
+Value = Callable[[BoardRow], float | None]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Checkpoints of one training run, by step."""
+
+    label: str
+    rows: tuple[BoardRow, ...]
+
+    def values(self, value: Value) -> tuple[list[int], list[float]]:
+        """Steps and values of the checkpoints that have a value."""
+        pairs = [(row.step or 0, number) for row in self.rows if (number := value(row)) is not None]
+        return [step for step, _ in pairs], [number for _, number in pairs]
+
+
+def write_figures(board: Board, folder: Path) -> Path:
+    """Write every figure that the board has data for; the same board gives the same files.
+
+    Only the largest cohort is drawn, as MIR values of different cohorts must not share an axis. Figures of an earlier
+    report that this board has no data for are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in FIGURES:
+        with matplotlib.rc_context(STYLE):
+            figure = draw(board)
+        if figure is not None:
+            save(figure, folder / name)
+            continue
+        for suffix in (".png", ".svg"):
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)
+    return folder
+
+
+def layers_figure(board: Board) -> Figure | None:
+    """Distance over layers, one line for each of the first checkpoints of the leaderboard; None without layers."""
+    rows = [row for row in _largest_cohort(board) if row.layers][: len(PALETTE)]
+    if not rows:
+        return None
+    metric = LAYER_METRICS[0]
+    figure = new_figure(board, 6.4, 3.8)
+    axes = figure.subplots()
+    curves = [[math.nan if (v := metric.value(layer)) is None else v for layer in row.layers] for row in rows]
+    for place, (row, curve) in enumerate(zip(rows, curves, strict=True)):
+        axes.plot(
+            [layer.layer for layer in row.layers],
+            curve,
+            color=PALETTE[place],
+            linestyle=DASHES[place % len(DASHES)],
+            linewidth=1.7,
+            label=legend_label(row.name),
+        )
+    if min(map(min, curves)) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(_log_tick))
+        axes.yaxis.set_minor_formatter(FuncFormatter(_log_tick))
+    axes.set_xlabel("Layer")
+    axes.set_ylabel(metric.label)
+    legend_beside(axes)
+    return figure
+
+
+def _log_tick(value: float, _: int | None) -> str:
+    """Plain numbers beside the ticks 1, 2, 3, 5, 10 …; between them there is no room."""
+    text = f"{value:g}"
+    return text if text.strip("0.")[:1] in tuple("1235") and len(text.strip("0.")) == 1 else ""
+
+
+def training_figure(board: Board) -> Figure | None:
+    """MIR, the main score and the training loss over training steps, one panel each; None without steps."""
+    runs = training_runs(board)
+    if not runs:
+        return None
+    quantities = [(label, value) for label, value in _quantities(board) if any(run.values(value)[0] for run in runs)]
+    figure = new_figure(board, 6.4, 1.1 + 1.75 * len(quantities))
+    panels = list(figure.subplots(len(quantities), 1, sharex=True, squeeze=False).flat)
+    for axes, (label, value) in zip(panels, quantities, strict=True):
+        for place, run in enumerate(runs):
+            axes.plot(
+                *run.values(value),
+                color=PALETTE[place],
+                marker=MARKERS[place],
+                linestyle=DASHES[place % len(DASHES)],
+                markersize=4.5,
+                linewidth=1.5,
+                label=legend_label(run.label),
+            )
+        axes.set_ylabel(storable(label))
+    for place, run in enumerate(runs):
+        _draw_mir_intervals(panels[0], run, PALETTE[place])
+    panels[-1].set_xlabel("Training step")
+    figure.align_ylabels(panels)
+    if len(runs) > 1:
+        legend_beside(panels[0])
+    return figure
+
+
+def _quantities(board: Board) -> list[tuple[str, Value]]:
+    found: list[tuple[str, Value]] = [("MIR", lambda row: row.mir)]
+    key = main_column(board)
+    if key is not None and key != TRAINING_LOSS:
+        found.append((dict(score_columns(board))[key], lambda row: score_of(row, key)))
+    return [*found, ("Training loss", lambda row: row.scores.get(TRAINING_LOSS))]
+
+
+def training_runs(board: Board) -> tuple[TrainingRun, ...]:
+    """Runs of the largest cohort with at least two steps; the checkpoints of one group in one folder are one run."""
+    found: dict[tuple[str, str], list[BoardRow]] = {}
+    for row in _largest_cohort(board):
+        if row.step is not None:
+            found.setdefault((row.group, str(PurePosixPath(row.identity).parent)), []).append(row)
+    runs = [
+        TrainingRun(group or PurePosixPath(folder).name, tuple(sorted(rows, key=lambda row: row.step or 0)))
+        for (group, folder), rows in found.items()
+        if len({row.step for row in rows}) > 1
+    ]
+    return tuple(sorted(runs, key=lambda run: run.label)[: len(PALETTE)])
+
+
+def _draw_mir_intervals(axes: Axes, run: TrainingRun, colour: str) -> None:
+    measured = [(row.step or 0, *row.mir_interval) for row in run.rows if row.mir_interval]
+    if measured:
+        steps, low, high = zip(*measured, strict=True)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _largest_cohort(board: Board) -> tuple[BoardRow, ...]:
+    return scopes(board)[0].rows if board.cohorts else ()
+
+
+FIGURES: tuple[tuple[str, Callable[[Board], Figure | None]], ...] = (
+    ("mir-vs-score", score_figure),
+    ("mir-vs-scores", scores_figure),
+    ("layers", layers_figure),
+    ("training-steps", training_figure),
+)

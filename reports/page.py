@@ -1,0 +1,132 @@
+"""The joint report as one self-contained HTML page: no network, no script from elsewhere.
+
+Everything that comes from outside (names, paths, error texts) reaches the page through Jinja's autoescape or through
+``as_script_data``; a content security policy admits nothing but the scripts written here, by their hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mir_plugin.reports.board import AVERAGE, Board
+from mir_plugin.reports.cell_text import storable
+from mir_plugin.reports.columns import COEFFICIENTS, PROBLEM_COLUMNS, RUN_COLUMNS, filled
+from mir_plugin.reports.page_charts import as_script_data, chart_data
+from mir_plugin.reports.page_tables import (
+    average_rule,
+    correlation_rows,
+    display,
+    interval,
+    leaderboard_headings,
+    leaderboard_sections,
+    plain_table,
+)
+from mir_plugin.results import write_atomically
+
+SCRIPTS = ("theme.js", "tables.js", "selection.js", "chart_parts.js", "scatter.js", "layers.js")
+LIBRARY = "vendor/chart.umd.min.js"
+LICENCES = ("vendor/LICENSE-chart.js.txt", "vendor/LICENSE-kurkle-color.txt")
+
+
+@dataclass(frozen=True)
+class Highlight:
+    """A number that a reader looks for first."""
+
+    label: str
+    value: str
+    detail: str
+
+
+def write_page(board: Board, path: Path) -> Path:
+    """Write the page; a reader sees the old file or the whole new one."""
+    write_atomically(path, render_page(board))
+    return path
+
+
+def render_page(board: Board) -> str:
+    """The whole page as text; the same board gives the same text."""
+    library, script = _library(), "\n".join(map(_asset, SCRIPTS))
+    environment = Environment(
+        loader=PackageLoader("mir_plugin.reports", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    counts = Counter(problem.severity for problem in board.problems)
+    return environment.get_template("page.html.j2").render(
+        title=storable(board.title),
+        subtitle=_subtitle(board),
+        warnings=[storable(warning) for warning in board.warnings],
+        problem_counts=[(severity, counts[severity]) for severity in ("error", "warning", "note") if counts[severity]],
+        highlights=_highlights(board),
+        headings=leaderboard_headings(board),
+        sections=leaderboard_sections(board),
+        names=[storable(row.name) for row in board.rows],
+        groups=sorted({storable(row.group) for row in board.rows if row.group}),
+        average_rule=average_rule(board),
+        coefficients=[f"{name} {symbol}" for name, symbol, _ in COEFFICIENTS],
+        correlations=correlation_rows(board),
+        has_layers=any(row.layers for row in board.rows),
+        problems=plain_table(PROBLEM_COLUMNS, board.problems),
+        runs=plain_table(filled(RUN_COLUMNS, board.runs), board.runs),
+        data=Markup(as_script_data(chart_data(board))),
+        style=Markup(_asset("page.css")),
+        library=Markup(library),
+        script=Markup(script),
+        script_sources=f"{_hash_source(library)} {_hash_source(script)}",
+    )
+
+
+def _subtitle(board: Board) -> str:
+    n_both = sum(row.mir is not None and bool(row.scores) for row in board.rows)
+    noun = "checkpoint" if len(board.rows) == 1 else "checkpoints"
+    return f"{len(board.rows)} {noun}, {n_both} with both MIR and scores. Lower MIR and higher scores are better."
+
+
+def _highlights(board: Board) -> list[Highlight]:
+    """Lowest MIR and highest average of the largest cohort, and their rank correlation."""
+    if not board.cohorts:
+        return []
+    cohort = board.cohorts[0]
+    of = f" of cohort {cohort.name}" if len(board.cohorts) > 1 else ""
+    members = [row for row in board.rows if row.cohort == cohort.name]
+    found = []
+    lowest = board.lowest_mir(cohort.name)
+    if lowest is not None:
+        names = " · ".join(storable(row.name) for row in members if row.mir == lowest)
+        found.append(Highlight(f"Lowest MIR{of}", display(lowest, "0.000"), names))
+    averages = [row.average for row in members if row.average is not None]
+    if averages:
+        names = " · ".join(storable(row.name) for row in members if row.average == max(averages))
+        found.append(Highlight(f"Highest average{of}", display(max(averages), "0.0"), names))
+    for correlation in board.correlations:
+        rho = correlation.spearman
+        if correlation.scope == cohort.name and correlation.benchmark == AVERAGE and rho.value is not None:
+            detail = " ".join(filter(None, (interval(rho.low, rho.high, "0.00"), f"n = {correlation.n}")))
+            found.append(Highlight(f"Spearman ρ, MIR and average{of}", display(rho.value, "0.00"), detail))
+    return found
+
+
+def _asset(name: str) -> str:
+    return (importlib.resources.files("mir_plugin.reports") / "page" / name).read_text(encoding="utf-8")
+
+
+def _library() -> str:
+    """Chart.js with its licences; without the link to a source map, which a browser might try to fetch."""
+    code = _asset(LIBRARY).partition("//# sourceMappingURL=")[0]
+    return "\n".join([*(f"/*!\n{_asset(name)}*/" for name in LICENCES), code])
+
+
+def _hash_source(script: str) -> str:
+    digest: Any = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
