@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import logging
 import resource
 import sys
 import time
@@ -13,10 +14,11 @@ from typing import Any
 import torch
 
 from mir_plugin.distributed import ALONE, Group
-from mir_plugin.engine import layer_features
+from mir_plugin.engine import default_batch_size, layer_features
 from mir_plugin.errors import MirError
 from mir_plugin.fingerprint import fingerprint, versions
 from mir_plugin.influence import sample_influences
+from mir_plugin.memory import estimate_memory, require_disk_space
 from mir_plugin.mir import distance_at, mir, prepared_layer
 from mir_plugin.replay import ReplayCheck, check_replay
 from mir_plugin.results import MirConfig, MirResult
@@ -24,6 +26,8 @@ from mir_plugin.resume import FinishedLayer, Journal
 from mir_plugin.samples import Sample, SampleSet
 from mir_plugin.types import ModelAdapter, TokenFeatures
 from mir_plugin.uncertainty import uncertainty
+
+logger = logging.getLogger(__name__)
 
 ESTIMATOR = "exact"
 
@@ -35,7 +39,7 @@ def measure(
     *,
     checkpoint: str,
     host: str = "mir",
-    batch_size: int = 1,
+    batch_size: int | None = None,
     with_uncertainty: bool = True,
     group: Group = ALONE,
     journal: Journal | None = None,
@@ -50,7 +54,8 @@ def measure(
     Args:
         checkpoint: what the result is filed under; a path or a hub name.
         host: the program this runs in.
-        batch_size: samples per forward pass; the result does not depend on it beyond rounding.
+        batch_size: samples per forward pass; the result does not depend on it beyond rounding. None: 1 on a CPU,
+            several on an accelerator.
         with_uncertainty: also take the samples' influences, for standard errors and paired comparisons.
         group: the processes that measure together; this one alone by default.
         journal: where finished layers are kept, so that a killed run continues; only process 0 touches it.
@@ -78,6 +83,11 @@ def measure(
     samples = group.shard(sample_set.samples)
     with group.agreed("checking the replay of decoder layers"):
         check = check_replay(adapter, samples[0]) if samples else None
+        estimate = estimate_memory(adapter, samples, check) if check else None
+        if estimate:
+            logger.info("memory that the run needs, estimated: %s", estimate)
+            require_disk_space(estimate)
+    batch_size = batch_size or default_batch_size(adapter)
     checked = time.perf_counter()
     statistics_seconds = 0.0
     for features in _layers(adapter, samples, batch_size, check, group):
@@ -109,6 +119,7 @@ def measure(
             "path": check.path if check else "",
             "reason": check.reason if check else "",
             "batch_size": batch_size,
+            "memory_estimate": dataclasses.asdict(estimate) if estimate else {},
             "device": str(adapter.device),
             "processes": group.size,
             "resumed_layers": n_resumed,

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from mir_plugin.engine import layer_features, packed_by_length
 from mir_plugin.errors import MirError
+from mir_plugin.memory import estimate_memory, require_disk_space
 from mir_plugin.replay import ReplayCheck, check_replay
 
 from toy import ToyAdapter, toy_samples
@@ -126,3 +129,21 @@ def check_replay_of_layers(adapter: ToyAdapter, layers: list[torch.nn.Module]) -
     adapter.model.layers = torch.nn.ModuleList(layers)
     adapter.model.config.num_hidden_layers = len(layers)
     return check_replay(adapter, toy_samples(1)[0])
+
+
+def test_the_memory_estimate_counts_one_layer_of_features() -> None:
+    adapter, samples = ToyAdapter(), toy_samples(5)
+    estimate = estimate_memory(adapter, samples, ReplayCheck("breadth-first", ""))
+    for features in layer_features(adapter, samples):
+        held = 4 * (features.vision.numel() + features.text.numel())
+        assert estimate.features == pytest.approx(held, rel=0.02)
+    assert estimate.decoder == sum(4 * p.numel() for layer in adapter.decoder.layers for p in layer.parameters())
+    assert estimate.spool == 0
+
+
+def test_a_depth_first_run_that_does_not_fit_the_disk_is_refused_before_it_starts() -> None:
+    estimate = estimate_memory(ToyAdapter(), toy_samples(2), DEPTH_FIRST)
+    assert estimate.spool == 3 * estimate.features
+    require_disk_space(estimate)
+    with pytest.raises(MirError, match=r"features go to disk: about 1000000000\.0 GB.*Set TMPDIR"):
+        require_disk_space(dataclasses.replace(estimate, spool=10**18))

@@ -1,0 +1,1 @@
+"""Speed and memory of a measurement, run by hand: ``python -m benchmarks``."""

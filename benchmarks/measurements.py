@@ -1,0 +1,115 @@
+"""One measured task in a process of its own: ``python -m benchmarks.measurements '{"task": "ours", ...}'`` → JSON."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.published import published_mir
+from mir_plugin.embedded import embedded_samples
+from mir_plugin.frechet import trace_term
+from mir_plugin.model_adapters import LoadOptions, load_adapter
+from mir_plugin.moments import Moments, moments
+from mir_plugin.run import measure
+from mir_plugin.samples import Sample, SampleSet
+
+
+def main() -> None:
+    """Run the task that the argument names and print what was measured."""
+    arguments = json.loads(sys.argv[1])
+    task = arguments.pop("task")
+    print(json.dumps(trace_routes(**arguments) if task == "trace" else measured_run(task, **arguments)))
+
+
+def measured_run(task: str, checkpoint: str, n_samples: int, *, uncertainty: bool = False, device: str = "auto") -> Any:
+    """Seconds and growth of peak memory (bytes) of "ours", "bare", "published" or "published accurate"."""
+    adapter: Any = load_adapter(Path(checkpoint), LoadOptions(device=device))
+    samples = samples_of(n_samples)
+    bare_forwards(adapter, samples.samples[:1])  # what a first call allocates for good belongs to neither side
+    on_gpu = adapter.device.type == "cuda"
+    memory_before, started = _peak_memory(on_gpu), time.perf_counter()
+    value = None
+    if task == "ours":
+        value = measure(adapter, samples, checkpoint=checkpoint, with_uncertainty=uncertainty).mir
+    elif task == "bare":
+        bare_forwards(adapter, samples.samples)
+    else:
+        value = published_mir(adapter, samples.samples, accurate=task == "published accurate")
+    if on_gpu:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "memory": _peak_memory(on_gpu) - memory_before, "mir": value}
+
+
+def bare_forwards(adapter: Any, samples: Sequence[Sample]) -> None:
+    """The forward passes that MIR is made of, and nothing else: no attentions, no logits, nothing kept."""
+    for sample in samples:
+        adapter.forward(adapter.encode([sample]))
+
+
+def samples_of(n: int) -> SampleSet:
+    """The embedded samples, over and over for more than there are of them."""
+    embedded = embedded_samples(min(n, 100)).samples
+    return SampleSet(
+        tuple(
+            Sample(f"{index}", embedded[index % len(embedded)].image, embedded[index % len(embedded)].text)
+            for index in range(n)
+        )
+    )
+
+
+def trace_routes(d: int, device: str = "cpu", with_scipy: bool = True) -> dict[str, float]:
+    """Seconds of the trace term at width d by each route, of covariances whose spectra fall over six decades."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(0, -3, d)
+
+    def features(n: int) -> torch.Tensor:
+        return (torch.randn(n, d, generator=generator) * scales).to(device)
+
+    few, many = d // 4, 2 * d
+    sets = {
+        name: (moments(features(n_v)), moments(features(n_t)))
+        for name, n_v, n_t in (("cross", few, few), ("gram", many, few), ("cholesky", many, many))
+    }
+    sets["eigh"] = (_singular(sets["cholesky"][0]), sets["cholesky"][1])
+    seconds = {}
+    for route, (vision, text) in sets.items():
+        started = time.perf_counter()
+        term = trace_term(vision, text)
+        term.value.item()
+        seconds[route] = time.perf_counter() - started
+        assert term.route == route, term.route
+    if with_scipy:
+        import scipy.linalg
+
+        vision, text = sets["cholesky"]
+        product = (vision.cov @ text.cov).cpu().numpy()
+        started = time.perf_counter()
+        scipy.linalg.sqrtm(product)
+        seconds["scipy sqrtm"] = time.perf_counter() - started
+    return seconds
+
+
+def _singular(one: Moments) -> Moments:
+    """The same covariance with one direction removed, so that Cholesky fails."""
+    cov = one.cov.clone()
+    cov[-1] = 0
+    cov[:, -1] = 0
+    return Moments(one.n, one.mean, cov)
+
+
+def _peak_memory(on_gpu: bool) -> int:
+    if on_gpu:
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    main()
