@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from mir_plugin.errors import MirError
 from mir_plugin.fingerprint import module_fingerprint
@@ -124,6 +125,17 @@ class HuggingFaceAdapter:
         finally:
             hook.remove()
         return last[-1]
+
+    @torch.no_grad()
+    def text_token_losses(self, batch: Batch) -> Tensor:
+        """−log p in nats of every text token given all before it, (text tokens,), row after row."""
+        with self.bound_to(batch):
+            logits: Tensor = self._loaded.model(**batch.inputs, use_cache=False).logits
+        # Position t predicts token t + 1; the first text token is predicted at the image's last position.
+        predicted = batch.text_mask[:, 1:]
+        return cross_entropy(
+            logits[:, :-1][predicted].float(), batch.inputs["input_ids"][:, 1:][predicted], reduction="none"
+        )
 
     def bound_to(self, batch: Batch) -> AbstractContextManager[None]:
         """Evaluation mode for the length of the block: a live model that is being trained has dropout switched on."""

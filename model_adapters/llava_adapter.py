@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from mir_plugin.errors import MirError
 from mir_plugin.fingerprint import folder_fingerprint
@@ -88,6 +89,15 @@ class LlavaAdapter:
         prompts: PaddedBatch = batch.inputs["prompts"]
         with self.bound_to(batch):
             return self.model.prefill(self.model.embed(prompts, batch.inputs["pixel_values"]), prompts.attention_mask)
+
+    @torch.no_grad()
+    def text_token_losses(self, batch: Batch) -> Tensor:
+        """−log p in nats of every text token given all before it, (text tokens,), row after row."""
+        prompts: PaddedBatch = batch.inputs["prompts"]
+        # Position t predicts token t + 1; the first text token is predicted at the image's last position.
+        predicted = batch.text_mask[:, 1:]
+        logits = self.model.base_llm.lm_head(self.forward(batch)[:, :-1][predicted])
+        return cross_entropy(logits.float(), prompts.token_ids[:, 1:][predicted], reduction="none")
 
     def bound_to(self, batch: Batch) -> AbstractContextManager[None]:
         """Tells MoCa layers which positions of this batch are vision tokens; nothing for other checkpoints."""
