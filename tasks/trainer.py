@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
@@ -90,7 +91,8 @@ class MIRCallback(TrainerCallback):
             )
         self._every_steps, self._every_epochs = every_steps, every_epochs
         self._config, self._batch_size, self._stop_after = config, batch_size, stop_after
-        self._out_dir = Path(out_dir) if out_dir is not None else Path(trainer.args.output_dir) / "mir"
+        self._run_dir = Path(cast("str", trainer.args.output_dir))  # the Trainer sets one where none is given
+        self._out_dir = Path(out_dir) if out_dir is not None else self._run_dir / "mir"
         self._results: dict[int, MirResult] = {}
 
     @property
@@ -102,7 +104,7 @@ class MIRCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Make sure that model and samples fit, before hours of training; take up results of a resumed training."""
-        model = self._trainer.model
+        model = self._model
         with undisturbed(model):
             from_loaded(unwrapped(model), self._processor).encode(self._sample_set.samples[:1])
         self._results = current_group().of_first(self._earlier_results(state.global_step))
@@ -124,15 +126,19 @@ class MIRCallback(TrainerCallback):
         if not (self._every_steps or self._every_epochs):
             self._measure(state, control)
 
+    @property
+    def _model(self) -> nn.Module:
+        return cast("nn.Module", self._trainer.model)  # None only before it is made, in a hyperparameter search
+
     def _measure(self, state: TrainerState, control: TrainerControl) -> None:
         step = state.global_step
         try:
             result = measure_live(
-                self._trainer.model,
+                self._model,
                 self._processor,
                 self._sample_set,
                 self._config,
-                checkpoint=str(Path(self._trainer.args.output_dir) / f"checkpoint-{step}"),
+                checkpoint=str(self._run_dir / f"checkpoint-{step}"),
                 batch_size=self._batch_size,
             )
         except (MirError, torch.OutOfMemoryError) as error:

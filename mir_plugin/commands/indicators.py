@@ -1,0 +1,165 @@
+"""``mir indicators``: the other measures of one checkpoint that the paper compares MIR with."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mir_plugin.commands import options
+
+if TYPE_CHECKING:
+    from mir_plugin.indicators import Indicators
+    from mir_plugin.samples import SampleSet
+    from mir_plugin.tasks.in_context import ChoiceQuestion
+    from mir_plugin.types import ModelAdapter
+
+IN_CONTEXT = "In-context questions"
+
+
+def indicators(
+    checkpoint: options.Checkpoint,
+    base_llm: options.BaseLlm = None,
+    vision_tower: options.VisionTower = None,
+    vision_tower_aux: options.VisionTowerAux = None,
+    family: options.Family = None,
+    images: options.Images = None,
+    texts: options.Texts = None,
+    dataset: options.Dataset = None,
+    embedded: options.Embedded = False,
+    n_samples: options.NSamples = None,
+    seed: options.Seed = 0,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Multiple-choice benchmark, a TSV file as VLMEvalKit's; default: handwritten digits.",
+            rich_help_panel=IN_CONTEXT,
+        ),
+    ] = None,
+    n_questions: Annotated[int, typer.Option(min=0, help="How many; 0 asks none.", rich_help_panel=IN_CONTEXT)] = 50,
+    dtype: options.Dtype = options.DtypeChoice.AUTO,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 1,
+    merge_lora: options.MergeLora = True,
+    trust_remote_code: options.TrustRemoteCode = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for indicators.json; default mir-out/NAME.", rich_help_panel=options.OUTPUT),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Measure what the paper compares MIR with: losses, in-context answers, MMD, KID, and MIR's own variants.
+
+    All on the samples that `mir run` takes with the same options.
+
+    Examples:
+
+      mir indicators runs/pretrain/checkpoint-1000 --base-llm vicuna-7b-v1.5
+
+      mir indicators CHECKPOINT --questions MMBench_DEV_EN.tsv --n-questions 200
+    """
+    from mir_plugin.commands.run import name_of
+    from mir_plugin.model_adapters import LoadOptions, checkpoint_spec, load_adapter
+    from mir_plugin.results import write_atomically
+
+    # A mistaken name is told at once, not after samples were fetched.
+    folder, _ = checkpoint_spec(checkpoint, family)
+    sample_set = options.chosen_samples(images, texts, dataset, embedded, n_samples, seed)
+    load = LoadOptions(
+        base_llm=base_llm,
+        vision_tower=vision_tower,
+        vision_tower_aux=vision_tower_aux,
+        family=family,
+        dtype=dtype.value,
+        device=device,
+        merge_lora=merge_lora,
+        trust_remote_code=trust_remote_code,
+    )
+    asked = _questions(questions, n_questions)
+    adapter = load_adapter(checkpoint, load)
+    found = measure_indicators(adapter, folder, sample_set, asked, batch_size=batch_size, seed=seed)
+    path = (out or Path("mir-out") / name_of(checkpoint)) / "indicators.json"
+    document: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "values": dict(found.values),
+        "not_computed": dict(found.not_computed),
+        "samples": {**sample_set.description, "fingerprint": sample_set.fingerprint},
+        "questions": {"source": str(questions or "embedded digits"), "n_questions": len(asked), "seed": seed},
+    }
+    text = json_format.dumps(document, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, text)
+    if json:
+        typer.echo(text, nl=False)
+    else:
+        _print(found, checkpoint, path)
+
+
+def measure_indicators(
+    adapter: ModelAdapter,
+    folder: Path,
+    sample_set: SampleSet,
+    questions: Sequence[ChoiceQuestion],
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Indicators:
+    """All indicators of one loaded checkpoint; the in-context accuracy only where there are questions.
+
+    Args:
+        adapter: the checkpoint, loaded.
+        folder: where it was loaded from; its trainer_state.json has the training loss.
+        batch_size: samples per forward pass; None takes ``engine.default_batch_size``.
+        seed: of the choice of tokens and of in-context examples.
+    Raises:
+        MirError: if the samples cannot be measured.
+    """
+    from mir_plugin.errors import MirError
+    from mir_plugin.indicators import indicator
+    from mir_plugin.indicators import indicators as of_adapter
+    from mir_plugin.model_adapters.generation import Generator
+    from mir_plugin.tasks.in_context import in_context_accuracy
+    from mir_plugin.training_loss import training_loss
+
+    def accuracy() -> tuple[float]:
+        if not questions:
+            raise MirError("no questions were asked for")
+        if not isinstance(adapter, Generator):
+            raise MirError(f"the adapter {adapter.family} answers no prompts")
+        return (in_context_accuracy(adapter, questions, seed=seed),)
+
+    found = of_adapter(adapter, sample_set, batch_size=batch_size, seed=seed)
+    found = found.merged(indicator(["training_loss"], lambda: (training_loss(folder),)))
+    return found.merged(indicator(["in_context_accuracy"], accuracy))
+
+
+def _questions(path: Path | None, n: int) -> list[ChoiceQuestion]:
+    from mir_plugin.embedded import digit_questions
+    from mir_plugin.tasks.in_context import questions_from_tsv
+
+    if n == 0:
+        return []
+    return list(questions_from_tsv(path, n) if path else digit_questions("test", n))
+
+
+def _print(found: Indicators, checkpoint: Path, path: Path) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from mir_plugin.indicators import DESCRIPTIONS
+
+    console = Console()
+    table = Table(title=f"Indicators of {checkpoint}", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("indicator", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("what it is")
+    for name, description in DESCRIPTIONS.items():
+        if name in found.values:
+            table.add_row(name, f"{found.values[name]:.4f}", description)
+        else:
+            table.add_row(name, "–", f"not computed: {found.not_computed[name]}")
+    console.print(table)
+    console.print(f"saved to {path}", soft_wrap=True)
