@@ -48,15 +48,17 @@ def answer_with_built_in_model(lm: Any, requests: Sequence[Instance]) -> list[st
     """``lmms.mir`` for models of lmms-eval itself.
 
     Raises:
-        MirError: if the model holds no Hugging Face module that can be measured.
+        MirError: if the model holds no module that can be measured.
     """
-    from mir_plugin.model_adapters.host_parts import loaded_parts
-    from mir_plugin.model_adapters.huggingface import from_loaded
+    from mir_plugin.model_adapters.host_parts import adapter_for, checkpoint_name
 
-    model, processor = loaded_parts(lm)
-    name = getattr(lm, "pretrained", None) or getattr(model.config, "_name_or_path", "") or type(lm).__name__
-    adapter = from_loaded(model, processor)
-    return answer(adapter, requests, checkpoint=str(name), asked=lm, batch_size=getattr(lm, "batch_size_per_gpu", 1))
+    return answer(
+        adapter_for(lm),
+        requests,
+        checkpoint=checkpoint_name(lm) or type(lm).__name__,
+        asked=lm,
+        batch_size=getattr(lm, "batch_size_per_gpu", 1),
+    )
 
 
 def answer(

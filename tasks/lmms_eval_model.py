@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +11,19 @@ import torch
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from mir_plugin.distributed import own_device
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters import LoadOptions, load_adapter
+from mir_plugin.model_adapters import load_adapter
 from mir_plugin.model_adapters.generation import Generator, Prompt
 from mir_plugin.tasks import model_options
 from mir_plugin.tasks.generation_arguments import GenerationArguments
 from mir_plugin.tasks.lmms_eval_measurement import answer
+from mir_plugin.tasks.loading_options import LOADING, load_options
 from mir_plugin.tasks.mir_options import OPTIONS
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
 
-LOADING = tuple(f.name for f in dataclasses.fields(LoadOptions))
 MEASURING = tuple(f"mir_{name}" for name in OPTIONS)
-PATHS = ("base_llm", "vision_tower", "vision_tower_aux")
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
@@ -56,7 +53,7 @@ class MirModel(lmms):
         self.pretrained = str(pretrained)
         self.batch_size_per_gpu = _batch_size(batch_size)
         self.mir_options = {name: arguments[f"mir_{name}"] for name in OPTIONS if f"mir_{name}" in arguments}
-        self.adapter = load_adapter(Path(self.pretrained), _load_options(arguments))
+        self.adapter = load_adapter(Path(self.pretrained), load_options(arguments))
         model_options.remember(self)
 
     @property
@@ -159,16 +156,6 @@ def _image(visual: Any, task: str) -> PIL.Image.Image:
     raise MirError(
         f"task {task!r} shows a {type(visual).__name__} ({str(visual)[:60]!r}); mir_llava reads images only."
     )
-
-
-def _load_options(arguments: Mapping[str, Any]) -> LoadOptions:
-    given = {name: arguments[name] for name in LOADING if arguments.get(name) is not None}
-    given |= {name: Path(str(given[name])) for name in PATHS if name in given}
-    if "device_memory" in given:
-        from mir_plugin.commands.options import bytes_of
-
-        given["device_memory"] = bytes_of(str(given["device_memory"]))
-    return LoadOptions(**(given | {"device": own_device(str(given.get("device", "auto")))}))
 
 
 def _batch_size(given: int | str) -> int:

@@ -2,7 +2,7 @@
 
 One rule for all hosts. An option is taken from the first of these that sets it:
 
-1. the task file (``samples: embedded`` in its YAML): a task is what its file says;
+1. the task itself (``samples: embedded`` in its YAML, or in VLMEvalKit's ``--data-config``): a task is what it says;
 2. the model's arguments (``--model_args mir_samples=embedded``), for this package's own models;
 3. the environment (``MIR_SAMPLES=embedded``);
 4. the paper's protocol.
@@ -75,13 +75,18 @@ OPTIONS = tuple(f.name for f in dataclasses.fields(MirOptions) if f.name != "ori
 
 
 def resolve(
-    task_fields: Mapping[str, Any], model_args: Mapping[str, Any], environment: Mapping[str, str] | None = None
+    task_fields: Mapping[str, Any],
+    model_args: Mapping[str, Any],
+    environment: Mapping[str, str] | None = None,
+    *,
+    task_place: str = "task file",
 ) -> MirOptions:
     """Options by the rule above.
 
     Args:
         task_fields, model_args: option name → value, without the ``mir_`` that model arguments carry; None is unset.
         environment: defaults to this process's.
+        task_place: what the user knows the place of ``task_fields`` by.
     Raises:
         MirError: for a value of the wrong kind; names the option and where it was set.
     """
@@ -91,7 +96,7 @@ def resolve(
     for name in OPTIONS:
         variable = f"MIR_{name.upper()}"
         candidates = (
-            ("task file", task_fields.get(name)),
+            (task_place, task_fields.get(name)),
             ("model_args", model_args.get(name)),
             (f"environment {variable}", environment.get(variable) or None),
         )
