@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.moca_training import MOCA_KEY, load_moca
 
 if TYPE_CHECKING:
     from mir_plugin.model_adapters import LoadOptions
@@ -65,7 +66,10 @@ def open_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise MirError(f"{checkpoint} cannot be loaded as a Hugging Face checkpoint: {error}") from error
     model, report = loaded
+    with_moca = _takes_moca(checkpoint, config, report)
     _require_complete(checkpoint, report)
+    if with_moca:
+        load_moca(model, checkpoint)
     return model.to(device).eval(), processor
 
 
@@ -137,6 +141,19 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise MirError(f"device is {name!r}; expected auto, cpu, cuda, cuda:1 or the like.") from error
+
+
+def _takes_moca(checkpoint: Path, config: dict[str, Any], report: dict[str, Any]) -> bool:
+    """Whether MoCa is among the weights; its keys, for which transformers has no place, leave the report."""
+    unknown = {str(key) for key in report.get("unexpected_keys") or ()}
+    calibration = {key for key in unknown if MOCA_KEY.fullmatch(key)}
+    if config.get("use_moca") and not calibration:
+        raise MirError(
+            f"{checkpoint / 'config.json'} says use_moca, but no weights of the checkpoint are named "
+            "modality_layernorm. Copy the whole checkpoint, or set use_moca to false if it was trained without."
+        )
+    report["unexpected_keys"] = unknown - calibration
+    return bool(calibration)
 
 
 def _require_complete(checkpoint: Path, report: dict[str, Any]) -> None:

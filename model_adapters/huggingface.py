@@ -25,6 +25,7 @@ from mir_plugin.model_adapters.image_positions import (
     text_mask,
     vision_mask,
 )
+from mir_plugin.model_adapters.moca_training import has_moca
 from mir_plugin.types import Batch, Decoder
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ class HuggingFaceAdapter:
             "dtype": str(model.dtype).removeprefix("torch."),
             "attention": model.config.get_text_config(decoder=True)._attn_implementation,
             "image_token_id": self._image_token_id,
+            "moca": has_moca(model),
             "prompt_source": self._loaded.prompts.source,
             "prompt_template": prompt,
             "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),

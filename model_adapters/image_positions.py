@@ -77,8 +77,8 @@ def checked_positions(model: nn.Module, vision: Tensor) -> Iterator[None]:
             )
 
     with (
-        _observed(_owner(model, "get_image_features"), "get_image_features", check_rows),
-        _observed(_owner(model, "get_placeholder_mask"), "get_placeholder_mask", check_mask),
+        _observed(owner_of(model, "get_image_features"), "get_image_features", check_rows),
+        _observed(owner_of(model, "get_placeholder_mask"), "get_placeholder_mask", check_mask),
     ):
         yield
     if not counted:
@@ -90,7 +90,7 @@ def checked_positions(model: nn.Module, vision: Tensor) -> Iterator[None]:
 
 def require_countable_features(model: nn.Module) -> None:
     """Refuse models whose image features cannot be counted. Raises MirError."""
-    if _owner(model, "get_image_features") is None:
+    if owner_of(model, "get_image_features") is None:
         raise MirError(
             f"{type(model).__name__} has no get_image_features, so its image features cannot be counted against the "
             "image positions. It cannot be measured without an adapter of its own."
@@ -105,7 +105,7 @@ def feature_rows(features: Any) -> int:
     return sum(feature_rows(part) for part in features)
 
 
-def _owner(model: nn.Module, method: str) -> nn.Module | None:
+def owner_of(model: nn.Module, method: str) -> nn.Module | None:
     """The innermost module that has the method: outer classes delegate to it."""
     owners = [module for module in model.modules() if callable(getattr(module, method, None))]
     return owners[-1] if owners else None

@@ -10,99 +10,176 @@ and later forwards before the calibration has acted.
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
 
+_MASK_ARGUMENT = "moca_vision_mask"
+
 
 class VisionPositions:
-    """Which positions of the running batch are vision tokens; shared by all calibrated layers of a model."""
+    """Which positions of the running batch are vision tokens; shared by all calibrated layers of a model.
+
+    Each thread has its own: replicas of a model that run in threads see different batches.
+    """
 
     def __init__(self) -> None:
-        self._mask: Tensor | None = None
+        self._of_thread = threading.local()
+
+    def __reduce__(self) -> tuple[type[VisionPositions], tuple[()]]:
+        return VisionPositions, ()  # a copy of a model is bound to nothing
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The bound mask, bool (samples, tokens), or None outside every ``bound_to``."""
+        return getattr(self._of_thread, "mask", None)
 
     @contextmanager
     def bound_to(self, vision_mask: Tensor) -> Iterator[None]:
         """Calibrate these positions, bool (samples, tokens), inside the ``with`` block."""
-        outer, self._mask = self._mask, vision_mask
+        outer, self._of_thread.mask = self.mask, vision_mask
         try:
             yield
         finally:
-            self._mask = outer
-
-    def mask_for(self, hidden_states: Tensor) -> Tensor | None:
-        """The bound mask, or None at a decode step.
-
-        Raises:
-            MirError: if no mask is bound, or the bound one belongs to another batch.
-        """
-        if self._mask is None:
-            raise MirError("a MoCa layer ran without knowing the vision tokens: run it inside `bound_to(batch)`.")
-        n_samples, n_tokens = hidden_states.shape[:2]
-        if n_tokens == 1 and self._mask.shape[1] > 1:
-            return None
-        if self._mask.shape != (n_samples, n_tokens):
-            raise MirError(
-                f"a MoCa layer got hidden states of {n_samples} x {n_tokens} positions, but the bound vision mask has "
-                f"{list(self._mask.shape)}. Run each batch inside `bound_to` of that same batch."
-            )
-        return self._mask
+            self._of_thread.mask = outer
 
 
 class ModalityCalibration(nn.Module):
-    """Learned scale and shift of vision tokens, (d,) each."""
+    """Learned scale and shift of vision tokens, (d,) each; 1 and 0 at first, with normal noise of ``std`` if asked."""
 
-    def __init__(self, d: int, positions: VisionPositions) -> None:
+    def __init__(self, d: int, std: float = 0.0) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(d))
         self.shift = nn.Parameter(torch.zeros(d))
-        self.positions = positions
+        if std:
+            nn.init.normal_(self.scale, 1.0, std)
+            nn.init.normal_(self.shift, 0.0, std)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Hidden states (samples, tokens, d) with the vision tokens calibrated, in the dtype they came in."""
-        mask = self.positions.mask_for(hidden_states)
-        if mask is None:
-            return hidden_states
-        calibrated = hidden_states.float() * self.scale.float() + self.shift.float()
-        return torch.where(mask[..., None], calibrated.to(hidden_states.dtype), hidden_states)
+    def forward(self, hidden_states: Tensor, vision_mask: Tensor) -> Tensor:
+        """Hidden states (samples, tokens, d) with the vision tokens calibrated, in the dtype they came in.
 
-
-class _CalibratedLayer(nn.Module):
-    """Mixed in before a decoder layer's own class: its ``forward``, then the calibration."""
-
-    modality_layernorm: ModalityCalibration
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(*args, **kwargs)  # type: ignore[misc]
-        if isinstance(output, tuple):
-            return (self.modality_layernorm(output[0]), *output[1:])
-        return self.modality_layernorm(output)
+        The parameters take part even where the mask is empty, with gradients of zero: data-parallel training waits for
+        the gradient of every parameter in every process.
+        """
+        # Half precision is computed in float32, as in the released code; float64 stays as it is.
+        states = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        calibrated = states * self.scale.to(states.dtype) + self.shift.to(states.dtype)
+        return torch.where(vision_mask[..., None], calibrated.to(hidden_states.dtype), hidden_states)
 
 
-def calibrate(layers: Sequence[nn.Module], d: int) -> VisionPositions:
+def calibrate(layers: Sequence[nn.Module], d: int, std: float = 0.0) -> VisionPositions:
     """Give every decoder layer a calibration, in place; returns the shared positions to bind.
 
     Parameter names follow the original: ``modality_layernorm.scale`` and ``.shift`` inside each layer. A layer keeps
     its class as a base class, its parameters and its identity.
+
+    Raises:
+        MirError: if a layer is calibrated already.
     """
+    if any(isinstance(layer, CalibratedLayer) for layer in layers):
+        raise MirError("these decoder layers are calibrated already; calibrate a model once.")
     positions = VisionPositions()
     for layer in layers:
-        layer.modality_layernorm = ModalityCalibration(d, positions)
-        layer.__class__ = _calibrated_class(type(layer))
+        layer.modality_layernorm = ModalityCalibration(d, std)
+        layer.vision_positions = positions  # type: ignore[assignment]
+        swap_class(layer, CalibratedLayer)
     return positions
 
 
-def _calibrated_class(layer_class: type[nn.Module]) -> type[nn.Module]:
-    if issubclass(layer_class, _CalibratedLayer):
-        raise MirError(f"{layer_class.__name__} is calibrated already; calibrate a model once.")
-    if layer_class not in _CLASSES:
-        _CLASSES[layer_class] = type(f"Calibrated{layer_class.__name__}", (_CalibratedLayer, layer_class), {})
-    return _CLASSES[layer_class]
+def uncalibrate(layers: Sequence[nn.Module]) -> None:
+    """Undo ``calibrate``: the layers are what they were, in class and parameters."""
+    for layer in layers:
+        restore_class(layer)
+        del layer.modality_layernorm, layer.vision_positions
 
 
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+class Swapped(nn.Module):
+    """A module whose class was exchanged for a subclass of the same name; ``plain_class`` is what it was."""
+
+    mixin: type[Swapped]
+    plain_class: type[nn.Module]
+
+    @classmethod
+    def methods_around(cls, plain_class: type[nn.Module]) -> dict[str, Any]:
+        """Methods of the new class that depend on those of the plain one."""
+        return {}
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # Pickle looks a class up by its name, which leads to the plain one.
+        return _blank, (self.mixin, self.plain_class), self.__dict__
+
+
+class CalibratedLayer(Swapped):
+    """Mixed in before a decoder layer's own class: its ``forward``, then the calibration."""
+
+    modality_layernorm: ModalityCalibration
+    vision_positions: VisionPositions
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer with the bound mask among its arguments.
+
+        Gradient checkpointing keeps a layer's arguments for when it computes the layer again. That is in the backward
+        pass, where no mask, or already another batch's, is bound.
+        """
+        kwargs.setdefault(_MASK_ARGUMENT, self.vision_positions.mask)
+        return super().__call__(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer's own class returns, its hidden states calibrated."""
+        mask = kwargs.pop(_MASK_ARGUMENT, None)
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        if isinstance(output, tuple):
+            return (self._calibrated(output[0], mask), *output[1:])
+        return self._calibrated(output, mask)
+
+    def _calibrated(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            raise MirError("a MoCa layer ran without knowing the vision tokens: run it inside `bound_to(batch)`.")
+        n_samples, n_tokens = hidden_states.shape[:2]
+        if n_tokens == 1 and mask.shape[1] > 1:
+            return hidden_states  # a decode step
+        if mask.shape != (n_samples, n_tokens):
+            raise MirError(
+                f"a MoCa layer got hidden states of {n_samples} x {n_tokens} positions, but the bound vision mask has "
+                f"{list(mask.shape)}. Run each batch inside `bound_to` of that same batch."
+            )
+        return cast("Tensor", self.modality_layernorm(hidden_states, mask.to(hidden_states.device)))
+
+
+def swap_class(module: nn.Module, mixin: type[Swapped]) -> None:
+    """Make the module an instance of ``mixin`` and its own class together."""
+    module.__class__ = _swapped_class(mixin, type(module))
+
+
+def restore_class(module: nn.Module) -> None:
+    """Give the module its own class back.
+
+    Raises:
+        MirError: if its class was exchanged again since.
+    """
+    if "plain_class" not in vars(type(module)):
+        raise MirError(
+            f"{type(module).__name__} is no class that MoCa gave to a module: it carries none, or was wrapped since "
+            "(for example by FSDP). Remove MoCa from the model as it was before wrapping."
+        )
+    module.__class__ = cast("Swapped", module).plain_class
+
+
+@functools.cache
+def _swapped_class(mixin: type[Swapped], plain_class: type[nn.Module]) -> type[nn.Module]:
+    # The plain class's name: transformers, accelerate and FSDP look classes up by it, and save it with the model.
+    names = {"__module__": plain_class.__module__, "__qualname__": plain_class.__qualname__, "__doc__": mixin.__doc__}
+    members = {"mixin": mixin, "plain_class": plain_class, **names, **mixin.methods_around(plain_class)}
+    return type(plain_class.__name__, (mixin, plain_class), members)
+
+
+def _blank(mixin: type[Swapped], plain_class: type[nn.Module]) -> nn.Module:
+    swapped_class = _swapped_class(mixin, plain_class)
+    return swapped_class.__new__(swapped_class)

@@ -40,27 +40,41 @@ def picture(shade: int) -> Image.Image:
 
 
 def test_scale_and_shift_reach_vision_tokens_only_and_keep_the_dtype() -> None:
-    positions = VisionPositions()
-    calibration = ModalityCalibration(2, positions)
+    calibration = ModalityCalibration(2)
     calibration.scale.data, calibration.shift.data = torch.tensor([2.0, 3.0]), torch.tensor([0.5, 0.0])
     hidden = torch.ones(1, 3, 2, dtype=torch.bfloat16)
-    with positions.bound_to(torch.tensor([[False, True, False]])):
-        assert calibration(hidden).tolist() == [[[1.0, 1.0], [2.5, 3.0], [1.0, 1.0]]]
-        assert calibration(hidden).dtype == torch.bfloat16
+    calibrated = calibration(hidden, torch.tensor([[False, True, False]]))
+    assert calibrated.tolist() == [[[1.0, 1.0], [2.5, 3.0], [1.0, 1.0]]]
+    assert calibrated.dtype == torch.bfloat16
+
+
+class Doubled(nn.Module):
+    """Stands for a decoder layer."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return 2 * hidden_states
+
+
+def calibrated_layer() -> tuple[nn.Module, VisionPositions]:
+    layer = Doubled()
+    positions = calibrate([layer], 2)
+    layer.modality_layernorm.scale.data += 1  # type: ignore[union-attr,operator]
+    return layer, positions
 
 
 def test_a_decode_step_is_left_alone() -> None:
-    positions = VisionPositions()
+    layer, positions = calibrated_layer()
     with positions.bound_to(torch.tensor([[False, True, True]])):
-        assert positions.mask_for(torch.ones(1, 1, 4)) is None
+        assert layer(torch.ones(1, 3, 2)).tolist() == [[[2, 2], [4, 4], [4, 4]]]
+        assert layer(torch.ones(1, 1, 2)).tolist() == [[[2, 2]]]
 
 
 def test_an_unbound_or_foreign_mask_is_an_error_never_a_silent_pass() -> None:
-    positions = VisionPositions()
+    layer, positions = calibrated_layer()
     with pytest.raises(MirError, match="without knowing the vision tokens"):
-        positions.mask_for(torch.ones(1, 3, 2))
+        layer(torch.ones(1, 3, 2))
     with positions.bound_to(torch.ones(2, 5, dtype=torch.bool)), pytest.raises(MirError, match=r"1 x 3 .*\[2, 5\]"):
-        positions.mask_for(torch.ones(1, 3, 2))
+        layer(torch.ones(1, 3, 2))
 
 
 def test_a_calibrated_layer_keeps_its_class_its_names_and_cannot_be_calibrated_twice() -> None:
