@@ -19,8 +19,8 @@ sys.path.append(str(Path(__file__).parents[1] / "micro_llava"))  # the stages of
 
 from checkpoints import Parts, load_parts, save_llava_full, save_llava_parts, save_llava_projector
 from corpus import captions_of
+from findings import Outcome, write_results
 from finetune import finetune
-from outcome import Outcome, write_results
 from recipes import LAST_STEP, PRE_TRAININGS, FineTuning, PreTraining
 from stages import Recipe, load_tokenizer, train_projector, vision_features
 from train import make_repeatable
@@ -49,7 +49,8 @@ def main() -> None:
     options = parser.parse_args()
     make_repeatable()
     parts = load_parts(options.parts)
-    save_llava_parts(options.out, parts)
+    if not (options.out / "vision_tower" / "model.safetensors").is_file():
+        save_llava_parts(options.out, parts)
     for seed in options.seeds:
         for pre_training in PRE_TRAININGS:
             run(options.out, parts, pre_training, seed)
