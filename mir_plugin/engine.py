@@ -129,6 +129,7 @@ class _Pool:
         if one.state is not None:
             state, one.state = one.state, None
             return state
+        assert one.others is not None, "a batch was taken before it was put"
         mask = one.batch.vision_mask
         state = self.vision.new_empty(*mask.shape, self.vision.shape[1])
         state[mask] = self.vision[one.vision_rows]
