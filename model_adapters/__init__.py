@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from mir_plugin.errors import MirError
 
 if TYPE_CHECKING:
+    from mir_plugin.model_adapters.sharing import SharedParts
     from mir_plugin.types import ModelAdapter
 
 
@@ -48,6 +49,7 @@ class AdapterSpec:
     ``loads`` is ``"module:function"`` with the signature ``(checkpoint: Path, options: LoadOptions) -> ModelAdapter``;
     ``recognises`` is ``"module:function"`` with the signature ``(checkpoint: Path) -> bool``, which reads config and
     key names only. The first entry of the table that recognises a checkpoint loads it.
+    A loader that ``shares`` also takes ``shared=``, what the checkpoint loaded before it left behind.
     ``inspects`` is ``"module:function"`` with the signature ``(checkpoint: Path, options: LoadOptions) ->
     Mapping[str, str]``: what loading would use, found out without reading a weight, as headings and texts.
     """
@@ -58,6 +60,7 @@ class AdapterSpec:
     recognises: str
     inspects: str
     aliases: tuple[str, ...] = ()
+    shares: bool = False
 
 
 ADAPTERS: tuple[AdapterSpec, ...] = (
@@ -68,6 +71,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         recognises="mir_plugin.model_adapters.mini_gemini:recognises",
         inspects="mir_plugin.model_adapters.mini_gemini:inspect",
         aliases=("mgm",),
+        shares=True,
     ),
     AdapterSpec(
         name="sharegpt4v",
@@ -76,6 +80,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         recognises="mir_plugin.model_adapters.sharegpt4v:recognises",
         inspects="mir_plugin.model_adapters.sharegpt4v:inspect",
         aliases=("share4v",),
+        shares=True,
     ),
     AdapterSpec(
         name="llava-1.5",
@@ -84,6 +89,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         recognises="mir_plugin.model_adapters.llava:recognises",
         inspects="mir_plugin.model_adapters.llava:inspect",
         aliases=("llava",),
+        shares=True,
     ),
     AdapterSpec(
         name="huggingface",
@@ -139,15 +145,19 @@ def checkpoint_spec(checkpoint: Path, family: str | None = None) -> tuple[Path, 
     return folder, spec or recognise(folder)
 
 
-def load_adapter(checkpoint: Path, options: LoadOptions | None = None) -> ModelAdapter:
+def load_adapter(
+    checkpoint: Path, options: LoadOptions | None = None, *, shared: SharedParts | None = None
+) -> ModelAdapter:
     """Load a checkpoint with the adapter that recognises it, or with the one named in ``options.family``.
 
     Args:
         checkpoint: a folder, or the name of a hub repository.
+        shared: takes over what equals the checkpoint loaded with it before, whose adapter must not be used any more.
     """
     options = options or LoadOptions()
     folder, spec = checkpoint_spec(checkpoint, options.family)
-    return cast("ModelAdapter", _named(spec.loads)(folder, options))
+    sharing = {"shared": shared} if spec.shares else {}
+    return cast("ModelAdapter", _named(spec.loads)(folder, options, **sharing))
 
 
 def inspect_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[AdapterSpec, Mapping[str, str]]:

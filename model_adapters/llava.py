@@ -21,6 +21,7 @@ from mir_plugin.model_adapters.lora import keep_beside, merge
 from mir_plugin.model_adapters.moca import VisionPositions, calibrate
 from mir_plugin.model_adapters.preprocess import ClipPreprocessor, open_preprocessor
 from mir_plugin.model_adapters.projectors import build_projector
+from mir_plugin.model_adapters.sharing import SharedParts
 from mir_plugin.model_adapters.tokens import open_tokenizer
 from mir_plugin.model_adapters.vision_tower import ClipTower, open_tower_config
 from mir_plugin.model_adapters.weight_files import read_json
@@ -50,7 +51,9 @@ def recognises(checkpoint: Path) -> bool:
     return "mm_vision_tower" in read_json(checkpoint / "config.json")
 
 
-def load(checkpoint: Path, options: LoadOptions, *, family: str = FAMILY) -> LlavaAdapter:
+def load(
+    checkpoint: Path, options: LoadOptions, *, family: str = FAMILY, shared: SharedParts | None = None
+) -> LlavaAdapter:
     """Load a checkpoint of the LLaVA layout.
 
     Raises:
@@ -59,7 +62,14 @@ def load(checkpoint: Path, options: LoadOptions, *, family: str = FAMILY) -> Lla
     files = open_llava(checkpoint, options, family=family)
     tower = open_tower_config(files.tower, files.config)
     preprocessor = open_preprocessor(files.tower, image_aspect_ratio=files.config.get("image_aspect_ratio"))
-    return assemble(files, options, family=family, build_tower=lambda: ClipTower(tower), preprocessor=preprocessor)
+    return assemble(
+        files,
+        options,
+        family=family,
+        build_tower=lambda: ClipTower(tower),
+        preprocessor=preprocessor,
+        shared=shared,
+    )
 
 
 def inspect(checkpoint: Path, options: LoadOptions, *, family: str = FAMILY) -> dict[str, str]:
@@ -77,12 +87,15 @@ def assemble(
     build_tower: Callable[[], ClipTower],
     preprocessor: ClipPreprocessor,
     more_facts: Mapping[str, Any] | None = None,
+    shared: SharedParts | None = None,
 ) -> LlavaAdapter:
     """Build the model around a family's vision tower, and give every part of it its weights.
 
     Args:
         build_tower: makes the empty tower; its parameters are named ``vision_tower.*`` in ``files.weights``.
         more_facts: what was recognised and chosen besides LLaVA's facts.
+        shared: what the checkpoint loaded before left; nothing is shared where layers are streamed, because what is
+            shared stays on the device.
 
     Raises:
         MirError: if parts do not fit each other.
@@ -103,12 +116,27 @@ def assemble(
 
     model = build_empty(build)
     weights = merge(files.weights, files.lora) if options.merge_lora else keep_beside(files.weights, files.lora, model)
+    shared = shared if options.device_memory is None else None
+    if shared:
+        weights = shared.known(weights, device, dtype)
     streamed = assign_within(
         model, weights, device, dtype, layers="base_llm.model.layers", device_memory=options.device_memory
     )
+    features = None
+    if shared:
+        shared.keep(model, weights)
+        features = shared.features_seen_through((family, preprocessor, model.vision_tower.config.as_json(), more_facts))
     tokenizer = open_tokenizer(files.tokenizer)
     return LlavaAdapter(
-        family, files, model, tokenizer, preprocessor, positions, streamed=streamed, more_facts=more_facts or {}
+        family,
+        files,
+        model,
+        tokenizer,
+        preprocessor,
+        positions,
+        streamed=streamed,
+        features=features,
+        more_facts=more_facts or {},
     )
 
 

@@ -26,6 +26,7 @@ from mir_plugin.model_adapters.llava_model import LlavaModel
 from mir_plugin.model_adapters.moca import VisionPositions
 from mir_plugin.model_adapters.preprocess import ClipPreprocessor
 from mir_plugin.model_adapters.sequences import ExpandedPrompt, PaddedBatch, expand, padded, padded_batch
+from mir_plugin.model_adapters.sharing import FeatureStore
 from mir_plugin.model_adapters.tokens import Tokenizer
 from mir_plugin.samples import Sample
 from mir_plugin.types import Batch, Decoder, LayerWeights
@@ -45,6 +46,7 @@ class LlavaAdapter:
         conversation: Conversation = VICUNA_V1,
         *,
         streamed: LayerWeights | None = None,
+        features: FeatureStore | None = None,
         more_facts: Mapping[str, Any],
     ) -> None:
         self.family = family
@@ -62,22 +64,22 @@ class LlavaAdapter:
             **more_facts,
         }
         self._positions = positions
+        self._features = features
         self._image_mark = _image_mark(files, tokenizer)
         self._cut_at: int | None = files.config.get("tokenizer_model_max_length")
         self._n_positions = int(model.base_llm.config.max_position_embeddings)
         self._vocabulary_size = int(model.base_llm.lm_head.weight.shape[0])
 
     def encode(self, samples: Sequence[Sample]) -> Batch:
-        """Prompts with the sample's text as the assistant's answer, cut as in training; images as pixels.
+        """Prompts with the sample's text as the assistant's answer, cut as in training; images as pixels or features.
 
         Raises:
             MirError: if a text is empty, nothing of it is left after the cut, or a prompt exceeds the context.
         """
         prompts = [self._teacher_forced(sample) for sample in samples]
-        pixels = self.preprocessor([sample.open_image() for sample in samples])
         padding = padded_batch(prompts, self.device)
         return Batch(
-            inputs={"prompts": padding, "pixel_values": pixels.to(self.device)},
+            inputs={"prompts": padding, **self._seen(samples)},
             vision_mask=padding.vision_mask,
             text_mask=padded([prompt.text_mask() for prompt in prompts]).to(self.device),
             sample_ids=tuple(sample.sample_id for sample in samples),
@@ -87,8 +89,12 @@ class LlavaAdapter:
     def forward(self, batch: Batch) -> Tensor:
         """Last hidden states (samples, tokens, d) of one prefill."""
         prompts: PaddedBatch = batch.inputs["prompts"]
+        if "features" in batch.inputs:
+            embeddings = self.model.embed_features(prompts, batch.inputs["features"])
+        else:
+            embeddings = self.model.embed(prompts, batch.inputs["pixel_values"])
         with self.bound_to(batch):
-            return self.model.prefill(self.model.embed(prompts, batch.inputs["pixel_values"]), prompts.attention_mask)
+            return self.model.prefill(embeddings, prompts.attention_mask)
 
     @torch.no_grad()
     def text_token_losses(self, batch: Batch) -> Tensor:
@@ -164,6 +170,17 @@ class LlavaAdapter:
 
     def _calibrating(self, vision_mask: Tensor) -> AbstractContextManager[None]:
         return nullcontext() if self._positions is None else self._positions.bound_to(vision_mask)
+
+    def _seen(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """The images as pixels, or as vision-tower features where these are kept for other checkpoints."""
+
+        def pixels() -> Tensor:
+            return self.preprocessor([sample.open_image() for sample in samples]).to(self.device)
+
+        if self._features is None:
+            return {"pixel_values": pixels()}
+        features = self._features.of(samples, lambda: self.model.vision_tower(pixels()))
+        return {"features": features.to(self.device)}
 
     def _pixels(self, prompts: Sequence[Prompt]) -> Tensor:
         images = [image for prompt in prompts for image in prompt.images]

@@ -32,20 +32,29 @@ class LlavaModel(nn.Module):
     def embed(self, batch: PaddedBatch, pixel_values: Tensor) -> Tensor:
         """Embeddings (samples, tokens, d) of expanded sequences, vision tokens in place.
 
-        ``pixel_values`` (images, 3, height, width) are the images of all samples in sequence order; the projector's
-        rows fill the vision tokens in that order.
+        ``pixel_values`` (images, 3, height, width) are the images of all samples in sequence order.
+
+        Raises:
+            MirError: as ``embed_features``.
+        """
+        if pixel_values.shape[0] == 0:
+            return cast("Tensor", self.base_llm.model.embed_tokens(batch.token_ids))
+        return self.embed_features(batch, self.vision_tower(pixel_values))
+
+    def embed_features(self, batch: PaddedBatch, features: Tensor) -> Tensor:
+        """The same from the vision tower's features (images, features, width), of one image at least.
+
+        The projector's rows fill the vision tokens in sequence order.
 
         Raises:
             MirError: if there are more or fewer projector rows than vision tokens.
         """
         embeddings = cast("Tensor", self.base_llm.model.embed_tokens(batch.token_ids))
-        if pixel_values.shape[0] == 0:
-            return embeddings
-        rows = self.projector(self.vision_tower(pixel_values), batch.prompt_ids, batch.prompt_mask).flatten(0, 1)
+        rows = self.projector(features, batch.prompt_ids, batch.prompt_mask).flatten(0, 1)
         n_places = int(batch.vision_mask.sum())
         if rows.shape[0] != n_places:
             raise MirError(
-                f"the projector returned {rows.shape[0]} rows for {pixel_values.shape[0]} images, but the prompts hold "
+                f"the projector returned {rows.shape[0]} rows for {features.shape[0]} images, but the prompts hold "
                 f"{n_places} vision tokens. The checkpoint's projector or vision tower does not fit its config."
             )
         embeddings = embeddings.clone()

@@ -17,6 +17,7 @@ from mir_plugin.model_adapters.mini_gemini_files import AUX_PREFIX, CHECKPOINT_R
 from mir_plugin.model_adapters.mini_gemini_vision import MiniGeminiTowers, ViewLayout
 from mir_plugin.model_adapters.patch_info_mining import PatchInfoMining
 from mir_plugin.model_adapters.preprocess import open_preprocessor
+from mir_plugin.model_adapters.sharing import SharedParts
 from mir_plugin.model_adapters.vision_tower import TowerConfig, open_tower_config
 from mir_plugin.model_adapters.weight_files import read_json
 
@@ -29,7 +30,7 @@ def recognises(checkpoint: Path) -> bool:
     return str(config.get("model_type")).startswith(("mgm", "mini_gemini")) or "mm_vision_tower_aux" in config
 
 
-def load(checkpoint: Path, options: LoadOptions) -> LlavaAdapter:
+def load(checkpoint: Path, options: LoadOptions, *, shared: SharedParts | None = None) -> LlavaAdapter:
     """Load a full or projector-only checkpoint.
 
     Raises:
@@ -62,6 +63,7 @@ def load(checkpoint: Path, options: LoadOptions) -> LlavaAdapter:
             "image_grid": layout.grid,
             "image_global": layout.with_global_view,
         },
+        shared=shared,
     )
 
 
@@ -84,14 +86,14 @@ def view_layout(config: Mapping[str, Any], tower: TowerConfig) -> ViewLayout:
             among the low-resolution tower's patches.
     """
     grid = int(config.get("image_grid") or 1)
-    layout = ViewLayout(tower.clip.image_size, grid, with_global_view=grid > 1 and bool(config.get("image_global")))
+    layout = ViewLayout(tower.image_size, grid, with_global_view=grid > 1 and bool(config.get("image_global")))
     if tower.select_feature != "patch":
         raise MirError(
             f"mm_vision_select_feature is {tower.select_feature!r}, expected 'patch': patch-info mining has no part of "
             f"the picture for a class token. Correct config.json."
         )
     size = config.get("image_size_aux")
-    step = ConvNextTower.STRIDE * grid * (tower.clip.image_size // tower.clip.patch_size)
+    step = ConvNextTower.STRIDE * grid * tower.patches_per_side
     if not isinstance(size, int) or size <= 0 or size % step:
         raise MirError(
             f"image_size_aux is {size!r}, expected a multiple of {step}: the side in pixels of the high-resolution "

@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mir_plugin.model_adapters import LoadOptions, llava
-from mir_plugin.model_adapters.llava import LlavaAdapter
+from mir_plugin.model_adapters.llava_adapter import LlavaAdapter
+from mir_plugin.model_adapters.sharing import SharedParts
 from mir_plugin.model_adapters.weight_files import read_json
 
 FAMILY = "sharegpt4v"
@@ -23,9 +24,9 @@ def recognises(checkpoint: Path) -> bool:
     return config.get("model_type") == "share4v" or "Share4VLlamaForCausalLM" in architectures
 
 
-def load(checkpoint: Path, options: LoadOptions) -> LlavaAdapter:
+def load(checkpoint: Path, options: LoadOptions, *, shared: SharedParts | None = None) -> LlavaAdapter:
     """Load a ShareGPT4V checkpoint. Raises MirError if parts are missing, damaged, or do not fit each other."""
-    return llava.load(checkpoint, options, family=FAMILY)
+    return llava.load(checkpoint, options, family=FAMILY, shared=shared)
 
 
 def inspect(checkpoint: Path, options: LoadOptions) -> dict[str, str]:

@@ -41,8 +41,22 @@ class TowerConfig:
     @property
     def n_features(self) -> int:
         """Feature rows of one image."""
-        n_patches: int = (self.clip.image_size // self.clip.patch_size) ** 2
-        return n_patches + (self.select_feature == "cls_patch")
+        return self.patches_per_side**2 + (self.select_feature == "cls_patch")
+
+    @property
+    def image_size(self) -> int:
+        """Side of the picture in pixels."""
+        return cast("int", self.clip.image_size)
+
+    @property
+    def patches_per_side(self) -> int:
+        """Patches along one side of the picture."""
+        return self.image_size // cast("int", self.clip.patch_size)
+
+    def as_json(self) -> dict[str, Any]:
+        """Architecture and use as plain values: equal where two towers of equal weights compute the same."""
+        use = {"select_layer": self.select_layer, "select_feature": self.select_feature}
+        return {**use, "clip": self.clip.to_dict()}
 
 
 def open_tower_config(folder: Path, llava_config: Mapping[str, Any]) -> TowerConfig:
