@@ -11,9 +11,12 @@ from mir_plugin import __version__
 from mir_plugin.commands.adapters import adapters
 from mir_plugin.commands.compare import compare
 from mir_plugin.commands.demo import demo
+from mir_plugin.commands.indicators import indicators
 from mir_plugin.commands.inspect import inspect
 from mir_plugin.commands.report import report
 from mir_plugin.commands.run import run
+from mir_plugin.commands.select import select
+from mir_plugin.commands.sweep import sweep
 from mir_plugin.errors import MirError
 
 app = typer.Typer(
@@ -23,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Modality Integration Rate (MIR, arXiv 2410.07167): which vision-language checkpoint is worth fine-tuning.",
 )
-for command in (run, inspect, compare, report, adapters, demo):
+for command in (run, inspect, sweep, compare, select, indicators, report, adapters, demo):
     app.command()(command)
 
 

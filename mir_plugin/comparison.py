@@ -83,13 +83,13 @@ def compare_results(a: MirResult, b: MirResult, *, anyway: bool = False) -> Comp
     Raises:
         MirError: if samples or protocol differ and ``anyway`` is not set; says in what.
     """
-    differing = tuple(_differing(a, b))
+    differing = tuple(what_differs(a, b))
     if differing and not anyway:
         raise MirError(
             f"{a.checkpoint} and {b.checkpoint} are not comparable: they differ in {'; '.join(differing)}. "
             "Measure both with the same samples and options, or compare --anyway."
         )
-    paired = a.fingerprints.get("samples") == b.fingerprints.get("samples") and a.n_samples == b.n_samples
+    paired = _share_samples(a, b)
     layers: list[Difference] = []
     if len(a.layers) == len(b.layers):
         spreads = [one.uncertainty.get("layers") or [{}] * len(one.layers) for one in (a, b)]
@@ -102,12 +102,17 @@ def compare_results(a: MirResult, b: MirResult, *, anyway: bool = False) -> Comp
         b=b.checkpoint,
         paired=paired,
         differing=differing,
-        mir=_difference((a.mir, a.uncertainty), (b.mir, b.uncertainty), a, b, paired),
+        mir=mir_difference(a, b),
         layers=tuple(layers),
     )
 
 
-def _differing(a: MirResult, b: MirResult) -> list[str]:
+def mir_difference(a: MirResult, b: MirResult, confidence: float = CONFIDENCE) -> Difference:
+    """The difference of MIR, B − A, paired over the samples where they are the same."""
+    return _difference((a.mir, a.uncertainty), (b.mir, b.uncertainty), a, b, _share_samples(a, b), confidence)
+
+
+def what_differs(a: MirResult, b: MirResult) -> list[str]:
     """What of samples and protocol is not the same, in words; versions and checkpoints may differ."""
     differing = []
     if a.fingerprints.get("samples") != b.fingerprints.get("samples"):
@@ -117,6 +122,10 @@ def _differing(a: MirResult, b: MirResult) -> list[str]:
         named = [f"{name} ({one[name]!r} and {other[name]!r})" for name in one if one[name] != other[name]]
         differing += named or ["protocol"]
     return differing
+
+
+def _share_samples(a: MirResult, b: MirResult) -> bool:
+    return a.fingerprints.get("samples") == b.fingerprints.get("samples") and a.n_samples == b.n_samples
 
 
 def _protocol(result: MirResult) -> dict[str, Any]:
@@ -137,6 +146,7 @@ def _difference(
     a: MirResult,
     b: MirResult,
     paired: bool,
+    confidence: float = CONFIDENCE,
 ) -> Difference:
     difference = other[0] - one[0]
     if not (has_uncertainty(a) and has_uncertainty(b)):
@@ -146,5 +156,5 @@ def _difference(
         error = standard_error([v - u for u, v in zip(of_one, of_other, strict=True)])
     else:
         error = math.hypot(standard_error(of_one), standard_error(of_other))
-    half = half_width(error, min(len(of_one), len(of_other)))
+    half = half_width(error, min(len(of_one), len(of_other)), confidence)
     return Difference(one[0], other[0], difference, error, difference - half, difference + half)

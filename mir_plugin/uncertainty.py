@@ -55,11 +55,11 @@ def standard_error(influences: Sequence[float]) -> float:
     return math.sqrt(n / (n - 1) * math.fsum(u * u for u in influences))
 
 
-def half_width(error: float, n_samples: int) -> float:
-    """Half the 95 % interval that belongs to a standard error from n samples."""
+def half_width(error: float, n_samples: int, confidence: float = CONFIDENCE) -> float:
+    """Half the interval that belongs to a standard error from n samples."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(n_samples - 1, (1 + CONFIDENCE) / 2)) * error
+    return float(stdtrit(n_samples - 1, (1 + confidence) / 2)) * error
 
 
 def influences_of(spread: Mapping[str, Any], source: str) -> list[float]:

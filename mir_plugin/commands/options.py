@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 class OutlierChoice(str, Enum):
     """Values of ``--outliers``."""
 
-    replace = "replace"
-    remove = "remove"
-    none = "none"
+    REPLACE = "replace"
+    REMOVE = "remove"
+    NONE = "none"
 
 
 class DtypeChoice(str, Enum):
     """Values of ``--dtype``."""
 
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 LOADING, SAMPLES, PROTOCOL, OUTPUT = "Loading", "Samples", "Protocol", "Output"
@@ -103,6 +103,10 @@ NoNormalization = Annotated[
     bool, typer.Option("--no-normalization", help="Skip text-centric normalization.", rich_help_panel=PROTOCOL)
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples per forward pass.", rich_help_panel=LOADING)]
+Tolerance = Annotated[
+    float,
+    typer.Option(min=0, help="Differences of MIR up to this count as none in the verdict.", rich_help_panel=PROTOCOL),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON, and nothing else.", rich_help_panel=OUTPUT)
 ]

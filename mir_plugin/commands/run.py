@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from mir_plugin.distributed import Group
     from mir_plugin.model_adapters import LoadOptions
     from mir_plugin.results import MirConfig, MirResult
+    from mir_plugin.resume import Journal
     from mir_plugin.samples import SampleSet
+    from mir_plugin.types import ModelAdapter
 
 
 def run(
@@ -29,13 +31,13 @@ def run(
     embedded: options.Embedded = False,
     n_samples: options.NSamples = None,
     seed: options.Seed = 0,
-    outliers: options.Outliers = options.OutlierChoice.replace,
+    outliers: options.Outliers = options.OutlierChoice.REPLACE,
     no_normalization: options.NoNormalization = False,
     no_uncertainty: Annotated[
         bool,
         typer.Option("--no-uncertainty", help="Skip standard errors.", rich_help_panel=options.PROTOCOL),
     ] = False,
-    dtype: options.Dtype = options.DtypeChoice.auto,
+    dtype: options.Dtype = options.DtypeChoice.AUTO,
     device: options.Device = "auto",
     device_memory: options.DeviceMemory = None,
     batch_size: options.BatchSize = 1,
@@ -134,26 +136,77 @@ def measure_once(
     """
     from mir_plugin.distributed import ALONE
     from mir_plugin.model_adapters import load_adapter
-    from mir_plugin.resume import Journal, finished_result, remove_stray_files, request_fingerprint
-    from mir_plugin.run import measure
 
     group = group or ALONE
-    request = existing = None
-    journal = Journal(result_path.with_name("mir.partial.jsonl"))
-    with group.agreed("looking for an earlier result"):
-        if group.rank == 0:
-            remove_stray_files(result_path.parent)
-            request = request_fingerprint(checkpoint, dataclasses.asdict(load), config, sample_set.fingerprint)
-            if force:
-                journal.remove()
-            else:
-                existing = finished_result(result_path, request, with_uncertainty=with_uncertainty)
-    existing, request = group.of_first((existing, request))
+    existing, request = earlier_result(
+        checkpoint, load, sample_set, config, result_path, with_uncertainty=with_uncertainty, force=force, group=group
+    )
     if existing:
         _note(group, f"measured before, on {existing.created}: this is {result_path}. --force measures again.")
         return existing
     with group.agreed(f"loading {checkpoint}"):
         adapter = load_adapter(checkpoint, load)
+    result = measure_and_save(
+        adapter,
+        sample_set,
+        config,
+        result_path,
+        checkpoint=checkpoint,
+        request=request,
+        batch_size=batch_size,
+        with_uncertainty=with_uncertainty,
+        group=group,
+    )
+    if result.engine["resumed_layers"]:
+        _note(group, f"{result.engine['resumed_layers']} layers were finished by an earlier run and kept.")
+    return result
+
+
+def earlier_result(
+    checkpoint: Path,
+    load: LoadOptions,
+    sample_set: SampleSet,
+    config: MirConfig,
+    result_path: Path,
+    *,
+    with_uncertainty: bool,
+    force: bool,
+    group: Group,
+) -> tuple[MirResult | None, str]:
+    """The result at ``result_path`` if it answers this very request, and the fingerprint of the request.
+
+    With ``force`` there is none, and layers that a killed run finished are forgotten.
+    """
+    from mir_plugin.resume import finished_result, remove_stray_files, request_fingerprint
+
+    existing, request = None, ""
+    with group.agreed("looking for an earlier result"):
+        if group.rank == 0:
+            remove_stray_files(result_path.parent)
+            request = request_fingerprint(checkpoint, dataclasses.asdict(load), config, sample_set.fingerprint)
+            if force:
+                _journal(result_path).remove()
+            else:
+                existing = finished_result(result_path, request, with_uncertainty=with_uncertainty)
+    return group.of_first((existing, request))
+
+
+def measure_and_save(
+    adapter: ModelAdapter,
+    sample_set: SampleSet,
+    config: MirConfig,
+    result_path: Path,
+    *,
+    checkpoint: Path,
+    request: str,
+    batch_size: int,
+    with_uncertainty: bool,
+    group: Group,
+) -> MirResult:
+    """Measure a loaded checkpoint, from the layer where a killed run of this request ended, and save the result."""
+    from mir_plugin.run import measure
+
+    journal = _journal(result_path)
     result = measure(
         adapter,
         sample_set,
@@ -166,11 +219,15 @@ def measure_once(
         request=request,
     )
     if group.rank == 0:
-        if result.engine["resumed_layers"]:
-            _note(group, f"{result.engine['resumed_layers']} layers were finished by an earlier run and kept.")
         result.save(result_path)
         journal.remove()
     return result
+
+
+def _journal(result_path: Path) -> Journal:
+    from mir_plugin.resume import Journal
+
+    return Journal(result_path.with_name("mir.partial.jsonl"))
 
 
 def _note(group: Group, text: str) -> None:

@@ -6,10 +6,15 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mir_plugin.comparison import Comparison, Difference
 from mir_plugin.results import MirResult
+from mir_plugin.selection import Selection
+
+# A name that is folded after every third letter cannot be read; numbers give way instead.
+NAME_WIDTH = 20
 
 
 def print_result(result: MirResult, saved_to: Path) -> None:
@@ -61,11 +66,36 @@ def print_comparison(comparison: Comparison) -> None:
     console.print(f"[bold]{comparison.verdict}[/bold]")
 
 
+def print_ranking(selection: Selection) -> None:
+    """Print the candidates of a selection, best first, to standard output."""
+    table = Table(title="Ranking by MIR (lower is better)", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("", justify="right")
+    table.add_column("checkpoint", overflow="fold", min_width=NAME_WIDTH)
+    for heading in ("step", "MIR", "behind the best", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for place, one in enumerate(selection.ranking, start=1):
+        behind = one.behind
+        table.add_row(
+            str(place),
+            escape(one.candidate.name),
+            "" if one.candidate.step is None else str(one.candidate.step),
+            f"{one.candidate.result.mir:.4f}",
+            ""
+            if behind is None
+            else f"{behind.difference:+.4f}" + ("" if behind.low is None else f" ({_bounds(behind)})"),
+            "best" if behind is None else {True: "tied", False: "worse", None: "unknown"}[one.tied],
+        )
+    Console().print(table)
+
+
+def _bounds(difference: Difference) -> str:
+    return f"{difference.low:+.4f} … {difference.high:+.4f}"
+
+
 def _interval(difference: Difference) -> str:
     if difference.low is None or difference.high is None:
         return "not computed"
-    mark = " *" if difference.distinguishable else "  "
-    return f"{difference.low:+.4f} … {difference.high:+.4f}{mark}"
+    return _bounds(difference) + (" *" if difference.distinguishable else "  ")
 
 
 def _standard_error(result: MirResult) -> str:

@@ -1,0 +1,222 @@
+"""``mir sweep``: many checkpoints, one after another → a table, the verdict, and the joint report."""
+
+from __future__ import annotations
+
+import glob
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mir_plugin.commands import options
+from mir_plugin.errors import MirError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mir_plugin.distributed import Group
+    from mir_plugin.model_adapters import LoadOptions
+    from mir_plugin.results import MirConfig
+    from mir_plugin.samples import SampleSet
+    from mir_plugin.sweep import Measured, Sweep
+    from mir_plugin.watch import Watch
+
+SOME_FAILED = 5
+INTERRUPTED = 130
+WATCHING = "Watching"
+
+
+def sweep(
+    checkpoints: Annotated[
+        list[str] | None, typer.Argument(help="Checkpoint folders, or patterns such as 'runs/*/checkpoint-*'.")
+    ] = None,
+    base_llm: options.BaseLlm = None,
+    vision_tower: options.VisionTower = None,
+    vision_tower_aux: options.VisionTowerAux = None,
+    family: options.Family = None,
+    images: options.Images = None,
+    texts: options.Texts = None,
+    dataset: options.Dataset = None,
+    embedded: options.Embedded = False,
+    n_samples: options.NSamples = None,
+    seed: options.Seed = 0,
+    outliers: options.Outliers = options.OutlierChoice.REPLACE,
+    no_normalization: options.NoNormalization = False,
+    dtype: options.Dtype = options.DtypeChoice.AUTO,
+    device: options.Device = "auto",
+    device_memory: options.DeviceMemory = None,
+    batch_size: options.BatchSize = 1,
+    merge_lora: options.MergeLora = True,
+    trust_remote_code: options.TrustRemoteCode = False,
+    tolerance: options.Tolerance = 0.0,
+    watch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure checkpoint-N folders below this one as a training completes them, until Ctrl-C.",
+            rich_help_panel=WATCHING,
+        ),
+    ] = None,
+    watch_idle: Annotated[
+        float | None,
+        typer.Option(min=0, help="Stop when nothing new came for so many seconds.", rich_help_panel=WATCHING),
+    ] = None,
+    watch_settle: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds for which a checkpoint must not have changed.", rich_help_panel=WATCHING),
+    ] = 5.0,
+    out: Annotated[
+        Path, typer.Option(help="Folder for all results, table and report.", rich_help_panel=options.OUTPUT)
+    ] = Path("mir-sweep"),
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Measure again what is measured already.", rich_help_panel=options.OUTPUT),
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Measure many checkpoints on the same samples, and say which one to fine-tune.
+
+    What the checkpoints share (base LLM, vision tower, what it sees of the samples) is loaded and computed once; every
+    number is that of a single `mir run`. A failed checkpoint is reported and the rest goes on. A killed sweep
+    continues where it was.
+
+    Examples:
+
+      mir sweep 'runs/pretrain/checkpoint-*' --base-llm vicuna-7b-v1.5
+
+      mir sweep --watch runs/pretrain --base-llm vicuna-7b-v1.5
+
+    Exit codes: 0 all measured; 1 nothing could be measured; 5 some checkpoints failed; 130 interrupted.
+    """
+    from mir_plugin.commands.sweep_table import SweepDisplay, print_sweep
+    from mir_plugin.distributed import launched_group, own_device
+    from mir_plugin.model_adapters import LoadOptions, adapter_spec
+    from mir_plugin.results import MirConfig
+    from mir_plugin.sweep import Sweep
+    from mir_plugin.watch import Watch
+
+    if bool(checkpoints) == (watch is not None):
+        raise MirError("name checkpoints, or a training's folder with --watch; one of the two.")
+    if family:
+        adapter_spec(family)
+    folders = found_checkpoints(checkpoints or [])
+    watcher = Watch(watch, watch_settle) if watch else None
+    config = MirConfig(outliers=outliers.value, normalize=not no_normalization)
+    sample_set = options.chosen_samples(images, texts, dataset, embedded, n_samples, seed)
+    load = LoadOptions(
+        base_llm=base_llm,
+        vision_tower=vision_tower,
+        vision_tower_aux=vision_tower_aux,
+        family=family,
+        dtype=dtype.value,
+        device=own_device(device),
+        device_memory=options.bytes_of(device_memory),
+        merge_lora=merge_lora,
+        trust_remote_code=trust_remote_code,
+    )
+    interrupted = False
+    with launched_group(load.device) as group:
+        display = SweepDisplay(shown=group.rank == 0)
+        measure = _measuring(load, sample_set, config, batch_size, force, group)
+        running = Sweep(out, measure, tolerance=tolerance, on_change=display.refresh, writes=group.rank == 0)
+        try:
+            with display.of(running):
+                if watch is not None and watcher is not None:
+                    running.recall(watch, sample_set.fingerprint, config)
+                    _follow(running, watcher, watch_settle, watch_idle, group)
+                else:
+                    running.add(group.of_first(folders))
+                    running.run()
+        except KeyboardInterrupt:
+            interrupted = watch is None  # a watch is ended like this
+    if group.rank > 0:
+        return
+    report_paths = _report(running)
+    if json:
+        typer.echo(json_module.dumps(running.as_json(), indent=2, allow_nan=False))
+    else:
+        print_sweep(running, report_paths)
+    code = _exit_code(running)
+    if interrupted or code:
+        raise typer.Exit(INTERRUPTED if interrupted else code)
+
+
+def found_checkpoints(patterns: list[str]) -> list[Path]:
+    """The folders that patterns match and that hold a config.json; a name without wildcards stands for itself.
+
+    Raises:
+        MirError: if a pattern matches no such folder.
+    """
+    found: list[Path] = []
+    for pattern in patterns:
+        if not glob.has_magic(pattern):
+            found.append(Path(pattern))
+            continue
+        matches = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - may be absolute
+        folders = [match for match in matches if (match / "config.json").is_file()]
+        if not folders:
+            raise MirError(
+                f"{pattern!r} matches no checkpoint folder ({len(matches)} matches, none with a config.json). "
+                "Check the pattern; quote it so that the shell leaves it alone."
+            )
+        found += folders
+    return found
+
+
+def _measuring(
+    load: LoadOptions, sample_set: SampleSet, config: MirConfig, batch_size: int, force: bool, group: Group
+) -> Callable[[Path, Path], Measured]:
+    """What measures one checkpoint of the sweep, keeping what the next one may share."""
+    from mir_plugin.commands.run import earlier_result, measure_and_save
+    from mir_plugin.model_adapters import load_adapter
+    from mir_plugin.model_adapters.sharing import SharedParts
+    from mir_plugin.sweep import Measured
+
+    shared = SharedParts()
+
+    def measure(checkpoint: Path, result_path: Path) -> Measured:
+        existing, request = earlier_result(
+            checkpoint, load, sample_set, config, result_path, with_uncertainty=True, force=force, group=group
+        )
+        if existing:
+            return Measured(existing, kept=True)
+        with group.agreed(f"loading {checkpoint}"):
+            adapter = load_adapter(checkpoint, load, shared=shared)
+        result = measure_and_save(
+            adapter,
+            sample_set,
+            config,
+            result_path,
+            checkpoint=checkpoint,
+            request=request,
+            batch_size=batch_size,
+            with_uncertainty=True,
+            group=group,
+        )
+        return Measured(result, kept=False)
+
+    return measure
+
+
+def _follow(running: Sweep, watcher: Watch, settle: float, idle: float | None, group: Group) -> None:
+    """Measure what lands, until the watch ends; process 0 looks, and all measure."""
+    rounds = watcher.rounds(max(settle / 2, 0.2), idle) if group.rank == 0 else None
+    while (found := group.of_first(next(rounds, None) if rounds else None)) is not None:
+        if found:
+            running.add(found)
+            running.run()
+
+
+def _report(running: Sweep) -> list[Path]:
+    """The joint report of all that is measured; none without a result."""
+    from mir_plugin.reports.build import build_report
+    from mir_plugin.sweep import RESULT_NAME
+
+    results = [running.out_dir / one.name / RESULT_NAME for one in running.entries if one.result]
+    return list(build_report(results, running.out_dir / "report").paths.values()) if results else []
+
+
+def _exit_code(running: Sweep) -> int:
+    if not any(one.result for one in running.entries):
+        return 1
+    return SOME_FAILED if any(one.state == "failed" for one in running.entries) else 0

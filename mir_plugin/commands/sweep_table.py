@@ -1,0 +1,168 @@
+"""How a sweep looks: a live table in a terminal, lines elsewhere, and the verdict at the end."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from mir_plugin.commands.terminal import NAME_WIDTH
+from mir_plugin.errors import MirError
+from mir_plugin.selection import Outcome, Selection
+from mir_plugin.sweep import Sweep, SweepEntry
+
+OUTCOME_STYLES: dict[Outcome, str] = {"clear": "bold green", "undecided": "bold yellow", "still falling": "bold cyan"}
+STATE_STYLES = {"failed": "red", "running": "cyan", "waiting": "dim", "measured": "", "kept": "dim"}
+# A terminal has few lines: before and after these, rows of a long sweep are counted instead of shown.
+MAX_LIVE_ROWS = 20
+
+
+class SweepDisplay:
+    """Shows a sweep on standard error while it runs."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._console = Console(stderr=True, quiet=not shown)
+        self._live: Live | None = None
+        self._sweep: Sweep | None = None
+        self._told: dict[str, SweepEntry] = {}
+        self._started: tuple[str, float] | None = None
+
+    @contextmanager
+    def of(self, sweep: Sweep) -> Iterator[None]:
+        """Show this sweep for the length of the block."""
+        self._sweep = sweep
+        if not self._console.is_terminal or self._console.quiet:
+            yield
+            return
+        with Live(get_renderable=self._table, console=self._console, transient=True, redirect_stderr=False) as live:
+            self._live = live
+            with redirect_stderr(_AboveTheTable(live.console)):
+                yield
+            self._live = None
+
+    def refresh(self) -> None:
+        """Show the present state; without a terminal, a line for each checkpoint that is finished."""
+        if self._live is not None:
+            self._live.refresh()
+            return
+        for number, entry in enumerate(self._entries(), start=1):
+            if entry.state in ("measured", "kept", "failed") and self._told.get(entry.name) is not entry:
+                self._told[entry.name] = entry
+                self._console.print(_line(entry, number, len(self._entries())), soft_wrap=True, highlight=False)
+
+    def _entries(self) -> list[SweepEntry]:
+        return self._sweep.entries if self._sweep else []
+
+    def _table(self) -> Group:
+        entries = self._entries()
+        n_done = sum(one.state in ("measured", "kept", "failed") for one in entries)
+        current = next((i for i, one in enumerate(entries) if one.state == "running"), len(entries))
+        first = max(0, min(current - MAX_LIVE_ROWS // 2, len(entries) - MAX_LIVE_ROWS))
+        shown = entries[first : first + MAX_LIVE_ROWS]
+        hidden = len(entries) - len(shown)
+        summary = f"{n_done} of {len(entries)} checkpoints" + (f", {hidden} not shown" if hidden else "")
+        if current == len(entries) == n_done:
+            summary += "; waiting for more" if entries else "waiting for the first checkpoint"
+        table = sweep_table(shown, entries, self._running_note(entries[current]) if current < len(entries) else "")
+        return Group(table, Text(summary, style="dim"))
+
+    def _running_note(self, entry: SweepEntry) -> str:
+        """Seconds, and the layers that the journal of the measurement holds."""
+        if self._started is None or self._started[0] != entry.name:
+            self._started = entry.name, time.monotonic()
+        seconds = f"{time.monotonic() - self._started[1]:.0f} s"
+        assert self._sweep is not None
+        journal = self._sweep.out_dir / entry.name / "mir.partial.jsonl"
+        try:
+            n_layers = journal.read_bytes().count(b"\n") - 1
+        except OSError:
+            return f"{seconds}, loading"
+        return f"{seconds}, layer {n_layers + 1}"
+
+
+def print_sweep(sweep: Sweep, report_paths: Sequence[Path]) -> None:
+    """Print the finished table, what failed, the verdict, and where the files are, to standard output."""
+    console = Console(highlight=False)
+    console.print(sweep_table(sweep.entries, sweep.entries))
+    for one in sweep.entries:
+        if one.error:
+            console.print(f"[red]failed:[/red] {escape(one.name)}: {escape(one.error)}", soft_wrap=True)
+    try:
+        selection = sweep.selection()
+    except MirError as error:
+        console.print(f"[yellow]no verdict:[/yellow] {escape(str(error))}", soft_wrap=True)
+    else:
+        if selection is not None:
+            print_verdict(selection)
+    for path in (sweep.out_dir / "sweep.json", sweep.out_dir / "sweep.csv", *report_paths):
+        console.print(f"wrote {escape(str(path))}", soft_wrap=True)
+
+
+def print_verdict(selection: Selection) -> None:
+    """Print recommendation, reasons and warnings to standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[{OUTCOME_STYLES[selection.outcome]}]{escape(selection.sentence)}[/]")
+    for reason in selection.reasons:
+        console.print(f"  - {escape(reason)}")
+    for warning in selection.warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+
+
+def sweep_table(shown: Sequence[SweepEntry], entries: Sequence[SweepEntry], running_note: str = "") -> Table:
+    """A row for each entry shown; the lowest MIR of all entries is marked."""
+    lowest = min((one.result.mir for one in entries if one.result), default=None)
+    table = Table(box=SIMPLE_HEAD, title="MIR of a sweep (lower is better)", title_justify="left")
+    table.add_column("checkpoint", overflow="fold", min_width=NAME_WIDTH)
+    for heading in ("step", "MIR", "95 % interval", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for one in shown:
+        result = one.result
+        best = result is not None and result.mir == lowest
+        table.add_row(
+            escape(one.name),
+            "" if one.step is None else str(one.step),
+            "" if result is None else f"{result.mir:.4f}",
+            _interval(one),
+            "" if one.seconds is None else f"{one.seconds:.1f}",
+            f"{one.state} {running_note}" if one.state == "running" else one.state + (" *" if best else ""),
+            style="bold" if best else STATE_STYLES[one.state],
+        )
+    return table
+
+
+def _interval(entry: SweepEntry) -> str:
+    spread = entry.result.uncertainty if entry.result else {}
+    return f"{spread['low']:.4f} … {spread['high']:.4f}" if "low" in spread else ""
+
+
+def _line(entry: SweepEntry, number: int, n_entries: int) -> str:
+    outcome = f"MIR {entry.result.mir:.4f}" if entry.result else escape(str(entry.error))
+    seconds = "" if entry.seconds is None else f", {entry.seconds:.1f} s"
+    return f"{number}/{n_entries} {escape(entry.name)}: {entry.state}{seconds}: {outcome}"
+
+
+class _AboveTheTable(io.TextIOBase):
+    """Standard error while the table is live: whole lines go above it, and progress bars see no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._console.print(line.rpartition("\r")[2], markup=False, highlight=False, soft_wrap=True)
+        return len(text)
+
+    def isatty(self) -> bool:
+        return False

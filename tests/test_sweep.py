@@ -1,0 +1,281 @@
+"""Sweeps: order, sharing of failures, files at any moment, and the commands ``mir sweep`` and ``mir select``."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import json
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mir_plugin.cli import main
+from mir_plugin.commands.sweep import found_checkpoints
+from mir_plugin.errors import MirError
+from mir_plugin.results import MirConfig, MirResult
+from mir_plugin.run import measure
+from mir_plugin.samples import SampleSet
+from mir_plugin.steps import in_training_order, run_of, step_of
+from mir_plugin.sweep import Measured, Sweep
+
+from golden_data import require_golden
+from toy import ToyAdapter, toy_samples
+
+SAMPLES = SampleSet(tuple(toy_samples(3)))
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the product catches it."""
+
+
+@functools.cache
+def toy_result(checkpoint: Path, seed: int = 0) -> MirResult:
+    return measure(ToyAdapter(n_layers=1, width=8, seed=seed), SAMPLES, checkpoint=str(checkpoint))
+
+
+def measured_by_step(checkpoint: Path, path: Path) -> Measured:
+    """A small real measurement for each checkpoint; those of certain steps fail."""
+    step = step_of(checkpoint)
+    if step == 20:
+        raise MirError("20 is broken")
+    if step == 30:
+        raise torch.OutOfMemoryError("device memory is full")
+    if step == 99:
+        raise Killed
+    result = toy_result(checkpoint, seed=step or 0)
+    result.save(path)
+    return Measured(result, kept=False)
+
+
+def saved(out: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((out / "sweep.json").read_text())
+    return document
+
+
+def test_checkpoints_are_ordered_by_run_and_step_and_the_last_one_by_its_trainer_state(tmp_path: Path) -> None:
+    for name in ("run10/checkpoint-5", "run9/checkpoint-1000", "run9/checkpoint-200", "run9/odd"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "run9" / "trainer_state.json").write_text('{"global_step": 1200}')
+    paths = [tmp_path / n for n in ("run10/checkpoint-5", "run9", "run9/checkpoint-1000", "run9/checkpoint-200")]
+    ordered = in_training_order([*paths, paths[0]])
+    assert ordered == [paths[3], paths[2], paths[1], paths[0]]
+    assert [step_of(path) for path in ordered] == [200, 1000, 1200, 5]
+    assert run_of(paths[1]) == run_of(paths[2])
+
+
+def test_a_failed_checkpoint_is_noted_and_the_rest_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sweep = Sweep(tmp_path, measured_by_step)
+    sweep.add([Path(f"runs/a/checkpoint-{step}") for step in (40, 10, 30, 20)])
+    sweep.run()
+    rows = saved(tmp_path)["checkpoints"]
+    assert [(row["step"], row["state"]) for row in rows] == [
+        (10, "measured"), (20, "failed"), (30, "failed"), (40, "measured"),
+    ]  # fmt: skip
+    assert rows[1]["error"] == "20 is broken"
+    assert rows[2]["error"] == "OutOfMemoryError: device memory is full"
+    assert "measuring runs/a/checkpoint-30 failed" in caplog.text  # with its traceback: it may be our own bug
+    assert "checkpoint-20" not in caplog.text
+    assert MirResult.load(tmp_path / rows[3]["result"]).mir == rows[3]["mir"]
+
+
+def test_a_kill_leaves_every_finished_checkpoint_in_the_files(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, measured_by_step)
+    sweep.add([Path(f"runs/a/checkpoint-{step}") for step in (10, 99, 120)])
+    with pytest.raises(Killed):
+        sweep.run()
+    assert [row["state"] for row in saved(tmp_path)["checkpoints"]] == ["measured", "running", "waiting"]
+    table = list(csv.DictReader((tmp_path / "sweep.csv").open()))
+    assert [(row["step"], bool(row["mir"])) for row in table] == [("10", True), ("99", False), ("120", False)]
+    assert float(table[0]["mir"]) == saved(tmp_path)["checkpoints"][0]["mir"]
+
+
+def test_a_checkpoint_that_comes_back_with_other_files_is_measured_again(tmp_path: Path) -> None:
+    seen: list[Path] = []
+
+    def noted(checkpoint: Path, path: Path) -> Measured:
+        seen.append(checkpoint)
+        return measured_by_step(checkpoint, path)
+
+    sweep = Sweep(tmp_path, noted)
+    for _ in range(2):
+        sweep.add([Path("a/checkpoint-1")])
+        sweep.run()
+    assert seen == [Path("a/checkpoint-1")] * 2
+    assert len(sweep.entries) == 1
+
+
+def test_checkpoints_of_one_name_get_folders_of_their_own(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, measured_by_step)
+    sweep.add([Path("/x/run/checkpoint-1"), Path("/y/run/checkpoint-1"), Path("/y/llava")])
+    assert [one.name for one in sweep.entries] == ["run_checkpoint-1", "llava", "y_run_checkpoint-1"]
+
+
+def test_results_of_checkpoints_that_a_training_deleted_still_count(tmp_path: Path) -> None:
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    (runs / "checkpoint-3").mkdir(parents=True)
+    for name, checkpoint in {
+        "gone": runs / "checkpoint-2", "there": runs / "checkpoint-3", "elsewhere": tmp_path / "checkpoint-4",
+    }.items():  # fmt: skip
+        toy_result(checkpoint).save(out / name / "mir.json")
+    other = dataclasses.replace(toy_result(runs / "checkpoint-1"), config=MirConfig(outliers="none"))
+    other.save(out / "other" / "mir.json")
+    (out / "damaged").mkdir()
+    (out / "damaged" / "mir.json").write_text("{")
+    sweep = Sweep(out, measured_by_step)
+    sweep.recall(runs, SAMPLES.fingerprint, MirConfig())
+    assert [(one.name, one.state, one.step) for one in sweep.entries] == [("gone", "kept", 2)]
+    assert sweep.entries[0].result is not None
+    sweep.entries.clear()
+    sweep.recall(runs, "other samples", MirConfig())
+    assert sweep.entries == []
+
+
+def test_results_that_cannot_be_ranked_together_cost_the_verdict_and_nothing_else(tmp_path: Path) -> None:
+    def unlike(checkpoint: Path, path: Path) -> Measured:
+        measured = measured_by_step(checkpoint, path)
+        prints = {**measured.result.fingerprints, "protocol": str(checkpoint)}
+        return Measured(dataclasses.replace(measured.result, fingerprints=prints), kept=False)
+
+    sweep = Sweep(tmp_path, unlike)
+    sweep.add([Path("a/checkpoint-1"), Path("a/checkpoint-2")])
+    sweep.run()
+    assert saved(tmp_path)["selection"] is None
+    assert "were not measured alike" in saved(tmp_path)["selection_impossible"]
+    assert all(row["mir"] for row in saved(tmp_path)["checkpoints"])
+
+
+def test_patterns_take_checkpoint_folders_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/checkpoint-1", "a/checkpoint-2", "a/logs"):
+        Path(name).mkdir(parents=True)
+    Path("a/checkpoint-1/config.json").write_text("{}")
+    assert found_checkpoints(["a/*", "named"]) == [Path("a/checkpoint-1"), Path("named")]
+    with pytest.raises(MirError, match=r"'b/\*' matches no checkpoint folder \(0 matches"):
+        found_checkpoints(["b/*"])
+
+
+# The commands
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A run with two checkpoints and its last one, and a broken checkpoint."""
+    case = require_golden("llava/llava_projector")
+    for step, source in ((20, case / "model" / "checkpoint-20"), (30, case / "model"), (40, case / "model")):
+        folder = tmp_path / "runs" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        for name in ("config.json", "mm_projector.bin"):
+            shutil.copy(source / name, folder)
+    weights = tmp_path / "runs" / "checkpoint-40" / "mm_projector.bin"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    return tmp_path / "runs"
+
+
+def mir(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run the command line in this process; return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["mir", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+        sys.exit(0)
+    return int(exit_.value.code or 0)
+
+
+def options() -> list[object]:
+    case = require_golden("llava/llava_projector")
+    return [
+        "--base-llm", case / "base_llm", "--vision-tower", case / "vision_tower",
+        "--embedded", "--n-samples", 3, "--device", "cpu",
+    ]  # fmt: skip
+
+
+def test_a_sweep_prints_its_verdict_goes_on_after_a_failure_and_resumes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, runs: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["sweep", f"{runs}/checkpoint-*", *options(), "--out", out]
+    assert mir(monkeypatch, *arguments) == 5
+    printed = capsys.readouterr()
+    assert "failed: runs_checkpoint-40" in printed.out
+    assert "1/3 runs_checkpoint-20: measured" in printed.err
+    assert {path.name for path in (out / "report").iterdir()} >= {"report.xlsx", "report.csv"}
+    rows = saved(out)["checkpoints"]
+    assert [row["state"] for row in rows] == ["measured", "measured", "failed"]
+
+    monkeypatch.setattr("mir_plugin.run.layer_features", None)  # nothing is measured a second time
+    assert mir(monkeypatch, *arguments, "--json") == 5
+    printed = capsys.readouterr()
+    again = json.loads(printed.out)  # nothing else on standard output
+    assert [row["state"] for row in again["checkpoints"]] == ["kept", "kept", "failed"]
+    assert [row["mir"] for row in again["checkpoints"]] == [row["mir"] for row in rows]
+
+    code = mir(monkeypatch, "select", out, "--json")
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict == again["selection"]
+    assert code == {"clear": 0, "undecided": 3, "still falling": 4}[verdict["outcome"]]
+    assert mir(monkeypatch, "select", out) == code
+    assert verdict["sentence"] in capsys.readouterr().out
+
+
+def test_a_watch_measures_what_is_there_and_what_lands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, runs: Path
+) -> None:
+    later, out = tmp_path / "checkpoint-50", tmp_path / "out"
+    shutil.copytree(runs / "checkpoint-30", later)
+
+    def land() -> None:
+        while not (out / "runs_checkpoint-30" / "mir.json").exists():
+            time.sleep(0.02)
+        shutil.move(later, runs / "checkpoint-50")
+
+    training = threading.Thread(target=land)
+    training.start()
+    arguments = ["sweep", "--watch", runs, *options(), "--out", out]
+    assert mir(monkeypatch, *arguments, "--watch-settle", 0.2, "--watch-idle", 1.5) == 0
+    training.join()
+    # The broken checkpoint never became complete, so it is none that failed.
+    assert [row["step"] for row in saved(out)["checkpoints"]] == [20, 30, 50]
+    assert "3/3 runs_checkpoint-50: measured" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "--embedded"], "name checkpoints, or a training's folder with --watch"),
+        (["sweep", "nothing/*", "--embedded"], "'nothing/*' matches no checkpoint folder"),
+        (["sweep", "--watch", "nowhere", "--embedded"], "--watch nowhere: no such folder"),
+        (["select", "nowhere"], "'nowhere' does not exist and matches nothing"),
+        (["select", "."], "'.' holds no mir.json"),
+    ],
+)
+def test_a_mistake_is_one_message(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mir(monkeypatch, *arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_measured_twice_is_one_candidate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    result = toy_result(Path("run/checkpoint-1"))
+    older = dataclasses.replace(result, mir=9.0, created="2000-01-01T00:00:00+00:00")
+    for name, one in {"new": result, "old": older}.items():
+        one.save(tmp_path / name / "mir.json")
+    toy_result(Path("run/checkpoint-2"), seed=1).save(tmp_path / "second" / "mir.json")
+    mir(monkeypatch, "select", tmp_path, "--json")
+    ranking = json.loads(capsys.readouterr().out)["ranking"]
+    assert sorted(one["step"] for one in ranking) == [1, 2]
+    assert 9.0 not in [one["mir"] for one in ranking]

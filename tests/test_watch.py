@@ -1,0 +1,122 @@
+"""When a checkpoint that a training is writing counts as complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mir_plugin.errors import MirError
+from mir_plugin.watch import Watch, checkpoints_below, why_incomplete
+
+TENSORS = {"weight": torch.arange(12.0)}
+
+
+def projector_only(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    torch.save(TENSORS, folder / "mm_projector.bin")
+    return folder / "mm_projector.bin"
+
+
+def single_file(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    save_file(TENSORS, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder / "model.safetensors"
+
+
+def sharded(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    names = [f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    for name in names:
+        save_file(TENSORS, folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": names[0], "b": names[1]}}))
+    return folder / names[1]
+
+
+@pytest.mark.parametrize("write", [projector_only, single_file, sharded])
+def test_a_checkpoint_is_complete_when_its_last_weights_file_is(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    folder = tmp_path / "checkpoint-1"
+    weights = write(folder)
+    whole = weights.read_bytes()
+    assert why_incomplete(folder) is None
+    for n_bytes in (0, 4, 40, len(whole) - 1):
+        weights.write_bytes(whole[:n_bytes])
+        assert why_incomplete(folder) == f"{weights.name} is not written yet"
+    weights.unlink()
+    missing = f"{weights.name} is not written yet" if write is sharded else "no weights file is there yet"
+    assert why_incomplete(folder) == missing
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("content", [b"", b'{"weight_map": {"a"', b"\xff\xfe", b"[]"])
+def test_half_a_json_file_is_not_complete(tmp_path: Path, name: str, content: bytes) -> None:
+    sharded(tmp_path / "c")
+    (tmp_path / "c" / name).write_bytes(content)
+    assert why_incomplete(tmp_path / "c") == f"{name} is not written yet"
+
+
+def test_an_old_pickle_and_a_peft_adapter_are_weights_too(tmp_path: Path) -> None:
+    for name in ("adapter_model.bin", "pytorch_model.bin"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        torch.save(TENSORS, folder / name, _use_new_zipfile_serialization=False)
+        assert why_incomplete(folder) is None
+
+
+def test_only_settled_checkpoints_are_handed_out_and_each_state_once(tmp_path: Path) -> None:
+    watch = Watch(tmp_path, settle_seconds=5)
+    assert watch.ready(now=0) == []
+    for step in (1000, 200):
+        projector_only(tmp_path / f"checkpoint-{step}")
+    assert watch.ready(now=10) == []  # first seen
+    assert watch.ready(now=14) == []  # unchanged, but not for long enough
+    assert watch.ready(now=15) == [tmp_path / "checkpoint-200", tmp_path / "checkpoint-1000"]
+    assert watch.ready(now=60) == []
+    torch.save({"weight": torch.arange(13.0)}, tmp_path / "checkpoint-200" / "mm_projector.bin")
+    assert watch.ready(now=70) == []
+    assert watch.ready(now=80) == [tmp_path / "checkpoint-200"]
+
+
+def test_a_file_that_still_grows_puts_the_checkpoint_off(tmp_path: Path) -> None:
+    weights = projector_only(tmp_path / "checkpoint-1")
+    watch = Watch(tmp_path, settle_seconds=5)
+    for now in range(0, 40, 4):
+        (tmp_path / "checkpoint-1" / "trainer_state.json").write_text(" " * now)
+        assert watch.ready(now=now) == []
+    assert watch.ready(now=50) == [weights.parent]
+
+
+def test_an_incomplete_checkpoint_is_never_handed_out_however_long_it_rests(tmp_path: Path) -> None:
+    weights = projector_only(tmp_path / "checkpoint-1")
+    weights.write_bytes(weights.read_bytes()[:-20])
+    watch = Watch(tmp_path, settle_seconds=5)
+    assert [watch.ready(now=now) for now in (0, 100, 200)] == [[], [], []]
+
+
+def test_folders_named_after_steps_count_at_any_depth_and_nothing_inside_them(tmp_path: Path) -> None:
+    for name in ("a/checkpoint-2", "b/c/step-10", "b/base_llm", "b/tmp-checkpoint-5", "a/checkpoint-2/checkpoint-3"):
+        (tmp_path / name).mkdir(parents=True)
+    assert {str(path.relative_to(tmp_path)) for path in checkpoints_below(tmp_path)} == {
+        "a/checkpoint-2",
+        "b/c/step-10",
+    }
+
+
+def test_rounds_end_when_nothing_new_came_for_long_enough(tmp_path: Path) -> None:
+    projector_only(tmp_path / "checkpoint-1")
+    rounds = list(Watch(tmp_path, settle_seconds=0).rounds(poll_seconds=0.01, idle_seconds=0.1))
+    assert [found for found in rounds if found] == [[tmp_path / "checkpoint-1"]]
+    assert len(rounds) > 3
+
+
+def test_watching_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MirError, match="no such folder"):
+        Watch(tmp_path / "runs")
