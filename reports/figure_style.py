@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,7 +18,7 @@ MARKERS = ("o", "D", "^", "s", "v", "P", "X", "h")
 DASHES = ("-", "--", ":", "-.")
 INK, MUTED = "#1A202C", "#5B6472"
 MAX_LABEL = 40  # characters
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib's parameters
     "font.size": 9,
     "axes.edgecolor": "#9AA3AF",
     "axes.labelcolor": INK,

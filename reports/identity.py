@@ -43,7 +43,7 @@ def short_names(labels: Iterable[str]) -> dict[str, str]:
     """For each of several distinct labels the fewest trailing path parts that tell it from the others.
 
     >>> short_names(["run-1/checkpoint-500", "run-2/checkpoint-500", "llava"])
-    {'run-1/checkpoint-500': 'run-1/checkpoint-500', 'run-2/checkpoint-500': 'run-2/checkpoint-500', 'llava': 'llava'}
+    {'llava': 'llava', 'run-1/checkpoint-500': 'run-1/checkpoint-500', 'run-2/checkpoint-500': 'run-2/checkpoint-500'}
     """
     names: dict[str, str] = {}
     pending, depth = list(labels), 1

@@ -72,6 +72,7 @@ def scores_figure(board: Board) -> Figure | None:
         found = "" if rho.get(key) is None else f"ρ = {display(rho[key], '0.00')}, "
         axes.set_title(f"{storable(label)}\n{found}n = {len(points.rows)}", fontsize=8)
         axes.tick_params(labelsize=7)
+        axes.locator_params(nbins=4)  # small panels have room for few, and laying them out takes most of the time
     for axes in panels[len(columns) :]:
         axes.set_visible(False)
     if len(places) > 1:
