@@ -25,6 +25,7 @@ def main() -> None:
     try:
         script = run_script()
         arguments, checkpoints = own_checkpoints(sys.argv[1:])
+        refuse_api_mode(arguments)
     except MirError as error:
         sys.exit(f"mir-vlmeval: {error}")
 
@@ -91,6 +92,15 @@ def own_checkpoints(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict
             argument = name
         plain.append(argument)
     return plain, checkpoints
+
+
+def refuse_api_mode(arguments: Sequence[str]) -> None:
+    """Raises MirError if MIR is to be measured where no model is loaded: VLMEvalKit would skip it without an error."""
+    if "--api-mode" in arguments and vlmeval_hooks.DATA_SET in arguments:
+        raise MirError(
+            "MIR cannot be measured with --api-mode, because it needs the hidden states of every layer. "
+            "Leave it out of --data, or run it without --api-mode."
+        )
 
 
 def _described(argument: str, described: str) -> dict[str, Any]:

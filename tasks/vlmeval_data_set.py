@@ -21,8 +21,8 @@ from mir_plugin.fingerprint import fingerprint
 from mir_plugin.results import MirResult, write_atomically
 from mir_plugin.samples import SampleSet
 from mir_plugin.tasks.mir_options import MirOptions, resolve
+from mir_plugin.tasks.vlmeval_hooks import DATA_SET
 
-NAME = "MIR"
 RESULT_SUFFIX = "_mir.json"
 METRICS = ("mir", "mir_published", "mir_published_upper", "mir_stderr", "n_samples")
 _READERS = {".xlsx": pd.read_excel, ".json": pd.read_json}
@@ -47,15 +47,17 @@ class MirDataSet:
 
     def __init__(
         self,
-        dataset: str = NAME,
+        dataset: str = DATA_SET,
         samples: str | None = None,
         n_samples: int | None = None,
         seed: int | None = None,
         outliers: str | None = None,
         normalize: bool | None = None,
     ) -> None:
-        if dataset != NAME:
-            raise MirError(f"MIRDataset was given the name {dataset!r}; it has one, {NAME!r}, also in --data-config.")
+        if dataset != DATA_SET:
+            raise MirError(
+                f"MIRDataset was given the name {dataset!r}; it has one, {DATA_SET!r}, also in --data-config."
+            )
         fields = {
             "samples": samples, "n_samples": n_samples, "seed": seed, "outliers": outliers, "normalize": normalize
         }  # fmt: skip
@@ -74,7 +76,7 @@ class MirDataSet:
     @classmethod
     def supported_datasets(cls) -> list[str]:
         """Names for ``--data``."""
-        return [NAME]
+        return [DATA_SET]
 
     @property
     def sample_set(self) -> SampleSet:

@@ -15,6 +15,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.manifest import after_import
 
 INFER_PARAMETERS = frozenset({"model", "model_name", "work_dir", "dataset", "out_file"})
+DATA_SET = "MIR"
 MODEL_CLASS = "MirModel"
 DATA_SET_CLASS = "MIRDataset"
 TRIED = "e8e78f05 (August 2026)"

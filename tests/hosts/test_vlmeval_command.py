@@ -89,6 +89,14 @@ def test_samples_that_cannot_be_had_are_told_once_per_model(clone: Path, monkeyp
         run(monkeypatch, "--model", "stage1=nowhere", "--data", "MIR")
 
 
+def test_mir_through_an_api_is_refused_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write_clone(tmp_path))
+    with pytest.raises(SystemExit, match="MIR cannot be measured with --api-mode, because"):
+        run(monkeypatch, "--api-mode", "--model", "GPT4o", "--data", "MMStar", "MIR")
+
+
 def test_a_name_of_the_hosts_own_is_not_overwritten(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match="GPT4o=…: VLMEvalKit has a model of that name"):
         run(monkeypatch, "--model", "GPT4o=somewhere", "--data", "MIR")

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.generation import Prompt
 from mir_plugin.results import MirResult
 from mir_plugin.samples import Sample
 from mir_plugin.tasks import vlmeval_measurement
@@ -22,6 +23,7 @@ from mir_plugin.tasks.vlmeval_measurement import Inference, measured
 from mir_plugin.tasks.vlmeval_model import CheckpointModel, multiple_choice_question, prompt_of
 from mir_plugin.types import Batch
 
+from golden_data import require_golden
 from toy import ToyAdapter
 
 
@@ -178,6 +180,19 @@ def test_images_stand_in_front_unless_they_stand_between_texts(tmp_path: Path) -
     assert [i.mode for i in prompt_of([image, image, text]).images] == ["RGB", "RGB"]
     assert prompt_of([text, image, text]).text == "Which?<image>Which?"
     assert prompt_of([image]).text == ""
+
+
+@pytest.mark.parametrize("name", ["llava/llava_moca", "sharegpt4v/share4v_projector", "mini_gemini/mgm_full"])
+def test_every_original_format_answers_the_hosts_messages(name: str) -> None:
+    case = require_golden(name)
+    model = CheckpointModel(str(case / "model"), max_new_tokens="6", device="cpu")
+    path = sorted((case / "samples").glob("*.png"))[0]
+    message = [{"type": "image", "value": str(path)}, {"type": "text", "value": "Which?"}]
+    answer = model.generate_inner(message, "MMStar")
+    assert answer.strip()
+    with Image.open(path) as image:
+        [direct] = model.adapter.generate([Prompt("<image>\nWhich?", (image.convert("RGB"),))], max_new_tokens=6)  # type: ignore[attr-defined]
+    assert answer == direct
 
 
 def test_unknown_model_arguments_are_named_before_anything_is_loaded() -> None:

@@ -1,0 +1,133 @@
+"""Against VLMEvalKit itself, where it is importable: the names this project touches, and one whole run.
+
+Tried with commit e8e78f05. The first tests read its source, because importing it takes a minute.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import csv
+import functools
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mir_plugin.errors import MirError
+from mir_plugin.reports.sources import gather
+from mir_plugin.results import MirResult
+from mir_plugin.tasks.vlmeval_command import run_script
+from mir_plugin.tasks.vlmeval_data_set import METRICS
+from mir_plugin.tasks.vlmeval_hooks import INFER_PARAMETERS
+
+from golden_data import require_golden
+
+installed = pytest.mark.skipif(importlib.util.find_spec("vlmeval") is None, reason="VLMEvalKit is not installed")
+COMMAND = "from mir_plugin.tasks.vlmeval_command import main; main()"
+
+
+@functools.cache
+def clone() -> Path:
+    try:
+        return run_script().parent
+    except MirError as error:
+        pytest.skip(str(error))
+
+
+@functools.cache
+def module(path: str) -> ast.Module:
+    return ast.parse((clone() / path).read_text(encoding="utf-8"))
+
+
+def names_bound_in(path: str) -> set[str]:
+    """Names of a module: assigned, defined or imported at its top."""
+    names: set[str] = set()
+    for node in module(path).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+@installed
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("vlmeval/dataset/__init__.py", {"ImageBaseDataset", "DATASET_CLASSES", "SUPPORTED_DATASETS", "DATASET_TYPE"}),
+        ("vlmeval/vlm/__init__.py", {"BaseModel"}),
+        ("vlmeval/config.py", {"supported_VLM"}),
+        ("vlmeval/inference.py", {"infer_data", "infer_data_job", "supported_VLM"}),
+    ],
+)
+def test_the_names_we_extend_are_there(path: str, names: set[str]) -> None:
+    assert names <= names_bound_in(path)
+
+
+@installed
+def test_answers_are_asked_for_as_we_expect() -> None:
+    [infer_data] = [n for n in module("vlmeval/inference.py").body if getattr(n, "name", "") == "infer_data"]
+    assert isinstance(infer_data, ast.FunctionDef)
+    assert {argument.arg for argument in infer_data.args.args} >= INFER_PARAMETERS
+    run = (clone() / "run.py").read_text(encoding="utf-8")
+    assert "infer_data_job(" in run
+    assert "dataset.evaluate(result_file" in run
+    assert "_PREV.pkl" in (clone() / "vlmeval" / "inference.py").read_text(encoding="utf-8")
+
+
+def write_multiple_choice(path: Path) -> None:
+    rows = []
+    for index, colour in enumerate(["red", "green", "blue"]):
+        picture = io.BytesIO()
+        Image.new("RGB", (60, 40), colour).save(picture, "PNG")
+        image = base64.b64encode(picture.getvalue()).decode()
+        rows.append({"index": index, "image": image, "question": "Which?", "A": "red", "B": "green", "answer": "A"})
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, rows[0], delimiter="\t")
+        table.writeheader()
+        table.writerows(rows)
+
+
+@installed
+@pytest.mark.host
+def test_one_run_measures_mir_and_scores_a_benchmark_with_the_same_model(tmp_path: Path) -> None:
+    case = require_golden("llava/llava_full")
+    (tmp_path / "LMUData").mkdir()
+    write_multiple_choice(tmp_path / "LMUData" / "MyBench.tsv")
+    environment = os.environ | {
+        "LMUData": str(tmp_path / "LMUData"),
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "HF_HUB_OFFLINE": "1",
+        "MIR_SAMPLES": "embedded",
+        "MIR_N_SAMPLES": "3",
+    }
+    model = f"stage1={case / 'model'},vision_tower={case / 'vision_tower'},max_new_tokens=4,device=cpu"
+    arguments = ["--model", model, "--data", "MIR", "MyBench", "--judge", "exact_matching"]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    tree = tmp_path / "outputs" / "stage1"
+    [run_dir] = [path for path in tree.iterdir() if path.is_dir()]
+    whole = MirResult.load(run_dir / "stage1_MIR_mir.json")
+    status = json.loads((run_dir / "status.json").read_text())["datasets"]
+    assert status["MIR"]["metrics"]["mir"] == whole.mir
+    assert set(status["MIR"]["metrics"]) == set(METRICS)
+    assert status["MIR"]["primary_metric"] == "mir"
+    assert "metrics" in status["MyBench"]
+    assert (tree / "stage1_MIR_score.csv").resolve() == run_dir / "stage1_MIR_score.csv"
+
+    harvest = gather([tmp_path / "outputs"])
+    assert [measurement.mir for measurement in harvest.measurements] == [whole.mir]
+    assert {score.task for score in harvest.scores} == {"MyBench"}
+    assert harvest.problems == ()
