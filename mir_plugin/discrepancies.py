@@ -93,6 +93,7 @@ def _mean_off_diagonal(kernel: Tensor) -> Tensor:
 def _whitened_components(rows: Tensor, n_components: int) -> Tensor:
     """First principal components, orthonormal over the samples: (samples, d) → (samples, at most n_components)."""
     centred = rows.double() - rows.double().mean(dim=0)
+    components: Tensor
     components, lengths, _ = torch.linalg.svd(centred, full_matrices=False)
     n_real = int((lengths > 1e-10 * lengths[0]).sum())
     return components[:, : min(n_components, n_real)]
