@@ -242,7 +242,7 @@ def test_only_process_0_of_a_launched_run_prints_and_writes(tmp_path: Path, monk
 
     checkpoint = tmp_path / "toy"
     checkpoint.mkdir()
-    monkeypatch.setattr("mir_plugin.model_adapters.recognise", lambda _: None)
+    monkeypatch.setattr("mir_plugin.model_adapters.checkpoint_spec", lambda *_: None)
     monkeypatch.setattr("mir_plugin.model_adapters.load_adapter", lambda *_: ToyAdapter())
     monkeypatch.setattr("mir_plugin.commands.options.chosen_samples", lambda *_: SampleSet(tuple(toy_samples(3))))
     monkeypatch.setenv("WORLD_SIZE", "2")  # the group exists already, as under lmms-eval
