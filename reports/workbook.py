@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from mir_plugin.reports.sheet_correlation import write_correlation
 from mir_plugin.reports.sheet_layers import write_layers
 from mir_plugin.reports.sheet_leaderboard import write_leaderboard
 from mir_plugin.reports.sheets import write_problems, write_runs, write_scores
+from mir_plugin.results import replacing
 
 SHEETS: tuple[tuple[str, Callable[[Worksheet, Board], None]], ...] = (
     ("Leaderboard", write_leaderboard),
@@ -38,13 +37,6 @@ def write_workbook(board: Board, path: Path) -> Path:
     book.properties.creator = "mir-plugin"
     for name, write in tqdm(SHEETS, desc="workbook", unit="sheet", disable=None, leave=False):
         write(book.create_sheet(name), board)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         book.save(temporary)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return path

@@ -102,7 +102,12 @@ Outliers = Annotated[
 NoNormalization = Annotated[
     bool, typer.Option("--no-normalization", help="Skip text-centric normalization.", rich_help_panel=PROTOCOL)
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Samples per forward pass.", rich_help_panel=LOADING)]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Samples per forward pass; default 1 on a CPU, 8 on an accelerator.", rich_help_panel=LOADING
+    ),
+]
 Tolerance = Annotated[
     float,
     typer.Option(min=0, help="Differences of MIR up to this count as none in the verdict.", rich_help_panel=PROTOCOL),

@@ -40,7 +40,7 @@ def run(
     dtype: options.Dtype = options.DtypeChoice.AUTO,
     device: options.Device = "auto",
     device_memory: options.DeviceMemory = None,
-    batch_size: options.BatchSize = 1,
+    batch_size: options.BatchSize = None,
     merge_lora: options.MergeLora = True,
     trust_remote_code: options.TrustRemoteCode = False,
     out: Annotated[
@@ -119,7 +119,7 @@ def measure_once(
     config: MirConfig,
     result_path: Path,
     *,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     with_uncertainty: bool = True,
     force: bool = False,
     group: Group | None = None,
@@ -199,7 +199,7 @@ def measure_and_save(
     *,
     checkpoint: Path,
     request: str,
-    batch_size: int,
+    batch_size: int | None,
     with_uncertainty: bool,
     group: Group,
 ) -> MirResult:
