@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import sys
@@ -10,104 +11,145 @@ import torch
 from pytest import approx
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mir_plugin.embedded import digit_questions, first_word_is, micro_checkpoints
+from mir_plugin.embedded import digit_questions, embedded_samples, first_word_is, micro_checkpoints
+from mir_plugin.model_adapters import load_adapter
+from mir_plugin.run import measure
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "micro_llava"
+EARLY, LATE = micro_checkpoints()[0], micro_checkpoints()[-1]
 
 
 @pytest.fixture(scope="module")
-def stages():
-    """The training script's stages, imported as the script imports them."""
+def scripts():
+    """The training scripts, imported as they import each other; their names are free again afterwards."""
     sys.path.insert(0, str(EXAMPLE))
+    n_threads = torch.get_num_threads()
     try:
-        import stages as module
+        import checkpoints
         import train
 
         train.make_repeatable()
-        yield module
+        yield checkpoints
     finally:
         torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(n_threads)
         sys.path.remove(str(EXAMPLE))
+        for path in EXAMPLE.glob("*.py"):
+            sys.modules.pop(path.stem, None)
+
+
+@pytest.fixture(scope="module")
+def parts(scripts):
+    return scripts.load_parts(LATE)
 
 
 @pytest.fixture(scope="module")
 def record():
-    return json.loads((micro_checkpoints()[0].parent / "training.json").read_text())
+    return json.loads((EARLY.parent / "training.json").read_text())
 
 
-def load(folder: Path):
-    return AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval(), AutoProcessor.from_pretrained(
-        folder
-    )
+@pytest.fixture(scope="module")
+def models():
+    return {
+        folder: AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval() for folder in (EARLY, LATE)
+    }
 
 
-def accuracy(folder: Path, n: int) -> float:
+def accuracy(model, folder: Path, n: int) -> float:
     """Share of right answers, generated as a user would."""
-    model, processor = load(folder)
+    processor = AutoProcessor.from_pretrained(folder)
     questions = digit_questions("test", n)
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": questions[0].question}]}
     prompt = processor.apply_chat_template([message], add_generation_prompt=True)
     inputs = processor(images=[q.image for q in questions], text=[prompt] * n, return_tensors="pt")
     with torch.inference_mode():
-        tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+        tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     answers = processor.batch_decode(tokens, skip_special_tokens=True)
     return sum(first_word_is(q.answer, answer) for q, answer in zip(questions, answers, strict=True)) / n
 
 
-def test_the_early_checkpoint_guesses_and_the_late_one_reads_digits():
-    early, late = (accuracy(folder, 100) for folder in (micro_checkpoints()[0], micro_checkpoints()[-1]))
-    assert early < 0.25, "chance is 0.1"
-    assert late > 0.6
+def test_the_early_checkpoint_guesses_and_the_late_one_reads_digits(models):
+    assert accuracy(models[EARLY], EARLY, 60) < 0.3, "chance is 0.1"
+    assert accuracy(models[LATE], LATE, 60) > 0.6
 
 
 def test_all_checkpoints_together_are_small():
-    folder = micro_checkpoints()[0].parent
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 2 * 1024**2
+    assert sum(path.stat().st_size for path in EARLY.parent.rglob("*") if path.is_file()) < 2 * 1024**2
 
 
-def test_checkpoints_of_the_run_differ_in_the_projector_only():
-    early, late = (load(folder)[0].state_dict() for folder in (micro_checkpoints()[0], micro_checkpoints()[-1]))
+def test_the_committed_weights_are_those_that_the_recorded_run_wrote(record):
+    hashes = {
+        f"{p.name}/model.safetensors": hashlib.sha256((p / "model.safetensors").read_bytes()) for p in (EARLY, LATE)
+    }
+    assert {name: digest.hexdigest() for name, digest in hashes.items()} == record["weights_sha256"]
+
+
+def test_checkpoints_of_the_run_differ_in_the_projector_only(models):
+    early, late = models[EARLY].state_dict(), models[LATE].state_dict()
     differing = {name for name in early if not torch.equal(early[name], late[name])}
     assert differing == {name for name in early if "multi_modal_projector" in name}
 
 
-def test_weights_are_stored_in_half_and_computed_with_in_single_precision():
-    model, _ = load(micro_checkpoints()[-1])
-    assert model.dtype == torch.float32
-    assert all(torch.equal(tensor, tensor.half().float()) for tensor in model.state_dict().values())
+def test_weights_are_stored_in_half_and_computed_with_in_single_precision(models):
+    assert models[LATE].dtype == torch.float32
+    assert all(torch.equal(tensor, tensor.half().float()) for tensor in models[LATE].state_dict().values())
 
 
-def test_the_projector_stage_repeats_the_recorded_losses_and_the_early_checkpoint(stages, record):
+def test_the_projector_stage_repeats_the_recorded_losses(scripts, parts, record):
     """From the committed frozen parts; a thousandth of tolerance is for other processors' rounding."""
-    model, _ = load(micro_checkpoints()[0])
-    n_pieces = stages.VOCABULARY
-    config = model.config.text_config.to_dict() | {"vocab_size": n_pieces}
-    language_model = stages.LlamaForCausalLM(stages.LlamaConfig(**config)).eval()
-    language_model.model.load_state_dict(
-        {
-            name: tensor[:n_pieces] if name == "embed_tokens.weight" else tensor
-            for name, tensor in model.model.language_model.state_dict().items()
-        }
-    )
-    language_model.lm_head.load_state_dict({"weight": model.lm_head.weight[:n_pieces].detach()})
-    tower = stages.CLIPVisionModel(model.config.vision_config)
-    tower.load_state_dict(model.model.vision_tower.state_dict())
-    tokenizer = stages.load_tokenizer(stages.train_tokenizer())
+    import stages
 
-    early_step = int(micro_checkpoints()[0].name.removeprefix("step-"))
-    run = stages.train_projector(
-        tokenizer, language_model, tower, digit_questions("train"), stages.Recipe(**record["recipe"])
-    )
-    taken = list(itertools.islice(run, early_step + 1))
-    losses, projector = [loss for _, loss, _ in taken[1:]], taken[-1][2]
-    assert losses == approx(record["first_losses"]["projector"][:early_step], rel=1e-3)
-    committed = model.model.multi_modal_projector
-    assert projector[0].weight.detach().numpy() == approx(committed.linear_1.weight.detach().numpy(), abs=2e-3)
-    assert projector[2].weight.detach().numpy() == approx(committed.linear_2.weight.detach().numpy(), abs=2e-3)
+    recipe, tokenizer = stages.Recipe(**record["recipe"]), stages.load_tokenizer(parts.tokenizer_model)
+    stage = stages.train_projector(tokenizer, parts.language_model, parts.tower, digit_questions("train"), recipe)
+    losses = [loss for _, loss, _ in itertools.islice(stage, 1, 3)]
+    assert losses == approx(record["first_losses"]["projector"][:2], rel=1e-3)
 
 
-def test_the_fast_tokenizer_agrees_with_sentencepiece(stages):
-    _, processor = load(micro_checkpoints()[-1])
-    sentences = stages.load_tokenizer(stages.train_tokenizer())
-    for text in [*stages.unseen_prose()[:20], "seven 1234, naïve\n  two  spaces", "USER: x ASSISTANT: nine"]:
-        assert processor.tokenizer(text)["input_ids"] == sentences.encode(text, add_bos=True)
+def test_the_fast_tokenizer_agrees_with_sentencepiece(parts):
+    import corpus
+    import stages
+
+    fast, sentences = AutoProcessor.from_pretrained(LATE).tokenizer, stages.load_tokenizer(parts.tokenizer_model)
+    for text in [*corpus.unseen_prose()[:20], "seven 1234, naïve\n  two  spaces", "USER: x ASSISTANT: nine"]:
+        assert fast(text)["input_ids"] == sentences.encode(text, add_bos=True)
+
+
+def test_no_sentence_of_the_embedded_samples_was_read_in_training(scripts):
+    import corpus
+
+    read = " ".join(corpus.unseen_prose())
+    texts = [sample.text for sample in embedded_samples().samples]
+    assert len(read) > 100_000
+    assert not [text for text in texts if text[:80] in read or text[-80:] in read]
+
+
+def test_the_same_weights_in_original_formats_have_the_same_mir(scripts, parts, models, tmp_path):
+    """Projector-only and full LLaVA folders against the transformers one: two loaders, one model."""
+    trained = models[LATE].model.multi_modal_projector
+    projector = torch.nn.Sequential(trained.linear_1, torch.nn.GELU(), trained.linear_2)
+    scripts.save_llava_parts(tmp_path, parts)
+    scripts.save_llava_projector(tmp_path / "checkpoint-7", parts, projector, [2.0, 1.0])
+    scripts.save_llava_full(tmp_path / "full", parts, projector)
+    samples = embedded_samples(5)
+    mirs = []
+    for folder in (LATE, tmp_path / "checkpoint-7", tmp_path / "full"):
+        adapter = load_adapter(folder)
+        mirs.append((adapter.family, measure(adapter, samples, checkpoint=folder.name, with_uncertainty=False).mir))
+    assert [family for family, _ in mirs] == ["huggingface", "llava-1.5", "llava-1.5"]
+    assert [value for _, value in mirs] == approx([mirs[0][1]] * 3, abs=1e-4)
+
+
+def test_every_stage_runs_and_leaves_what_a_sweep_reads(scripts, tmp_path, monkeypatch):
+    import stages
+    import train
+
+    monkeypatch.setattr(train, "digit_questions", lambda split: digit_questions(split, 8))
+    recipe = stages.Recipe(language_steps=1, vision_steps=1, vision_batch=2, projector_steps=2, projector_batch=2)
+    train.train(tmp_path, recipe, "llava", {0, 2})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "base_llm", "checkpoint-0", "checkpoint-2", "training.json", "vision_tower",
+    ]  # fmt: skip
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert [entry["loss"] for entry in state["log_history"]] == record["first_losses"]["projector"]
+    assert load_adapter(tmp_path / "checkpoint-2").facts["kind"] == "projector"

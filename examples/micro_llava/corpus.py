@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 
 from PIL import ImageStat
 
-from mir_plugin.embedded import DIGIT_QUESTION, DIGIT_WORDS, DigitQuestion, embedded_samples, prose_passages
+from mir_plugin.embedded import DIGIT_QUESTION, DIGIT_WORDS, DigitQuestion, embedded_samples
 
 # Vicuna v1, the prompt of LLaVA-1.5 and of the published MIR program.
 SYSTEM = (
@@ -24,6 +25,7 @@ CAPTIONS = (
 )
 # How dark a page looks whose strokes count as bold: about the median of the training digits.
 BOLD_BELOW_BRIGHTNESS = 204.0
+SHORTEST_PARAGRAPH = 80  # characters; below lie headings, lists and grammar
 
 
 def before_answer(user_message: str) -> str:
@@ -32,9 +34,18 @@ def before_answer(user_message: str) -> str:
 
 
 def unseen_prose() -> list[str]:
-    """Prose for training: what the embedded samples do not hold, so that they stay unseen text."""
-    measured = {sample.text for sample in embedded_samples().samples}
-    return [passage for passage in prose_passages() if passage not in measured]
+    """Paragraphs of Python's language reference for training; none shares a sentence with the embedded samples."""
+    from pydoc_data.topics import topics
+
+    measured = " ".join(sample.text for sample in embedded_samples().samples)
+    paragraphs = (" ".join(text.split()) for name in sorted(topics) for text in re.split(r"\n\s*\n", topics[name]))
+    return [paragraph for paragraph in dict.fromkeys(paragraphs) if _is_unseen_prose(paragraph, measured)]
+
+
+def _is_unseen_prose(paragraph: str, measured: str) -> bool:
+    sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", paragraph)
+    is_prose = len(paragraph) >= SHORTEST_PARAGRAPH and paragraph[0].isupper()
+    return is_prose and not any(sentence in measured for sentence in sentences)
 
 
 def strokes_of(digit: DigitQuestion) -> str:

@@ -30,17 +30,17 @@ class Recipe:
     """Everything that decides the weights, besides the corpus and the versions of the libraries."""
 
     seed: int = 0
-    language_steps: int = 400
+    language_steps: int = 1000
     prose_batch: int = 4
     prose_tokens: int = 96
     dialogue_batch: int = 16
-    language_rate: float = 3e-3
+    language_rate: float = 2e-3
     vision_steps: int = 300
     vision_batch: int = 64
     vision_rate: float = 2e-3
     projector_steps: int = 300
     projector_batch: int = 16
-    projector_rate: float = 3e-3
+    projector_rate: float = 1e-3
 
 
 Record = Callable[[float], None]
@@ -74,12 +74,11 @@ def train_language_model(tokenizer: SentencePieceProcessor, recipe: Recipe, reco
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
-        intermediate_size=172,
-        num_hidden_layers=4,
+        intermediate_size=128,
+        num_hidden_layers=6,
         num_attention_heads=4,
         max_position_embeddings=2048,
         rms_norm_eps=1e-5,
-        initializer_range=0.08,
         tie_word_embeddings=False,
     )
     model = LlamaForCausalLM(config).train()
@@ -98,7 +97,9 @@ def train_language_model(tokenizer: SentencePieceProcessor, recipe: Recipe, reco
         answering = _next_token_loss(model(input_ids=_padded(rows).clamp_min(0)).logits, _padded(labels))
         return reading + answering
 
-    for _, value in optimise(model, loss, recipe.language_steps, recipe.language_rate, "language model"):
+    # Llama's own decay. Without it, layers outgrow the embeddings, and vision tokens start no longer than text tokens.
+    steps, rate = recipe.language_steps, recipe.language_rate
+    for _, value in optimise(model, loss, steps, rate, "language model", weight_decay=0.1, betas=(0.9, 0.95)):
         record(value)
     return _rounded_to_half(model)
 
@@ -155,21 +156,12 @@ def train_projector(
     width = language_model.config.hidden_size
     projector = nn.Sequential(nn.Linear(tower.config.hidden_size, width), nn.GELU(), nn.Linear(width, width))
     features = vision_features(tower, digits)
-    before, after = before_answer("\0\n").split("\0")
-    prefix = torch.tensor(_framed(tokenizer, before, end=False))
-    prompt = tokenizer.encode(after)
-    captions = [[_framed(tokenizer, caption, start=False) for caption in captions_of(digit)] for digit in digits]
-    embed = language_model.get_input_embeddings()
+    captions = [captions_of(digit) for digit in digits]
 
     def loss() -> Tensor:
-        rows = rng.sample(range(len(digits)), recipe.projector_batch)
-        answers = [rng.choice(captions[row]) for row in rows]
-        labels = _padded([[IGNORED] * len(prompt) + answer for answer in answers])
-        suffix = _padded([prompt + answer for answer in answers]).clamp_min(0)
-        vision = projector(features[rows])
-        parts = (embed(prefix).expand(len(rows), -1, -1), vision, embed(suffix))
-        logits = language_model(inputs_embeds=torch.cat(parts, dim=1)).logits
-        return _next_token_loss(logits[:, -suffix.shape[1] :], labels)
+        rows = rng.sample(range(len(digits)), min(recipe.projector_batch, len(digits)))
+        chosen = [rng.choice(captions[row]) for row in rows]
+        return answer_loss(language_model, tokenizer, projector(features[rows]), "", chosen)
 
     language_model.requires_grad_(False)
     yield 0, math.nan, projector
@@ -177,11 +169,37 @@ def train_projector(
         yield step, value, projector
 
 
+def answer_loss(
+    language_model: LlamaForCausalLM,
+    tokenizer: SentencePieceProcessor,
+    vision: Tensor,
+    question: str,
+    answers: Sequence[str],
+) -> Tensor:
+    """Mean loss of the answers' tokens, after their pictures' vision tokens (answers, tokens, d) and the question."""
+    before, after = before_answer(f"\0\n{question}").split("\0")
+    prefix, prompt = torch.tensor(_framed(tokenizer, before, end=False)), tokenizer.encode(after)
+    replies = [_framed(tokenizer, answer, start=False) for answer in answers]
+    labels = _padded([[IGNORED] * len(prompt) + reply for reply in replies])
+    suffix = _padded([prompt + reply for reply in replies]).clamp_min(0)
+    embed = language_model.get_input_embeddings()
+    parts = (embed(prefix).expand(len(answers), -1, -1), vision, embed(suffix))
+    logits = language_model(inputs_embeds=torch.cat(parts, dim=1)).logits
+    return _next_token_loss(logits[:, -suffix.shape[1] :], labels)
+
+
 def optimise(
-    module: nn.Module, loss: Callable[[], Tensor], n_steps: int, rate: float, name: str
+    module: nn.Module,
+    loss: Callable[[], Tensor],
+    n_steps: int,
+    rate: float,
+    name: str,
+    *,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> Iterator[tuple[int, float]]:
     """AdamW with three per cent warm-up and cosine decay; yields (step, loss before that step)."""
-    optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=weight_decay, betas=betas)
     warm_up = max(1, n_steps * 3 // 100)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
