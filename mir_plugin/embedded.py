@@ -64,7 +64,7 @@ def digit_questions(split: Split = "test", n: int | None = None) -> list[DigitQu
     Raises:
         MirError: for an unknown split, or more rows than there are (1297 and 500).
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
     rows = {"train": range(_N_TRAIN_DIGITS), "test": range(_N_TRAIN_DIGITS, len(digits.target))}

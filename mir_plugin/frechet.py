@@ -62,4 +62,5 @@ def frechet_distance(vision: Moments, text: Moments) -> Tensor:
 
 
 def _sum_of_root_eigenvalues(symmetric: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(symmetric).clamp_min(0).sqrt().sum()
+    values: Tensor = torch.linalg.eigvalsh(symmetric)
+    return values.clamp_min(0).sqrt().sum()

@@ -14,4 +14,5 @@ T = TypeVar("T")
 def progress(items: Iterable[T], task: str, unit: str) -> Iterable[T]:
     """The items, with a bar that says how many are done; launchers tell a process its number in ``RANK``."""
     first_process = os.environ.get("RANK", "0") == "0"
-    return tqdm(items, desc=task, unit=unit, disable=None if first_process else True)
+    bar: Iterable[T] = tqdm(items, desc=task, unit=unit, disable=None if first_process else True)
+    return bar

@@ -231,7 +231,8 @@ def _guess_image_column(name: str, rows: Dataset) -> str:
     if len(found) != 1:
         has = f"columns {', '.join(found)} hold images" if found else "no column holds images"
         raise MirError(f"in {name}, {has}; name one of: {', '.join(rows.column_names)}.")
-    return found[0]
+    column: str = found[0]
+    return column
 
 
 def _guess_text_column(name: str, rows: Dataset) -> str:

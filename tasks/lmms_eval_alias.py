@@ -6,7 +6,6 @@ import functools
 import os
 import sys
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from mir_plugin.errors import MirError
@@ -27,7 +26,7 @@ def main() -> None:
         sys.exit("\n".join(f"lmms_eval: {problem}" for problem in problems))
 
 
-def _watch(host: ModuleType, problems: list[str]) -> None:
+def _watch(host: Any, problems: list[str]) -> None:
     """Note down every evaluation of ``--model`` (or of a ``--config`` entry) that did not give all results."""
     evaluate = host.cli_evaluate_single
 

@@ -42,7 +42,7 @@ def let_every_model_answer_mir(model: ModuleType) -> None:
         model.lmms.mir = mir
 
 
-def run_first(evaluator: ModuleType, is_ours: Callable[[object], bool]) -> None:
+def run_first(evaluator: Any, is_ours: Callable[[object], bool]) -> None:
     """Let the evaluator run our tasks before all others.
 
     Any error discards the results of every task, so a model or sample set that cannot be measured has to show before
