@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import io
 import json
+import re
 import shutil
 import sys
 import threading
@@ -18,6 +20,7 @@ import torch
 
 from mir_plugin.cli import main
 from mir_plugin.commands.sweep import found_checkpoints
+from mir_plugin.commands.sweep_table import SweepDisplay
 from mir_plugin.errors import MirError
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.run import measure
@@ -237,11 +240,42 @@ def test_a_watch_measures_what_is_there_and_what_lands(
     training = threading.Thread(target=land)
     training.start()
     arguments = ["sweep", "--watch", runs, *options(), "--out", out]
-    assert mir(monkeypatch, *arguments, "--watch-settle", 0.2, "--watch-idle", 1.5) == 0
+    assert mir(monkeypatch, *arguments, "--watch-settle", 0.2, "--watch-idle", 1.5, "--no-report") == 0
     training.join()
     # The broken checkpoint never became complete, so it is none that failed.
     assert [row["step"] for row in saved(out)["checkpoints"]] == [20, 30, 50]
+    assert not (out / "report").exists()
     assert "3/3 runs_checkpoint-50: measured" in capsys.readouterr().err
+
+
+def test_the_live_table_shows_what_runs_and_keeps_messages_above_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    progress_bars_see: list[bool] = []
+
+    def slow(checkpoint: Path, path: Path) -> Measured:
+        (path.parent / "mir.partial.jsonl").parent.mkdir()
+        (path.parent / "mir.partial.jsonl").write_text("key\nlayer 1\nlayer 2\n")
+        print("0 %\r100 %\rbar ended", file=sys.stderr)
+        progress_bars_see.append(sys.stderr.isatty())
+        time.sleep(0.6)  # the table is drawn four times a second
+        return measured_by_step(checkpoint, path)
+
+    display = SweepDisplay(shown=True)
+    sweep = Sweep(tmp_path, slow, on_change=display.refresh)
+    with display.of(sweep):
+        sweep.add([Path("a/checkpoint-1")])
+        sweep.run()
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert re.search(r"\d s, 2 layers +running", drawn)
+    assert "1 of 1 checkpoints" in drawn
+    assert "bar ended" in drawn and "100 %" not in drawn
+    assert progress_bars_see == [False]
+    assert sys.stderr is terminal
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def sweep(
     dtype: options.Dtype = options.DtypeChoice.AUTO,
     device: options.Device = "auto",
     device_memory: options.DeviceMemory = None,
-    batch_size: options.BatchSize = 1,
+    batch_size: options.BatchSize = None,
     merge_lora: options.MergeLora = True,
     trust_remote_code: options.TrustRemoteCode = False,
     tolerance: options.Tolerance = 0.0,
@@ -72,6 +72,10 @@ def sweep(
         bool,
         typer.Option("--force", help="Measure again what is measured already.", rich_help_panel=options.OUTPUT),
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option("--report/--no-report", help="Write the joint workbook and page.", rich_help_panel=options.OUTPUT),
+    ] = True,
     json: options.Json = False,
 ) -> None:
     """Measure many checkpoints on the same samples, and say which one to fine-tune.
@@ -116,7 +120,7 @@ def sweep(
     )
     interrupted = False
     with launched_group(load.device) as group:
-        display = SweepDisplay(shown=group.rank == 0)
+        display = SweepDisplay(shown=group.rank == 0, watching=watch is not None)
         measure = _measuring(load, sample_set, config, batch_size, force, group)
         running = Sweep(out, measure, tolerance=tolerance, on_change=display.refresh, writes=group.rank == 0)
         try:
@@ -131,7 +135,7 @@ def sweep(
             interrupted = watch is None  # a watch is ended like this
     if group.rank > 0:
         return
-    report_paths = _report(running)
+    report_paths = _report(running) if report else []
     if json:
         typer.echo(json_module.dumps(running.as_json(), indent=2, allow_nan=False))
     else:
@@ -164,7 +168,7 @@ def found_checkpoints(patterns: list[str]) -> list[Path]:
 
 
 def _measuring(
-    load: LoadOptions, sample_set: SampleSet, config: MirConfig, batch_size: int, force: bool, group: Group
+    load: LoadOptions, sample_set: SampleSet, config: MirConfig, batch_size: int | None, force: bool, group: Group
 ) -> Callable[[Path, Path], Measured]:
     """What measures one checkpoint of the sweep, keeping what the next one may share."""
     from mir_plugin.commands.run import earlier_result, measure_and_save

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -29,8 +30,10 @@ MAX_LIVE_ROWS = 20
 class SweepDisplay:
     """Shows a sweep on standard error while it runs."""
 
-    def __init__(self, *, shown: bool) -> None:
-        self._console = Console(stderr=True, quiet=not shown)
+    def __init__(self, *, shown: bool, watching: bool = False) -> None:
+        # The stream itself: a console that looks up sys.stderr would write into what stands in its place below.
+        self._console = Console(file=sys.stderr, quiet=not shown)
+        self._watching = watching
         self._live: Live | None = None
         self._sweep: Sweep | None = None
         self._told: dict[str, SweepEntry] = {}
@@ -70,7 +73,7 @@ class SweepDisplay:
         shown = entries[first : first + MAX_LIVE_ROWS]
         hidden = len(entries) - len(shown)
         summary = f"{n_done} of {len(entries)} checkpoints" + (f", {hidden} not shown" if hidden else "")
-        if current == len(entries) == n_done:
+        if self._watching and n_done == len(entries):
             summary += "; waiting for more" if entries else "waiting for the first checkpoint"
         table = sweep_table(shown, entries, self._running_note(entries[current]) if current < len(entries) else "")
         return Group(table, Text(summary, style="dim"))
@@ -86,7 +89,7 @@ class SweepDisplay:
             n_layers = journal.read_bytes().count(b"\n") - 1
         except OSError:
             return f"{seconds}, loading"
-        return f"{seconds}, layer {n_layers + 1}"
+        return f"{seconds}, {n_layers} layers"
 
 
 def print_sweep(sweep: Sweep, report_paths: Sequence[Path]) -> None:
@@ -132,9 +135,9 @@ def sweep_table(shown: Sequence[SweepEntry], entries: Sequence[SweepEntry], runn
             escape(one.name),
             "" if one.step is None else str(one.step),
             "" if result is None else f"{result.mir:.4f}",
-            _interval(one),
+            running_note if one.state == "running" else _interval(one),
             "" if one.seconds is None else f"{one.seconds:.1f}",
-            f"{one.state} {running_note}" if one.state == "running" else one.state + (" *" if best else ""),
+            one.state + (" *" if best else ""),
             style="bold" if best else STATE_STYLES[one.state],
         )
     return table

@@ -60,14 +60,20 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @functools.cache  # features are kept for samples, not for equal ones
-def samples_of(case: Path) -> SampleSet:
-    return SampleSet(tuple(Sample(str(k), case / "samples" / f"0{k}.png", text) for k, text in enumerate(TEXTS)))
+def samples_of(case: Path, n_samples: int) -> SampleSet:
+    return SampleSet(
+        tuple(Sample(str(k), case / "samples" / f"0{k}.png", text) for k, text in enumerate(TEXTS[:n_samples]))
+    )
 
 
-def measured(checkpoint: Path, case: Path, shared: SharedParts | None = None, **options: Any) -> MirResult:
+def measured(
+    checkpoint: Path, case: Path, shared: SharedParts | None = None, n_samples: int = 1, **options: Any
+) -> MirResult:
     chosen = {"base_llm": case / "base_llm", "vision_tower": case / "vision_tower", "device": "cpu"} | options
     adapter = load_adapter(checkpoint, LoadOptions(**chosen), shared=shared)
-    return measure(adapter, samples_of(case), checkpoint=str(checkpoint), batch_size=2, with_uncertainty=False)
+    return measure(
+        adapter, samples_of(case, n_samples), checkpoint=str(checkpoint), batch_size=2, with_uncertainty=False
+    )
 
 
 def numbers(result: MirResult) -> tuple[Any, ...]:
@@ -78,13 +84,13 @@ def test_checkpoints_that_share_get_the_numbers_of_single_runs_to_the_last_bit(
     case: Path, tower_calls: list[int], reads: list[str]
 ) -> None:
     checkpoints = [case / "model" / "checkpoint-20", case / "model"]
-    single = [measured(checkpoint, case) for checkpoint in checkpoints]
+    single = [measured(checkpoint, case, n_samples=2) for checkpoint in checkpoints]
     assert single[0].mir != single[1].mir
     shared = SharedParts()
-    first = measured(checkpoints[0], case, shared)
+    first = measured(checkpoints[0], case, shared, n_samples=2)
     tower_calls.clear()
     reads.clear()
-    second = measured(checkpoints[1], case, shared)
+    second = measured(checkpoints[1], case, shared, n_samples=2)
     assert numbers(first) == numbers(single[0])
     assert numbers(second) == numbers(single[1])
     assert set(reads) == {"model/mm_projector.bin"}
