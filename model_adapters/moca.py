@@ -10,7 +10,6 @@ and later forwards before the calibration has acted.
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -172,14 +171,19 @@ def restore_class(module: nn.Module) -> None:
     module.__class__ = cast("Swapped", module).plain_class
 
 
-@functools.cache
 def _swapped_class(mixin: type[Swapped], plain_class: type[nn.Module]) -> type[nn.Module]:
-    # The plain class's name: transformers, accelerate and FSDP look classes up by it, and save it with the model.
-    names = {"__module__": plain_class.__module__, "__qualname__": plain_class.__qualname__, "__doc__": mixin.__doc__}
-    members = {"mixin": mixin, "plain_class": plain_class, **names, **mixin.methods_around(plain_class)}
-    return type(plain_class.__name__, (mixin, plain_class), members)
+    if (mixin, plain_class) not in _CLASSES:
+        # The plain class's name: transformers, accelerate and FSDP look classes up by it, and save it with the model.
+        names = {"__module__": plain_class.__module__, "__qualname__": plain_class.__qualname__}
+        members = {"mixin": mixin, "plain_class": plain_class, "__doc__": mixin.__doc__, **names}
+        members |= mixin.methods_around(plain_class)
+        _CLASSES[mixin, plain_class] = type(plain_class.__name__, (mixin, plain_class), members)
+    return _CLASSES[mixin, plain_class]
 
 
 def _blank(mixin: type[Swapped], plain_class: type[nn.Module]) -> nn.Module:
     swapped_class = _swapped_class(mixin, plain_class)
     return swapped_class.__new__(swapped_class)
+
+
+_CLASSES: dict[tuple[type[Swapped], type[nn.Module]], type[nn.Module]] = {}

@@ -16,6 +16,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, load_adapter, recognise
 from mir_plugin.model_adapters.generation import Generator, Prompt
 from mir_plugin.model_adapters.llava import LlavaAdapter
+from mir_plugin.model_adapters.sequences import padded_batch
 from mir_plugin.samples import Sample
 
 from golden_data import require_golden
@@ -184,13 +185,30 @@ def test_answers_end_before_a_stop_text() -> None:
     assert full().generate(PROMPTS[:1], max_new_tokens=6, until=[stop]) == [whole.partition(stop)[0].strip()]
 
 
-def test_likelihoods_do_not_depend_on_the_batch_and_agree_with_greedy_answers() -> None:
-    continuations = ["yes, it is", "no", "A B C", "the end of it"]
-    together = full().loglikelihood(PROMPTS, continuations)
-    for prompt, continuation, (value, greedy) in zip(PROMPTS, continuations, together, strict=True):
+CONTINUATIONS = ("yes, it is", "no", "A B C", "the end of it")
+
+
+def test_likelihoods_do_not_depend_on_the_batch() -> None:
+    together = full().loglikelihood(PROMPTS, CONTINUATIONS)
+    for prompt, continuation, (value, greedy) in zip(PROMPTS, CONTINUATIONS, together, strict=True):
         ((alone, alone_greedy),) = full().loglikelihood([prompt], [continuation])
         assert (alone, alone_greedy) == (pytest.approx(value, abs=1e-3), greedy)
-        assert value < 0
+
+
+@torch.no_grad()
+def test_likelihoods_are_those_of_one_token_after_another() -> None:
+    adapter, prompt = full(), PROMPTS[0]
+    whole, n_tokens = adapter._continued(prompt, CONTINUATIONS[0])
+    expected = 0.0
+    for end in range(whole.n_tokens - n_tokens, whole.n_tokens):
+        batch = padded_batch([whole.cut(end)], adapter.device)
+        states = adapter.model.prefill(adapter.model.embed(batch, adapter._pixels([prompt])), batch.attention_mask)
+        logits = adapter.model.base_llm.lm_head(states[0, -1])
+        expected += float(logits.log_softmax(-1)[whole.token_ids[end]])
+    ((value, greedy),) = adapter.loglikelihood([prompt], [CONTINUATIONS[0]])
+    assert n_tokens > 1
+    assert value == pytest.approx(expected, abs=1e-3)
+    assert not greedy
 
 
 def test_marks_and_images_must_agree() -> None:

@@ -140,6 +140,13 @@ def test_generation_calibrates_the_prompt_under_left_padding_and_several_images(
         assert answer == adapter.tokenizer.decode(greedy_by_prefill(adapter, question, prompt, 4))
 
 
+def test_beams_share_the_calibration_of_their_prompt() -> None:
+    adapter = calibrated()
+    prompts = [Prompt("Compare.", (picture(10), picture(90))), Prompt("No picture here.")]
+    answers = adapter.generate(prompts, max_new_tokens=3, num_beams=2)
+    assert answers == [adapter.generate([one], max_new_tokens=3, num_beams=2)[0] for one in prompts]
+
+
 @torch.no_grad()
 def greedy_by_prefill(adapter: LlavaAdapter, question: ExpandedPrompt, prompt: Prompt, n_tokens: int) -> list[int]:
     chosen: list[int] = []

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 import pickle
+import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -19,11 +20,12 @@ import transformers as tf
 from adapters.tiny_models import TINY_MODELS, TinyModel
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_distributed import together
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mir_plugin.differentiable import mir_loss
 from mir_plugin.engine import recorded_outputs
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, load_adapter
@@ -43,7 +45,7 @@ from mir_plugin.model_adapters.moca_training import (
 from mir_plugin.samples import Sample
 from mir_plugin.types import Batch
 
-from golden_data import require_golden
+from golden_data import REPOSITORY, require_golden
 
 SAMPLES = [
     Sample("red", Image.new("RGB", (40, 30), (200, 30, 9)), "A red card."),
@@ -140,13 +142,15 @@ def test_padding_and_several_images_do_not_move_the_calibration(llava: TinyModel
 
 
 def test_recorded_hidden_states_are_calibrated_on_every_forward(llava: TinyModel) -> None:
-    apply_moca(llava.model)
-    disturb(llava.model)
     adapter = from_loaded(llava.model, llava.processor)
     batch = adapter.encode(SAMPLES)
+    before = states_of(adapter, batch)
+    apply_moca(llava.model)
+    disturb(llava.model)
     for _ in range(2):
         recorded = llava.model(**batch.inputs, output_hidden_states=True).hidden_states[1:]
         assert equal(recorded, states_of(adapter, batch))
+        assert not any(torch.equal(one, other) for one, other in zip(recorded, before, strict=True))
 
 
 @pytest.mark.parametrize(("name", "mark"), [("llava", "<image> "), ("blip2", "")])
@@ -271,8 +275,8 @@ class Captions(torch.utils.data.Dataset[dict[str, Tensor]]):
         return {name: value[0] for name, value in {**batch.inputs, "labels": labels}.items()}
 
 
-def trainer(tiny: TinyModel, folder: Path, **options: Any) -> tf.Trainer:
-    """Two epochs of four steps on MoCa and projector, the rest frozen, as in LLaVA's first stage."""
+def trainer(tiny: TinyModel, folder: Path, kind: type[tf.Trainer] = tf.Trainer, **options: Any) -> tf.Trainer:
+    """Four steps on MoCa and projector, the rest frozen, as in LLaVA's first stage."""
     tiny.model.requires_grad_(False)
     tiny.model.model.multi_modal_projector.requires_grad_(True)
     for parameter in moca_parameters(tiny.model):
@@ -281,7 +285,7 @@ def trainer(tiny: TinyModel, folder: Path, **options: Any) -> tf.Trainer:
         output_dir=str(folder), max_steps=4, save_steps=2, per_device_train_batch_size=1, learning_rate=1e-2,
         use_cpu=True, report_to=[], seed=3, weight_decay=0.1, disable_tqdm=True, logging_steps=1, **options,
     )  # fmt: skip
-    return tf.Trainer(tiny.model, arguments, train_dataset=Captions(tiny), processing_class=tiny.processor)
+    return kind(tiny.model, arguments, train_dataset=Captions(tiny), processing_class=tiny.processor)
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +336,23 @@ def test_a_saved_model_is_measured_and_loaded_with_its_moca(trained: tuple[TinyM
     load_moca(loaded, checkpoint)
     for adapter in (measured, from_loaded(loaded, tiny.processor)):
         assert equal(states_of(adapter, batch), expected)
+
+
+def test_the_documented_trainer_pulls_the_modalities_together(
+    llava: TinyModel, trained: tuple[TinyModel, Path, list[float]], tmp_path: Path
+) -> None:
+    guide = (REPOSITORY / "docs" / "how-to" / "moca.md").read_text(encoding="utf-8")
+    (block,) = (code for code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "AligningTrainer" in code)
+    written: dict[str, Any] = {"Trainer": tf.Trainer}
+    exec(block.replace("0.1 * mir_loss", "10 * mir_loss"), written)
+    apply_moca(llava.model)
+    trainer(llava, tmp_path, written["AligningTrainer"]).train()
+    gaps = []
+    for tiny in (llava, trained[0]):
+        adapter = from_loaded(tiny.model, tiny.processor)
+        batch = adapter.encode(SAMPLES)
+        gaps.append(mir_loss(states_of(adapter, batch), batch.vision_mask, batch.text_mask).item())
+    assert gaps[0] < gaps[1]
 
 
 def test_a_checkpoint_whose_moca_is_gone_is_refused(
@@ -502,3 +523,7 @@ def test_what_cannot_be_done_is_said(llava: TinyModel, tmp_path: Path) -> None:
         load_moca(llava.model, require_golden("llava/llava_moca") / "model")
     with pytest.raises(MirError, match="holds no MoCa"):
         load_moca(llava.model, require_golden("llava/llava_full") / "model")
+    incomplete = {name: tensor for name, tensor in moca_tensors(llava.model).items() if "2.modality" not in name}
+    save_file(incomplete, save_here)
+    with pytest.raises(MirError, match=r"holds 4 MoCa tensors .* but the model's 3 layers"):
+        load_moca(llava.model, save_here)
