@@ -21,6 +21,12 @@ TOWER_FOLDER_RULES = (
     KeyRule("text_projection.", None, "text half of a whole CLIP model"),
     KeyRule("visual_projection.", None, "joint space of a whole CLIP model"),
     KeyRule("logit_scale", None, "joint space of a whole CLIP model"),
+    # transformers 5 saves a vision model without the prefix.
+    KeyRule("embeddings.position_ids", None, "counts up from 0; computed"),
+    KeyRule("embeddings.", "embeddings."),
+    KeyRule("pre_layrnorm.", "pre_layrnorm."),
+    KeyRule("encoder.", "encoder."),
+    KeyRule("post_layernorm.", "post_layernorm."),
 )
 """Keys in the folder of a CLIP vision model, or of a whole CLIP model, onto the inside of a ``ClipTower.encoder``."""
 

@@ -17,6 +17,7 @@ from mir_plugin.model_adapters import LoadOptions, load_adapter, recognise
 from mir_plugin.model_adapters.generation import Generator, Prompt
 from mir_plugin.model_adapters.llava import LlavaAdapter
 from mir_plugin.model_adapters.sequences import padded_batch
+from mir_plugin.model_adapters.vision_tower import open_tower_weights
 from mir_plugin.samples import Sample
 
 from golden_data import require_golden
@@ -214,3 +215,15 @@ def test_likelihoods_are_those_of_one_token_after_another() -> None:
 def test_marks_and_images_must_agree() -> None:
     with pytest.raises(MirError, match="1 images but 2 <image> marks"):
         full().generate([Prompt("<image> <image>", PROMPTS[0].images)], max_new_tokens=2)
+
+
+def test_a_tower_saved_by_transformers_5_without_its_prefix_is_the_same_tower(tmp_path: Path) -> None:
+    case = require_golden("llava/llava_projector")
+    shutil.copytree(case / "vision_tower", tmp_path / "tower")
+    path = tmp_path / "tower" / "model.safetensors"
+    stored = load_file(path)
+    assert all(name.startswith("vision_model.") for name in stored)
+    save_file({name.removeprefix("vision_model."): value for name, value in stored.items()}, path)
+    ours, theirs = open_tower_weights(tmp_path / "tower"), open_tower_weights(case / "vision_tower")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name].read(), theirs[name].read()) for name in theirs)
