@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from mir_plugin.errors import MirError
 
@@ -115,22 +115,23 @@ class _TraceTerm(torch.autograd.Function):
     """Sum of singular values of R_v R_tᵀ, with the gradient of smallest norm where some are 0."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, vision_root: Tensor, text_root: Tensor) -> Tensor:
+    def forward(ctx: Any, vision_root: Tensor, text_root: Tensor) -> Tensor:
         vision, text = _reduced(vision_root), _reduced(text_root)
         u, values, vt = torch.linalg.svd(vision.small @ text.small.t(), full_matrices=False)
         # As in numpy's matrix_rank: what is below is rounding.
         threshold = values.max() * max(vision.small.shape[0], text.small.shape[0]) * torch.finfo(values.dtype).eps
         rank = int((values > threshold).sum())
         polar = u[:, :rank] @ vt[:rank]
-        needs_vision, needs_text = ctx.needs_input_grad  # type: ignore[attr-defined]
+        needs_vision, needs_text = ctx.needs_input_grad
         ctx.save_for_backward(
             vision.spread(polar @ text.small) if needs_vision else None,
             text.spread(polar.t() @ vision.small) if needs_text else None,
         )
-        return values.sum()
+        total: Tensor = values.sum()
+        return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
         vision_gradient, text_gradient = ctx.saved_tensors
         return (

@@ -61,7 +61,8 @@ def _original_name(name: str) -> str:
 
 
 def _original_config(model: Any) -> dict[str, Any]:
-    text, vision = getattr(model.config, "text_config", None), getattr(model.config, "vision_config", None)
+    text: Any = getattr(model.config, "text_config", None)
+    vision: Any = getattr(model.config, "vision_config", None)
     found = tuple(getattr(part, "model_type", None) for part in (model.config, text, vision))
     feature_layer = getattr(model.config, "vision_feature_layer", None)
     if found[0] != "llava" or found[1] not in _ARCHITECTURES or found[2] != "clip_vision_model":

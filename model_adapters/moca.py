@@ -133,7 +133,7 @@ class CalibratedLayer(Swapped):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer's own class returns, its hidden states calibrated."""
         mask = kwargs.pop(_MASK_ARGUMENT, None)
-        output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        output = super().forward(*args, **kwargs)
         if isinstance(output, tuple):
             return (self._calibrated(output[0], mask), *output[1:])
         return self._calibrated(output, mask)

@@ -151,7 +151,7 @@ def load_moca(model: Any, source: Path) -> VisionPositions:
         for k, layer in enumerate(layers):
             for name, parameter in zip(("scale", "shift"), _trained(layer), strict=True):
                 parameter.copy_(stored[k, name])
-    return cast("VisionPositions", cast("CalibratedLayer", layers[0]).vision_positions)
+    return cast("CalibratedLayer", layers[0]).vision_positions
 
 
 def _stored(source: Path) -> Mapping[tuple[int, str], Tensor]:

@@ -332,8 +332,7 @@ def test_five_hundred_checkpoints_with_thirty_scores_are_sorted_and_filtered(bro
     browser.execute_script("document.querySelectorAll('#leaderboard .sort')[4].click()")
     assert len(names(browser)) == N_ROWS
     browser.execute_script(
-        "const filter = document.getElementById('filter'); filter.value = '49';"
-        "filter.dispatchEvent(new Event('input'))"
+        "const filter = document.getElementById('filter'); filter.value = '49';filter.dispatchEvent(new Event('input'))"
     )
     assert set(names(browser)) == {f"model {i}" for i in range(N_ROWS) if "49" in str(i)}
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
