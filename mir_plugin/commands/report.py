@@ -59,11 +59,12 @@ def print_report(files: ReportFiles) -> None:
 
     console, board = Console(soft_wrap=True, highlight=False), files.board
     n_with_mir = sum(row.mir is not None for row in board.rows)
-    console.print(f"{len(board.rows)} checkpoints ({n_with_mir} with MIR), {len(board.benchmarks)} benchmarks")
+    console.print(f"{len(board.rows)} checkpoints ({n_with_mir} with MIR), {len(board.benchmarks)} benchmark(s)")
     for row in board.rows:
-        mir = "-" if row.mir is None else f"{row.mir:.3f}"
-        average = "-" if row.average is None else f"{row.average:.1f}"
-        console.print(f"  {escape(row.name)}: MIR {mir}, average {average}")
+        shown = [f"MIR {row.mir:.3f}"] if row.mir is not None else []
+        shown += [f"{one.name} {row.scores[one.key]:.1f}" for one in board.benchmarks if one.key in row.scores]
+        shown += [f"average {row.average:.1f}"] if row.average is not None else []
+        console.print(f"  {escape(row.name)}: {escape(', '.join(shown))}")
     for warning in board.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
     for problem in board.problems:
