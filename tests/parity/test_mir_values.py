@@ -16,9 +16,13 @@ from __future__ import annotations
 import functools
 
 import pytest
+import torch
 from recorded_runs import RecordedRun, recorded_runs
 
+from mir_plugin.engine import layer_features
 from mir_plugin.model_adapters import LoadOptions, load_adapter
+from mir_plugin.normalize import outlier_rows
+from mir_plugin.reference import reference_fast_distance
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.run import measure
 from mir_plugin.sample_sources import from_folders
@@ -66,6 +70,26 @@ def test_the_scripts_default_mode_lies_in_the_reported_range(run: RecordedRun) -
 def test_the_published_estimator_is_the_recorded_product_form(run: RecordedRun) -> None:
     distances = [layer.distance_published for layer in measured(run).layers]
     assert distances == pytest.approx([x.published for x in run.layers], rel=EXACT)
+
+
+@pytest.mark.parametrize("run", [p for p in RUNS if p.values[0].name.startswith("llava_")][:3])
+def test_the_scripts_default_mode_step_by_step_gives_the_recorded_number(run: RecordedRun) -> None:
+    """The reference iteration on our features, prepared in float32 as the script does.
+
+    It amplifies rounding: the original program itself gave layer values up to 0.03 apart with one and with two threads.
+    """
+    options = LoadOptions(base_llm=run.base_llm, vision_tower=run.vision_tower, dtype="float32", device="cpu")
+    samples = from_folders(run.folder / "samples", run.folder / "samples").samples
+    config = MirConfig()
+    for features, recorded in zip(
+        layer_features(load_adapter(run.checkpoint, options), samples), run.layers, strict=True
+    ):
+        scale = 1 / features.text.norm(dim=1).mean()
+        prepared = []
+        for one in (features.vision * scale, features.text * scale):
+            outliers = outlier_rows(one.norm(dim=1), config.n_sigma)
+            prepared.append(torch.where(outliers[:, None], one.median(dim=0).values, one))
+        assert reference_fast_distance(*prepared) == pytest.approx(recorded.fast, abs=0.03)
 
 
 WITH_VARIANTS = [p for p in RUNS if p.values[0].layers[0].removed is not None][:4]
