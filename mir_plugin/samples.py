@@ -8,7 +8,8 @@ import hashlib
 import io
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -57,12 +58,25 @@ class Sample:
             image = PIL.Image.open(source)
             if reduced:
                 image.draft(image.mode, (image.width // 8, image.height // 8))
-            image.load()
+            with _truncation_is_an_error():
+                image.load()
         except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
             raise MirError(
                 f"sample {self.sample_id}: the image cannot be read ({error}). Replace or remove it, then run again."
             ) from error
         return image
+
+
+@contextmanager
+def _truncation_is_an_error() -> Iterator[None]:
+    """Have Pillow refuse half an image: lmms-eval tells it, for the whole process, to fill in grey."""
+    from PIL import ImageFile
+
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 @dataclass(frozen=True)

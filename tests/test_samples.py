@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from mir_plugin.errors import MirError
 from mir_plugin.sample_sources import from_dataset, from_folders, paper_samples
@@ -54,8 +54,10 @@ def test_an_unusable_text_is_an_error_that_names_the_file(tmp_path, content, com
         from_folders(tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize("host_allows_it", [False, True])
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_a_truncated_image_is_an_error_before_the_run(tmp_path, suffix):
+def test_a_truncated_image_is_an_error_before_the_run(tmp_path, monkeypatch, suffix, host_allows_it):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", host_allows_it)  # as importing lmms-eval's tasks does
     Image.effect_noise((200, 200), 50).save(tmp_path / f"1.{suffix}")
     (tmp_path / "1.txt").write_text("text")
     whole = (tmp_path / f"1.{suffix}").read_bytes()
