@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test lint demo clean
+.PHONY: setup test unit lint demo clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,10 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The part without checkpoints, training and other programs: under a minute.
+unit: setup
+	$(BIN)/python -m pytest -m "not slow and not host"
 
 demo: setup
 	$(BIN)/mir demo --out demo-out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from recorded_runs import LLAVA, MINI_GEMINI, SHAREGPT4V, recorded_runs
 
@@ -12,3 +14,32 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     runs = list(recorded_runs())
     n_present = len({run.folder for run in runs})
     terminalreporter.write_line(f"golden cases at hand: {n_present} of {n_cases}, {len(runs)} recorded MIR runs")
+
+
+# What loads checkpoints, trains, or starts other programs; `make unit` leaves it out.
+SLOW = (
+    "adapters",
+    "hosts",
+    "parity",
+    "test_cli.py",
+    "test_distributed.py",
+    "test_figures.py",
+    "test_indicators.py",
+    "test_micro_llava.py",
+    "test_monitor.py",
+    "test_packaging.py",
+    "test_page_browser.py",
+    "test_structure.py",
+    "test_streaming.py",
+    "test_sweep.py",
+    "test_uncertainty.py",
+    "test_workbook.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow part of the suite, by file."""
+    here = Path(__file__).parent
+    for item in items:
+        if not set(item.path.relative_to(here).parts).isdisjoint(SLOW):
+            item.add_marker(pytest.mark.slow)
