@@ -6,16 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.moca_training import MOCA_KEY, load_moca
+from mir_plugin.model_adapters.placement import chosen_device, chosen_dtype
 
 if TYPE_CHECKING:
     from mir_plugin.model_adapters import LoadOptions
-
-_DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def recognises(checkpoint: Path) -> bool:
@@ -48,12 +46,12 @@ def open_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[Any, Any]:
             f"{checkpoint} is loaded by Python code in its own folder (auto_map in config.json), which may do "
             "anything. Read it, then allow it with --trust-remote-code."
         )
-    device = _device(options.device)
+    device, dtype = chosen_device(options.device), chosen_dtype(options.dtype) or "auto"
     source: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
     try:
         # Mismatched sizes are "ignored" so that the report names their keys; _require_complete refuses them.
         loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-            checkpoint, dtype=_dtype(options.dtype), ignore_mismatched_sizes=True, output_loading_info=True, **source
+            checkpoint, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **source
         )
         processor = transformers.AutoProcessor.from_pretrained(checkpoint, **source)
         if not hasattr(processor, "image_processor"):
@@ -126,21 +124,6 @@ def _require_applicable(options: LoadOptions) -> None:
             "--device-memory streams decoder weights of original-format checkpoints only. Leave it out, and choose "
             "--dtype bfloat16 or --device cpu if this checkpoint does not fit the device."
         )
-
-
-def _dtype(name: str) -> Any:
-    if name not in _DTYPES:
-        raise MirError(f"dtype is {name!r}; expected one of {', '.join(_DTYPES)}.")
-    return _DTYPES[name]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise MirError(f"device is {name!r}; expected auto, cpu, cuda, cuda:1 or the like.") from error
 
 
 def _takes_moca(checkpoint: Path, config: dict[str, Any], report: dict[str, Any]) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -19,6 +18,7 @@ from mir_plugin.model_adapters.llava_files import LlavaFiles, description, open_
 from mir_plugin.model_adapters.llava_model import LlavaModel
 from mir_plugin.model_adapters.lora import keep_beside, merge
 from mir_plugin.model_adapters.moca import VisionPositions, calibrate
+from mir_plugin.model_adapters.placement import chosen_device, chosen_dtype
 from mir_plugin.model_adapters.preprocess import ClipPreprocessor, open_preprocessor
 from mir_plugin.model_adapters.projectors import build_projector
 from mir_plugin.model_adapters.sharing import SharedParts
@@ -100,8 +100,8 @@ def assemble(
     Raises:
         MirError: if parts do not fit each other.
     """
-    device = torch.device(options.device if options.device != "auto" else _default_device())
-    dtype = _dtype(options.dtype, files)
+    device = chosen_device(options.device)
+    dtype = chosen_dtype(options.dtype) or files.dtype
     llm_config, llm_class = _llm(files)
     positions: VisionPositions | None = None
 
@@ -138,19 +138,6 @@ def assemble(
         features=features,
         more_facts=more_facts or {},
     )
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _dtype(name: str, files: LlavaFiles) -> torch.dtype:
-    if name == "auto":
-        return files.dtype
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in dtypes:
-        raise MirError(f"dtype {name!r} is not one of auto, {', '.join(dtypes)}.")
-    return dtypes[name]
 
 
 def _llm(files: LlavaFiles) -> tuple[Any, Any]:

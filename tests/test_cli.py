@@ -68,6 +68,7 @@ def test_json_prints_the_result_and_nothing_else(
         (["run", "{model}", "--embedded", "--base-llm", "missing_llm"], "missing_llm"),
         (["run", "{model}", "--embedded", "--device-memory", "much"], "size 'much' is not understood"),
         (["run", "{model}", "--embedded", "--n-samples", "101"], "101"),
+        (["run", "{model}", "--embedded", "--device", "potato"], "device is 'potato'"),
     ],
 )
 def test_a_mistake_is_one_message_and_a_failure_and_leaves_nothing(
