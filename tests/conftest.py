@@ -19,6 +19,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 # What loads checkpoints, trains, or starts other programs; `make unit` leaves it out.
 SLOW = (
     "adapters",
+    "faults",
     "hosts",
     "parity",
     "test_cli.py",

@@ -1,0 +1,221 @@
+"""How a fault case is written, held, and put into the table of docs/reference/faults.md.
+
+A case does one thing to an otherwise good run, and says what must come of it: a refusal (one message that names the
+file and the remedy, and a non-zero exit) or the right number. ::
+
+    CASES = (
+        Case("empty weights", "model.safetensors has no bytes", empty_weights, Refused("model.safetensors", "copy")),
+        Case("cmyk image", "the image is saved as CMYK", cmyk_image, Right(same_as_rgb)),
+    )
+
+    @each(CASES)
+    def test_a_damaged_checkpoint_is_refused(case: Case, bench: Bench) -> None:
+        bench.hold("checkpoints", case)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+TABLE = REPOSITORY / "docs" / "reference" / "faults.md"
+
+# Sections of the table, in its order.
+PARTS = {
+    "checkpoints": "Checkpoints",
+    "samples": "Samples",
+    "numerics": "Numerics",
+    "reports": "Host and report inputs",
+    "processes": "Kills, full disks, several processes",
+    "secrets": "Secrets",
+    "soak": "Long use and repetition",
+}
+INTRODUCTION = """# What was done to it, and what came out
+
+Every row is a test in `tests/faults/`: one thing is done to an otherwise good run. What must come out is one message
+that names the file and says what to do, with a non-zero exit, or the right number; never a plausible one. `make test`
+holds a part of them; all of them, and this table: `python -m pytest tests/faults --full --write-table`.
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code, what it printed on both streams, and the value to compare, if any."""
+
+    exit_code: int
+    out: str = ""
+    err: str = ""
+    value: object = None
+
+    @property
+    def message(self) -> str:
+        """What the user was told: the error stream from its first ``mir:`` on (before it: progress bars, warnings)."""
+        at = re.search(r"^mir: ", self.err, re.MULTILINE)
+        return self.err[at.start() :].strip() if at else self.err.strip()
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The command must fail with one message that holds all these words: the file's or key's name, and the remedy."""
+
+    words: tuple[str, ...]
+    without: tuple[str, ...] = ()
+
+    def __init__(self, *words: str, without: Sequence[str] = ()) -> None:
+        object.__setattr__(self, "words", words)
+        object.__setattr__(self, "without", tuple(without))
+
+    def check(self, outcome: Outcome, bench: Bench) -> str:
+        """What came out, for the table."""
+        assert "Traceback" not in outcome.err, outcome.err
+        assert outcome.exit_code != 0, f"accepted: {outcome.out}\n{outcome.err}"
+        assert outcome.err.count("\nmir: ") + outcome.err.startswith("mir: ") == 1, outcome.err
+        missing = [word for word in self.words if word not in outcome.message]
+        assert not missing, f"{missing} not in: {outcome.message}"
+        told = [word for word in self.without if word in outcome.message]
+        assert not told, f"{told} in: {outcome.message}"
+        return f"exit {outcome.exit_code}: {outcome.message}"
+
+
+@dataclass(frozen=True)
+class Right:
+    """The command must succeed, and its ``value`` pass ``check``, which returns what to say in the table."""
+
+    check_value: Callable[[object, Bench], str]
+
+    def check(self, outcome: Outcome, bench: Bench) -> str:
+        """What came out, for the table."""
+        assert "Traceback" not in outcome.err, outcome.err
+        assert outcome.exit_code == 0, outcome.err
+        return self.check_value(outcome.value, bench)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault.
+
+    Attributes:
+        name: unique within its file; the test's id.
+        done: what was done, as the table says it.
+        act: does it in ``bench.folder`` and runs the command.
+        expected: what must come out.
+        full: only held with ``--full``.
+        seconds: a case that takes longer hangs.
+    """
+
+    name: str
+    done: str
+    act: Callable[[Bench], Outcome]
+    expected: Refused | Right
+    full: bool = False
+    seconds: int = 60
+
+
+def each(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    """Parametrize a test by ``case``; those of the long form only run with ``--full``."""
+    names = [case.name for case in cases]
+    twice = {name for name in names if names.count(name) > 1}
+    assert not twice, f"two cases with one name: {twice}"
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, id=case.name, marks=[pytest.mark.full] if case.full else []) for case in cases]
+    )
+
+
+@dataclass
+class Bench:
+    """Where one case is done: an empty folder, and the ``mir`` command."""
+
+    folder: Path
+    table: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
+
+    def mir(self, *arguments: object) -> Outcome:
+        """``mir ARGUMENTS`` in this process, as the entry point runs it; a traceback stays visible in ``err``."""
+        from mir_plugin.cli import main
+
+        return self.called(main, *arguments)
+
+    def called(self, main: Callable[[], object], *arguments: object) -> Outcome:
+        """A command's entry point in this process, with these arguments."""
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        before = sys.argv
+        sys.argv = ["mir", *map(str, arguments)]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as exit_:
+                code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+            except Exception:
+                traceback.print_exc()
+                code = 1
+            finally:
+                sys.argv = before
+        return Outcome(code, out.getvalue(), err.getvalue())
+
+    def mir_process(self, *arguments: object, env: Mapping[str, str] | None = None, timeout: float = 120) -> Outcome:
+        """``mir ARGUMENTS`` as a program of its own."""
+        done = subprocess.run(
+            [sys.executable, "-m", "mir_plugin.cli", *map(str, arguments)],
+            capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **(env or {})},
+        )  # fmt: skip
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def hold(self, part: str, case: Case) -> None:
+        """Do the case, check what came of it, and note it for the table."""
+        with _time_limit(case.seconds):
+            outcome = case.act(self)
+        came_out = case.expected.check(outcome, self)
+        self.table.setdefault(part, {})[case.name] = (case.done, self.without_paths(came_out))
+
+    def without_paths(self, text: str) -> str:
+        """The text with this machine's folders shortened, so that the table is the same everywhere."""
+        for folder, name in ((self.folder, "…"), (self.folder.resolve(), "…"), (REPOSITORY, "."), (Path.home(), "~")):
+            text = text.replace(str(folder), name)
+        return text
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    def too_long(*_: object) -> None:
+        raise TimeoutError(f"still running after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def table_page(rows: Mapping[str, Mapping[str, tuple[str, str]]], earlier: str) -> str:
+    """The page of all parts; a part that was not run keeps the section of the earlier page."""
+    sections = {}
+    for section in earlier.split("\n## ")[1:]:
+        heading, _, body = section.partition("\n")
+        sections[heading.partition(" (")[0]] = f"## {heading}\n{body.rstrip()}\n"
+    for part, cases in rows.items():
+        lines = [f"| {_cell(done)} | {_cell(came_out)} |" for done, came_out in cases.values()]
+        sections[PARTS[part]] = "\n".join(
+            [f"## {PARTS[part]} ({len(lines)})", "", "| what was done | what came out |", "|---|---|", *lines, ""]
+        )
+    return "\n".join([INTRODUCTION, *(sections[heading] for heading in PARTS.values() if heading in sections)])
+
+
+def _cell(text: str) -> str:
+    """Text of a Markdown table's cell: one line, nothing that a page would run or a table would break at."""
+    text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    for mark, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", "<br>")):
+        text = text.replace(mark, shown)
+    return text
