@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,8 @@ class LoadOptions:
         base_llm: folder of the language model a projector-only or LoRA checkpoint was trained on.
         vision_tower: folder that overrides every other source of vision-tower weights.
         vision_tower_aux: the same for the second tower (Mini-Gemini).
-        family: adapter name; None recognises it from the checkpoint's files and config.
+        family: adapter name, or "module:ATTRIBUTE" of an ``AdapterSpec`` that is no installed plugin; None recognises
+            it from the checkpoint's files and config.
         dtype: "auto" takes the checkpoint's own; else "float32", "bfloat16" or "float16".
         device: torch device string; "auto" takes the accelerator if there is one.
         device_memory: bytes of device memory to stay within; decoder weights are streamed when they do not fit.
@@ -44,7 +47,7 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """One checkpoint family.
+    """One checkpoint family. Other packages add theirs by an entry point of the group ``mir_plugin.adapters``.
 
     ``loads`` is ``"module:function"`` with the signature ``(checkpoint: Path, options: LoadOptions) -> ModelAdapter``;
     ``recognises`` is ``"module:function"`` with the signature ``(checkpoint: Path) -> bool``, which reads config and
@@ -102,13 +105,58 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
 )
 
 
+ENTRY_POINTS = "mir_plugin.adapters"
+
+
+@functools.cache
+def known_adapters() -> tuple[AdapterSpec, ...]:
+    """Those of installed plugins, then our own: a plugin is asked first whether it recognises a checkpoint.
+
+    Raises:
+        MirError: for a plugin that cannot be imported or takes a name that is in use.
+    """
+    plugins: list[AdapterSpec] = []
+    for point in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS)):
+        what = f"the adapter {point.name!r} of {point.dist.name if point.dist else 'an unknown package'}"
+        spec = _spec_at(point.value, what)
+        in_use = {name for one in (*plugins, *ADAPTERS) for name in (one.name, *one.aliases)}
+        if taken := in_use & {spec.name, *spec.aliases}:
+            raise MirError(f"{what} is called {taken.pop()!r}, which is in use. Rename or uninstall it.")
+        plugins.append(spec)
+    return (*plugins, *ADAPTERS)
+
+
 def adapter_spec(name: str) -> AdapterSpec:
-    """The table entry of a family name or alias. Raises MirError listing the known names."""
-    for spec in ADAPTERS:
+    """The table entry of a family name or alias, or the spec at "module:ATTRIBUTE".
+
+    Raises:
+        MirError: for an unknown name, listing the known ones, or for a module that cannot be imported.
+    """
+    if ":" in name:
+        return _spec_at(name, f"--family {name}")
+    for spec in known_adapters():
         if name in (spec.name, *spec.aliases):
             return spec
-    known = ", ".join(spec.name for spec in ADAPTERS)
-    raise MirError(f"unknown adapter {name!r}; known: {known}. `mir adapters` describes them.")
+    raise MirError(
+        f"unknown adapter {name!r}; known: {_names()}. `mir adapters` describes them; one of your own is named as "
+        "module:ATTRIBUTE."
+    )
+
+
+def _spec_at(place: str, what: str) -> AdapterSpec:
+    try:
+        spec = _named(place)
+    except (ImportError, AttributeError) as error:
+        raise MirError(
+            f"{what} cannot be imported: {error}. Install the package, or put its folder on PYTHONPATH."
+        ) from error
+    if not isinstance(spec, AdapterSpec):
+        raise MirError(f"{what} is {type(spec).__name__!r}; expected a mir_plugin.model_adapters.AdapterSpec.")
+    return spec
+
+
+def _names() -> str:
+    return ", ".join(spec.name for spec in known_adapters())
 
 
 def checkpoint_folder(checkpoint: Path) -> Path:
@@ -131,11 +179,10 @@ def checkpoint_folder(checkpoint: Path) -> Path:
 
 def recognise(checkpoint: Path) -> AdapterSpec:
     """The family of a checkpoint folder, from its files and config; never from the folder's name."""
-    for spec in ADAPTERS:
+    for spec in known_adapters():
         if cast("Callable[[Path], bool]", _named(spec.recognises))(checkpoint):
             return spec
-    known = ", ".join(spec.name for spec in ADAPTERS)
-    raise MirError(f"{checkpoint} belongs to no known family ({known}). Name one with --family to try it anyway.")
+    raise MirError(f"{checkpoint} belongs to no known family ({_names()}). Name one with --family to try it anyway.")
 
 
 def checkpoint_spec(checkpoint: Path, family: str | None = None) -> tuple[Path, AdapterSpec]:
@@ -174,5 +221,6 @@ def inspect_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[AdapterS
 
 
 def _named(target: str) -> Callable[..., object]:
+    """What stands at "module:attribute"; raises ImportError or AttributeError."""
     module, _, attribute = target.partition(":")
     return cast("Callable[..., object]", getattr(importlib.import_module(module), attribute))

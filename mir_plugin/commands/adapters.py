@@ -8,11 +8,11 @@ from rich.table import Table
 
 def adapters() -> None:
     """List the checkpoint families that load natively."""
-    from mir_plugin.model_adapters import ADAPTERS
+    from mir_plugin.model_adapters import known_adapters
 
     table = Table()
     for heading in ("family", "also called", "checkpoints"):
         table.add_column(heading, overflow="fold")
-    for spec in ADAPTERS:
+    for spec in known_adapters():
         table.add_row(spec.name, ", ".join(spec.aliases), spec.summary)
     Console().print(table)

@@ -49,7 +49,8 @@ VisionTowerAux = Annotated[
 Family = Annotated[
     str | None,
     typer.Option(
-        help="Checkpoint family, when recognition guesses wrong; see `mir adapters`.", rich_help_panel=LOADING
+        help="Checkpoint family, when recognition guesses wrong (`mir adapters`); or module:ATTRIBUTE of your own.",
+        rich_help_panel=LOADING,
     ),
 ]
 Dtype = Annotated[DtypeChoice, typer.Option(help="auto: as the checkpoint was saved.", rich_help_panel=LOADING)]
