@@ -1,8 +1,6 @@
 """Pearson, Spearman and Kendall correlations with p-values, bootstrap intervals and leave-one-out ranges.
 
-A bootstrap resample, and a sample with one row left out, are the same rows with other weights. So all three
-coefficients are written once for integer weights, for all resamples at the same time; SciPy gives the p-values, and
-the tests hold the two against each other.
+SciPy gives the coefficients and p-values; ``weighted_coefficients`` those of all resamples.
 """
 
 from __future__ import annotations
@@ -16,6 +14,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from mir_plugin.reports.board import Coefficient, Correlation
+from mir_plugin.reports.weighted_coefficients import (
+    Vector,
+    WeightedColumn,
+    Weights,
+    weighted_kendall,
+    weighted_pearson,
+    weighted_spearman,
+)
 
 MIN_ROWS = 3  # two points always lie on a line
 FEW_ROWS = 5
@@ -23,9 +29,7 @@ EXACT_UP_TO = 8  # rows; 8! orders are quick to try
 N_RESAMPLES = 1000
 CONFIDENCE = 0.95
 
-Vector = NDArray[np.float64]
-Weights = NDArray[np.float64]  # (resamples, rows): how often each row occurs
-Weighted = Callable[[Vector, Vector, Weights], Vector]
+Weighted = Callable[[WeightedColumn, WeightedColumn], Vector]
 
 
 def correlate(scope: str, benchmark: str, x: Sequence[float], y: Sequence[float], seed: int = 0) -> Correlation:
@@ -34,14 +38,18 @@ def correlate(scope: str, benchmark: str, x: Sequence[float], y: Sequence[float]
     note = _note(a, b)
     if len(a) < MIN_ROWS or np.ptp(a) == 0 or np.ptp(b) == 0:
         return Correlation(scope, benchmark, len(a), note=note)
-    resamples = _resamples(len(a), seed) if len(a) >= FEW_ROWS else None
+    reweighted_a, reweighted_b = _reweighted(tuple(a), seed), WeightedColumn(b, _weightings(len(b), seed))
+
+    def coefficient(tested: tuple[float, float], weighted: Weighted) -> Coefficient:
+        return _coefficient(tested, weighted(reweighted_a, reweighted_b), len(a))
+
     return Correlation(
         scope,
         benchmark,
         len(a),
-        pearson=_coefficient(stats.pearsonr(a, b), weighted_pearson, a, b, resamples),
-        spearman=_coefficient(_spearman(a, b), weighted_spearman, a, b, resamples),
-        kendall=_coefficient(stats.kendalltau(a, b), weighted_kendall, a, b, resamples),
+        pearson=coefficient(stats.pearsonr(a, b), weighted_pearson),
+        spearman=coefficient(_spearman(a, b), weighted_spearman),
+        kendall=coefficient(stats.kendalltau(a, b), weighted_kendall),
         note=note,
     )
 
@@ -71,13 +79,27 @@ def _orders(n: int) -> NDArray[np.int64]:
     return np.array(list(itertools.permutations(range(n))))
 
 
-def _coefficient(
-    tested: tuple[float, float], weighted: Weighted, a: Vector, b: Vector, resamples: Weights | None
-) -> Coefficient:
+@functools.lru_cache(maxsize=1)
+def _reweighted(values: tuple[float, ...], seed: int) -> WeightedColumn:
+    """The column under all weightings; kept, as a report holds the same MIR values against one score after another."""
+    return WeightedColumn(np.array(values), _weightings(len(values), seed))
+
+
+@functools.lru_cache(maxsize=1)
+def _weightings(n: int, seed: int) -> Weights:
+    """Every row left out once, then the bootstrap resamples if there are enough rows: (n, weightings)."""
+    left_out = 1.0 - np.eye(n)
+    if n < FEW_ROWS:
+        return left_out
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES)
+    return np.concatenate([left_out, draws.T], axis=1)
+
+
+def _coefficient(tested: tuple[float, float], reweighted: Vector, n: int) -> Coefficient:
     value, p_value = tested
-    low, high = _interval(weighted(a, b, resamples)) if resamples is not None else (None, None)
-    left_out = weighted(a, b, 1.0 - np.eye(len(a)))
+    left_out, resampled = reweighted[:n], reweighted[n:]
     left_out = left_out[np.isfinite(left_out)]
+    low, high = _interval(resampled)
     return Coefficient(
         float(value),
         float(p_value) if np.isfinite(p_value) else None,
@@ -96,73 +118,3 @@ def _interval(values: Vector) -> tuple[float | None, float | None]:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
-
-
-@functools.lru_cache(maxsize=4)
-def _resamples(n: int, seed: int) -> Weights:
-    random = np.random.default_rng(seed)
-    return random.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES).astype(np.float64)
-
-
-def weighted_pearson(a: Vector, b: Vector, weights: Weights) -> Vector:
-    """Pearson's r of every weighting; NaN where a column is constant."""
-    a, b = stats.zscore(a), stats.zscore(b)
-    return _product_moment(weights @ np.stack([np.ones_like(a), a, b, a * a, b * b, a * b], axis=1))
-
-
-def weighted_spearman(a: Vector, b: Vector, weights: Weights) -> Vector:
-    """Spearman's rho of every weighting: Pearson's r of the mid-ranks within the weighted rows."""
-    middle = weights.sum(axis=1, keepdims=True) / 2
-    ranks_a, ranks_b = _mid_ranks(a, weights) / middle - 1, _mid_ranks(b, weights) / middle - 1
-    weighted_a, weighted_b = weights * ranks_a, weights * ranks_b
-    sums = [
-        weights.sum(axis=1),
-        weighted_a.sum(axis=1),
-        weighted_b.sum(axis=1),
-        np.einsum("rn,rn->r", weighted_a, ranks_a),
-        np.einsum("rn,rn->r", weighted_b, ranks_b),
-        np.einsum("rn,rn->r", weighted_a, ranks_b),
-    ]
-    return _product_moment(np.stack(sums, axis=1))
-
-
-def weighted_kendall(a: Vector, b: Vector, weights: Weights) -> Vector:
-    """Kendall's tau-b of every weighting; copies of one row are tied with each other, so they drop out."""
-    signs = np.sign(a[:, None] - a) * np.sign(b[:, None] - b)
-    exact = weights.astype(np.float32)  # whole numbers below 2**24: exact, and twice as fast
-    agreement = ((exact @ signs.astype(np.float32)).astype(np.float64) * weights).sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        tau: Vector = agreement / np.sqrt(_untied_pairs(a, weights) * _untied_pairs(b, weights))
-    return tau
-
-
-def _untied_pairs(values: Vector, weights: Weights) -> Vector:
-    """Twice the number of pairs of rows with different values, in every weighting."""
-    pairs: Vector = weights.sum(axis=1) ** 2 - (_weights_by_value(values, weights) ** 2).sum(axis=1)
-    return pairs
-
-
-def _weights_by_value(values: Vector, weights: Weights) -> Vector:
-    """Total weight of every distinct value, smallest value first: (resamples, distinct values)."""
-    order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.diff(values[order], prepend=-np.inf))
-    totals: Vector = np.add.reduceat(weights[:, order], starts, axis=1)
-    return totals
-
-
-def _product_moment(sums: Vector) -> Vector:
-    """Pearson's r from Σw, Σwa, Σwb, Σwa², Σwb², Σwab, one row per weighting, of columns in units of about one."""
-    total, a, b, aa, bb, ab = sums.T
-    spread_a, spread_b = aa - a * a / total, bb - b * b / total
-    # What rounding leaves of a constant column is some 1e-16 a row, and must not be divided by.
-    spread_a, spread_b = (np.where(spread > 1e-12 * total, spread, np.nan) for spread in (spread_a, spread_b))
-    r: Vector = (ab - a * b / total) / np.sqrt(spread_a * spread_b)
-    return r
-
-
-def _mid_ranks(values: Vector, weights: Weights) -> Vector:
-    totals = _weights_by_value(values, weights)
-    middles = totals.cumsum(axis=1) - totals / 2 + 0.5
-    _, places = np.unique(values, return_inverse=True)
-    ranks: Vector = middles[:, places]
-    return ranks

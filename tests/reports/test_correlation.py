@@ -6,19 +6,27 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mir_plugin.reports.correlation import correlate, weighted_kendall, weighted_pearson, weighted_spearman
+from mir_plugin.reports.correlation import correlate
+from mir_plugin.reports.weighted_coefficients import (
+    WeightedColumn,
+    weighted_kendall,
+    weighted_pearson,
+    weighted_spearman,
+)
 
 RANDOM = np.random.default_rng(3)
 TIED = RANDOM.integers(0, 6, size=(2, 40)).astype(float)
+UNTIED = RANDOM.normal(size=(2, 40))
 SCIPY = {weighted_pearson: stats.pearsonr, weighted_spearman: stats.spearmanr, weighted_kendall: stats.kendalltau}
 
 
+@pytest.mark.parametrize(("a", "b"), [TIED, UNTIED, (TIED[0], UNTIED[1])], ids=["tied", "untied", "mixed"])
 @pytest.mark.parametrize("weighted", SCIPY)
-def test_weights_are_repetitions_of_rows(weighted):
+def test_weights_are_repetitions_of_rows(weighted, a, b):
     weights = RANDOM.multinomial(40, np.full(40, 1 / 40), size=6).astype(float)
-    a, b = TIED
     repeated = [SCIPY[weighted](np.repeat(a, w.astype(int)), np.repeat(b, w.astype(int)))[0] for w in weights]
-    np.testing.assert_allclose(weighted(a, b, weights), repeated, atol=1e-12)
+    found = weighted(WeightedColumn(a, weights.T), WeightedColumn(b, weights.T))
+    np.testing.assert_allclose(found, repeated, atol=1e-12)
 
 
 def test_values_are_those_of_scipy():
