@@ -8,7 +8,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from mir_plugin.distributed import ALONE, Group
 from mir_plugin.engine import default_batch_size, layer_features
 from mir_plugin.errors import MirError
 from mir_plugin.fingerprint import fingerprint, versions
+from mir_plugin.frechet import transport
 from mir_plugin.influence import sample_influences
 from mir_plugin.memory import estimate_memory, require_disk_space
 from mir_plugin.mir import distance_at, mir, prepared_layer
@@ -44,6 +45,7 @@ def measure(
     group: Group = ALONE,
     journal: Journal | None = None,
     request: str | None = None,
+    watch: Callable[[TokenFeatures], None] | None = None,
 ) -> MirResult:
     """Measure MIR of a loaded checkpoint on a sample set.
 
@@ -60,6 +62,7 @@ def measure(
         group: the processes that measure together; this one alone by default.
         journal: where finished layers are kept, so that a killed run continues; only process 0 touches it.
         request: fingerprint of what was asked for, stored with the result.
+        watch: called with every layer's features of this process while they are held, layers 1..L in order.
     Raises:
         MirError: for samples that cannot be used, features that are not finite, or too few tokens; in every process
             of the group if it happens in one.
@@ -91,6 +94,8 @@ def measure(
     checked = time.perf_counter()
     statistics_seconds = 0.0
     for features in _layers(adapter, samples, batch_size, check, group):
+        if watch:
+            watch(features)
         if features.layer in finished:
             continue
         begun = time.perf_counter()
@@ -158,11 +163,13 @@ def _layers(
 
 def _finished_layer(features: TokenFeatures, config: MirConfig, with_uncertainty: bool, group: Group) -> FinishedLayer:
     prepared = prepared_layer(features, config, group)
-    with group.agreed(f"the distance of layer {features.layer}"):
-        distance = distance_at(prepared)
     if not with_uncertainty:
-        return FinishedLayer(distance, None)
-    influences = sample_influences(prepared, distance.distance, normalized=config.normalize, group=group)
+        with group.agreed(f"the distance of layer {features.layer}"):
+            return FinishedLayer(distance_at(prepared), None)
+    with group.agreed(f"the distance of layer {features.layer}"):
+        maps = transport(prepared.vision.moments, prepared.text.moments)
+        distance = distance_at(prepared, maps.trace_term)
+    influences = sample_influences(prepared, maps, distance.distance, normalized=config.normalize, group=group)
     return FinishedLayer(distance, tuple(influences.tolist()))
 
 

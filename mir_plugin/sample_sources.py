@@ -32,10 +32,7 @@ def from_folders(images_dir: Path, texts_dir: Path, n_samples: int | None = None
         MirError: for a missing or empty folder, different numbers of files without ``n_samples``, a text that is
             empty or not UTF-8, an image that cannot be read; names the file.
     """
-    import PIL.Image
-
-    images = _files(images_dir, frozenset(PIL.Image.registered_extensions()), "image")
-    texts = _files(texts_dir, TEXT_SUFFIXES, "text")
+    images, texts = image_files(images_dir), text_files(texts_dir)
     if len(images) != len(texts) and n_samples is None:
         fewer = min(len(images), len(texts))
         raise MirError(
@@ -55,6 +52,18 @@ def from_folders(images_dir: Path, texts_dir: Path, n_samples: int | None = None
             "files": [[image.name, text.name] for image, text in chosen],
         },
     ).checked()
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Files of a folder with a suffix that Pillow knows, in natural order. Raises MirError if there is none."""
+    import PIL.Image
+
+    return _files(folder, frozenset(PIL.Image.registered_extensions()), "image")
+
+
+def text_files(folder: Path) -> list[Path]:
+    """Text files and stories of a folder, in natural order. Raises MirError if there is none."""
+    return _files(folder, TEXT_SUFFIXES, "text")
 
 
 def read_text(path: Path) -> str:

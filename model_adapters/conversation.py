@@ -54,6 +54,8 @@ LLAVA_LLAMA_2 = Conversation(
     end=" </s>",
 )
 PLAIN = Conversation("plain", before="", between="", answer="{}", end="\n")
+BARE = Conversation("none", before="", between="", answer="{}", end="")
+"""Image and text alone: what tells how much of a measurement is the template's doing."""
 CONVERSATIONS = {conversation.name: conversation for conversation in (VICUNA_V1, LLAVA_LLAMA_2, PLAIN)}
 
 

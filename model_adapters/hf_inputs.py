@@ -22,10 +22,14 @@ TAKES_ANSWER_AS_SUFFIX = frozenset({"paligemma"})
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and its processor, used as they are: reading from them changes neither."""
+    """A model and its processor, used as they are: reading from them changes neither.
+
+    ``bare_prompts`` leaves the conversation around image and text out when texts are teacher-forced.
+    """
 
     model: Any
     processor: Any
+    bare_prompts: bool = False
 
     @property
     def model_type(self) -> str:
@@ -35,7 +39,7 @@ class LoadedModel:
     @property
     def prompts(self) -> PromptFormat:
         """The conversation template."""
-        return PromptFormat(self.model_type, self.processor)
+        return PromptFormat(self.model_type, self.processor, self.bare_prompts)
 
     @property
     def device(self) -> torch.device:

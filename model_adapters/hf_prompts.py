@@ -65,10 +65,12 @@ class PromptFormat:
     Attributes:
         model_type: of the model's configuration; picks the fallback.
         processor: a transformers processor.
+        bare: teacher-force image and text alone, without the conversation around them.
     """
 
     model_type: str
     processor: Any
+    bare: bool = False
 
     @property
     def uses_chat_template(self) -> bool:
@@ -83,6 +85,8 @@ class PromptFormat:
     @property
     def source(self) -> str:
         """Where the conversation comes from, in words."""
+        if self.bare:
+            return "none: image and text alone"
         return "chat template of the processor" if self.uses_chat_template else f"fallback: {self.fallback.name}"
 
     @property
@@ -105,6 +109,8 @@ class PromptFormat:
         Raises:
             MirError: if the chat template cannot render this conversation, or leaves the text out.
         """
+        if self.bare:
+            return Rendered(self._image_block(), text)
         if self.uses_chat_template:
             messages = [
                 _message("user", ({"type": "image"},)),
@@ -144,6 +150,17 @@ class PromptFormat:
                     f"{owner}: its text contains {token!r}, which this model takes for an image. "
                     "Replace or remove this text, then run again."
                 )
+
+    def _image_block(self) -> str:
+        """The image placeholder with what the chat template puts right around it (start and end tokens)."""
+        if self.uses_chat_template:
+            before, after = "[before the image]", "[after the image]"
+            parts = ({"type": "text", "text": before}, {"type": "image"}, {"type": "text", "text": after})
+            rendered = self._apply_template([_message("user", parts)], add_generation_prompt=False)
+            block = rendered.partition(before)[2].partition(after)[0]
+            if any(token in block for token in self.image_placeholders):
+                return block  # else the template moves images to the front
+        return self._image()
 
     def _image(self) -> str:
         return self.image_placeholders[0] + self.fallback.image_suffix if self.fallback.places_images else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -172,9 +174,29 @@ class HuggingFaceAdapter:
         with evaluation_mode(self._loaded.model):
             return score_continuations(self._loaded, prompts, continuations, max_batch=self.max_batch)
 
+    def without_template(self) -> HuggingFaceAdapter:
+        """The same loaded model with image and text alone in every measured prompt.
+
+        Raises:
+            MirError: if the model's prompts are image and text anyway.
+        """
+        bare = copy.copy(self)
+        bare._loaded = dataclasses.replace(self._loaded, bare_prompts=True)
+        bare.facts = {**self.facts, **bare._prompt_facts()}
+        if bare.facts["prompt_template"] == self.facts["prompt_template"]:
+            raise MirError(f"{self._loaded.model_type} models have no conversation template: image and text follow.")
+        return bare
+
+    def _prompt_facts(self) -> dict[str, str]:
+        prompt = self._loaded.prompts.record
+        return {
+            "prompt_source": self._loaded.prompts.source,
+            "prompt_template": prompt,
+            "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
+        }
+
     def _recognised(self) -> dict[str, Any]:
         model, processor = self._loaded.model, self._loaded.processor
-        prompt = self._loaded.prompts.record
         return {
             "model_class": type(model).__name__,
             "model_type": self._loaded.model_type,
@@ -185,9 +207,7 @@ class HuggingFaceAdapter:
             "attention": model.config.get_text_config(decoder=True)._attn_implementation,
             "image_token_id": self._image_token_id,
             "moca": has_moca(model),
-            "prompt_source": self._loaded.prompts.source,
-            "prompt_template": prompt,
-            "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
+            **self._prompt_facts(),
             "checkpoint_fingerprint": module_fingerprint(model),
             "max_batch": self.max_batch,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,6 +15,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.fingerprint import folder_fingerprint
 from mir_plugin.model_adapters.answers import continuation_loglikelihoods, generate_texts
 from mir_plugin.model_adapters.conversation import (
+    BARE,
     IMAGE_PLACEHOLDER,
     VICUNA_V1,
     Conversation,
@@ -161,6 +163,13 @@ class LlavaAdapter:
             hidden_states = self.model.prefill(embeddings, batch.attention_mask)
         return continuation_loglikelihoods(self.model.base_llm.lm_head, hidden_states, pairs)
 
+    def without_template(self) -> LlavaAdapter:
+        """The same loaded checkpoint, its weights shared, with image and text alone in every measured prompt."""
+        bare = copy.copy(self)
+        bare.conversation = BARE
+        bare.facts = {**self.facts, **_conversation_facts(BARE)}
+        return bare
+
     def _require_resident_layers(self) -> None:
         if self.decoder.streamed is not None:
             raise MirError(
@@ -268,11 +277,17 @@ def _facts(
         "lora_modules": len(files.lora),
         "moca": files.has_moca,
         "tokenizer": str(tokenizer.source),
-        "conversation": conversation.name,
-        "prompt_template": conversation.answered(f"{IMAGE_MARK}\n", "{text}"),
+        **_conversation_facts(conversation),
         "checkpoint_fingerprint": folder_fingerprint(files.folders),
         "n_layers": len(model.base_llm.model.layers),
         "hidden_size": model.base_llm.config.hidden_size,
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(device),
+    }
+
+
+def _conversation_facts(conversation: Conversation) -> dict[str, str]:
+    return {
+        "conversation": conversation.name,
+        "prompt_template": conversation.answered(f"{IMAGE_MARK}\n", "{text}"),
     }
