@@ -45,18 +45,22 @@ class WeightedColumn:
         return np.unique(self.values, return_inverse=True)[1]
 
     @cached_property
+    def _weight_up_to(self) -> Weights:
+        """Weight of the rows with a value or a smaller one: (distinct values, weightings), smallest value first."""
+        order = np.argsort(self._place, kind="stable")
+        last_of_value = np.flatnonzero(np.diff(self._place[order], append=len(order)))
+        up_to: Weights = self.weights[order].cumsum(axis=0)[last_of_value]
+        return up_to
+
+    @cached_property
     def _weight_by_value(self) -> Weights:
         """(distinct values, weightings), smallest value first."""
-        order = np.argsort(self._place, kind="stable")
-        starts = np.flatnonzero(np.diff(self._place[order], prepend=-1))
-        by_value: Weights = self.weights[order]
-        return by_value if len(starts) == len(order) else np.add.reduceat(by_value, starts, axis=0)
+        return np.diff(self._weight_up_to, axis=0, prepend=0)
 
     @cached_property
     def centred_ranks(self) -> Weights:
         """Mid-ranks minus their mean, copies of a row tied with each other: (rows, weightings)."""
-        middles = self._weight_by_value.cumsum(axis=0)
-        middles -= self._weight_by_value / 2
+        middles = self._weight_up_to - self._weight_by_value / 2
         middles -= self.n / 2
         ranks: Weights = middles[self._place]
         return ranks
