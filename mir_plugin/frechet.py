@@ -9,6 +9,9 @@ from torch import Tensor
 
 from mir_plugin.moments import Moments
 
+# Directions whose s (below) is under this share of the largest are rounding, and no map is defined on them.
+SMALLEST_SCALE = 1e-6
+
 
 class TraceTerm(NamedTuple):
     """Tr((Σ_v Σ_t)^½), scalar float64, and the route it was computed by."""
@@ -51,6 +54,50 @@ def trace_term(vision: Moments, text: Moments) -> TraceTerm:
     values, vectors = torch.linalg.eigh(vision.cov)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.t()
     return TraceTerm(_sum_of_root_eigenvalues(root @ text.cov @ root), "eigh")
+
+
+class Transport(NamedTuple):
+    """The map T that carries the vision tokens' Gaussian onto the text tokens', as factors, and the trace term.
+
+    ``to_text`` (r, d) with to_textᵀ to_text = T and ``to_vision`` (r, d) with to_visionᵀ to_vision = T⁻¹, both on the
+    r directions that the two covariances share; r = d when neither is singular.
+    """
+
+    to_text: Tensor
+    to_vision: Tensor
+    trace_term: TraceTerm
+
+
+def transport(vision: Moments, text: Moments) -> Transport:
+    """The optimal transport between two centred Gaussians: with RᵀR = Σ_t and R Σ_v Rᵀ = V s² Vᵀ, T = Rᵀ V s⁻¹ Vᵀ R.
+
+    The trace term is the sum of the s, so one decomposition serves both. Routes are those of ``trace_term``.
+    """
+    if text.root is None and vision.root is not None:
+        back = transport(text, vision)
+        return Transport(back.to_vision, back.to_text, back.trace_term)
+    root, route = _root(text)
+    if vision.root is not None:
+        vectors, scales, _ = torch.linalg.svd(root @ vision.root.t(), full_matrices=False)
+        route = "cross"
+    else:
+        values, vectors = torch.linalg.eigh(root @ vision.cov @ root.t())
+        scales = values.clamp_min(0).sqrt()
+    kept = scales > SMALLEST_SCALE * scales.max()
+    roots = scales[kept].sqrt()[:, None]
+    to_text = (vectors[:, kept].t() @ root) / roots
+    return Transport(to_text, to_text @ vision.cov / roots.square(), TraceTerm(scales.sum(), route))
+
+
+def _root(one: Moments) -> tuple[Tensor, str]:
+    """A matrix R, (tokens or d, d), with RᵀR = Σ, and how it was found; the covariance may be singular."""
+    if one.root is not None:
+        return one.root, "gram"
+    lower, failed = torch.linalg.cholesky_ex(one.cov)
+    if not failed:
+        return lower.t(), "cholesky"
+    values, vectors = torch.linalg.eigh(one.cov)
+    return (vectors * values.clamp_min(0).sqrt()).t(), "eigh"
 
 
 def frechet_distance(vision: Moments, text: Moments) -> Tensor:

@@ -10,64 +10,29 @@ Outlier thresholds and the median that replaces outliers are held fixed: few row
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from mir_plugin.distributed import ALONE, Group
+from mir_plugin.frechet import Transport
 from mir_plugin.mir import PreparedLayer, PreparedTokens, per_sample
-from mir_plugin.moments import Moments, token_chunks
-
-# Directions with an eigenvalue of Σ_v Σ_t below this share of the largest are rounding: 1e-6 of the largest root.
-SMALLEST_EIGENVALUE = 1e-12
+from mir_plugin.moments import token_chunks
 
 
-class Transport(NamedTuple):
-    """The map T that carries the vision tokens' Gaussian onto the text tokens', as factors.
-
-    ``to_text`` (r, d) with to_textᵀ to_text = T and ``to_vision`` (r, d) with to_visionᵀ to_vision = T⁻¹, both on the
-    r directions that the two covariances share; r = d when neither is singular.
-    """
-
-    to_text: Tensor
-    to_vision: Tensor
-
-
-def transport(vision: Moments, text: Moments) -> Transport:
-    """The optimal transport between two centred Gaussians: with RᵀR = Σ_t and R Σ_v Rᵀ = V s² Vᵀ, T = Rᵀ V s⁻¹ Vᵀ R."""
-    root = covariance_root(text)
-    values, vectors = torch.linalg.eigh(root @ vision.cov @ root.t())
-    kept = values > SMALLEST_EIGENVALUE * values[-1].clamp_min(0)
-    scales = values[kept].sqrt()[:, None]
-    to_text = (vectors[:, kept].t() @ root) / scales.sqrt()
-    return Transport(to_text, to_text @ vision.cov / scales)
-
-
-def covariance_root(one: Moments) -> Tensor:
-    """A matrix R, (tokens or d, d), with RᵀR = Σ; the covariance may be singular."""
-    if one.root is not None:
-        return one.root
-    lower, failed = torch.linalg.cholesky_ex(one.cov)
-    if failed:
-        values, vectors = torch.linalg.eigh(one.cov)
-        lower = vectors * values.clamp_min(0).sqrt()
-    root: Tensor = lower.t()
-    return root
-
-
-def sample_influences(prepared: PreparedLayer, distance: float, *, normalized: bool, group: Group = ALONE) -> Tensor:
+def sample_influences(
+    prepared: PreparedLayer, maps: Transport, distance: float, *, normalized: bool, group: Group = ALONE
+) -> Tensor:
     """Derivative of a layer's distance with respect to every sample's weight, (samples of all processes,), float64.
 
     They sum to zero: weighting all samples alike changes nothing.
 
     Args:
+        maps: the transport between the layer's moments.
         distance: the layer's distance, scaled.
         normalized: whether the text-centric scale, which depends on the samples too, is part of the distance.
     """
     vision, text = prepared.vision, prepared.text
     gap = vision.moments.mean - text.moments.mean
-    maps = transport(vision.moments, text.moments)
     own = torch.stack(
         [
             per_sample(_contributions(vision, gap, maps.to_text), vision.counts),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mir_plugin.distributed import ALONE, Group
 from mir_plugin.errors import MirError
-from mir_plugin.frechet import mean_term, trace_product, trace_term
+from mir_plugin.frechet import TraceTerm, mean_term, trace_product, trace_term
 from mir_plugin.moments import Moments, moments
 from mir_plugin.normalize import coordinate_median, outlier_rows, row_norms, text_centric_scale
 from mir_plugin.results import LayerDistance, MirConfig
@@ -120,24 +120,29 @@ def per_sample(values: Tensor, counts: Tensor) -> Tensor:
     return torch.zeros(len(counts), dtype=values.dtype, device=values.device).index_add_(0, sample, values)
 
 
-def distance_at(prepared: PreparedLayer) -> LayerDistance:
-    """The Fréchet distance of one layer's scaled moments, its parts, and what describes the two sets of tokens."""
+def distance_at(prepared: PreparedLayer, term: TraceTerm | None = None) -> LayerDistance:
+    """The Fréchet distance of one layer's scaled moments, its parts, and what describes the two sets of tokens.
+
+    Args:
+        term: the trace term of the moments before scaling, where it is known already.
+    """
     vision, text = prepared.vision.moments.scaled(prepared.scale), prepared.text.moments.scaled(prepared.scale)
     means = mean_term(vision, text).item()
     trace_vision, trace_text = vision.cov.trace().item(), text.cov.trace().item()
-    term = trace_term(vision, text)
+    term = term or trace_term(prepared.vision.moments, prepared.text.moments)
+    trace = (term.value * prepared.scale**2).item()
     product = trace_product(vision, text).item()
     without_trace_term = means + trace_vision + trace_text
     return LayerDistance(
         layer=prepared.layer,
         # The distance of a set to itself is 0 up to rounding of either sign; a squared distance is never negative.
-        distance=max(0.0, without_trace_term - 2 * term.value.item()),
+        distance=max(0.0, without_trace_term - 2 * trace),
         distance_published=without_trace_term - 2 * product,
         distance_published_upper=without_trace_term,
         mean_term=means,
         trace_vision=trace_vision,
         trace_text=trace_text,
-        trace_term=term.value.item(),
+        trace_term=trace,
         trace_product=product,
         trace_route=term.route,
         n_vision_tokens=len(prepared.vision_norms),

@@ -8,7 +8,8 @@ import torch
 from scipy import stats
 
 from mir_plugin.errors import MirError
-from mir_plugin.influence import sample_influences, transport
+from mir_plugin.frechet import trace_term, transport
+from mir_plugin.influence import sample_influences
 from mir_plugin.mir import distance_at, layer_distance, prepared_layer
 from mir_plugin.moments import Moments, moments
 from mir_plugin.results import MirConfig
@@ -41,8 +42,9 @@ def pooled(samples: list[Pair]) -> TokenFeatures:
 
 def influences(samples: list[Pair], config: MirConfig) -> tuple[float, torch.Tensor]:
     prepared = prepared_layer(pooled(samples), config)
-    distance = distance_at(prepared).distance
-    return distance, sample_influences(prepared, distance, normalized=config.normalize)
+    maps = transport(prepared.vision.moments, prepared.text.moments)
+    distance = distance_at(prepared, maps.trace_term).distance
+    return distance, sample_influences(prepared, maps, distance, normalized=config.normalize)
 
 
 # (samples, d, vision tokens a sample, mean text tokens a sample); fewer tokens than dimensions in text, in both,
@@ -165,6 +167,10 @@ def test_the_transport_carries_one_covariance_onto_the_other_where_both_have_ran
     expected = torch.linalg.eigvals(vision.cov @ text.cov).real.clamp_min(0).sqrt().sum().item()
     assert (there * vision.cov).sum().item() == pytest.approx(expected, rel=1e-6)
     assert (back * text.cov).sum().item() == pytest.approx(expected, rel=1e-6)
+    alone = trace_term(vision, text)
+    assert maps.trace_term.route == alone.route
+    # Centred rows lack one rank: the root of an eigenvalue that is 0 up to 1e-16 is 0 up to 1e-8.
+    assert maps.trace_term.value.item() == pytest.approx(alone.value.item(), rel=1e-7)
     if rank == 12:
         torch.testing.assert_close(there @ vision.cov @ there, text.cov)
         torch.testing.assert_close(there @ back, torch.eye(12, dtype=torch.float64), rtol=0, atol=1e-8)
@@ -176,7 +182,8 @@ def test_a_covariance_without_directions_transports_nothing_and_gives_finite_inf
     same = torch.ones(6, 4)
     features = TokenFeatures(1, same * 2, same, (2, 2, 2), (2, 2, 2))
     prepared = prepared_layer(features, MirConfig())
-    found = sample_influences(prepared, distance_at(prepared).distance, normalized=True)
+    maps = transport(prepared.vision.moments, prepared.text.moments)
+    found = sample_influences(prepared, maps, distance_at(prepared).distance, normalized=True)
     assert found.tolist() == pytest.approx([0.0, 0.0, 0.0], abs=1e-12)
 
 
