@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from mir_plugin.errors import MirError
+
 # Weight files are hashed by size and by this much of their beginning and end: a safetensors header names every tensor
 # and shape, and training changes the last bytes of any weight file, while hashing 27 GB whole would take minutes.
 SAMPLED_BYTES = 1 << 20
@@ -26,20 +28,38 @@ def fingerprint(value: Any) -> str:
 
 
 def folder_fingerprint(folders: Iterable[Path]) -> str:
-    """Hash of the weights, configuration and tokenizer files of checkpoint folders; their location does not count."""
+    """Hash of the weights, configuration and tokenizer files of checkpoint folders; their location does not count.
+
+    Raises:
+        MirError: if a folder or file cannot be read.
+    """
     digest = hashlib.sha256()
     for folder in folders:
-        for path in sorted(p for p in folder.iterdir() if p.suffix in HASHED_SUFFIXES and p.name not in IGNORED_NAMES):
-            size = path.stat().st_size
-            digest.update(f"{path.name}\0{size}\0".encode())
-            with path.open("rb") as file:
-                if size <= WHOLE_UP_TO_BYTES:
-                    digest.update(file.read())
-                else:
-                    digest.update(file.read(SAMPLED_BYTES))
-                    file.seek(-SAMPLED_BYTES, 2)
-                    digest.update(file.read(SAMPLED_BYTES))
+        try:
+            for path in sorted(path for path in folder.iterdir() if _counts(path)):
+                _add_file(digest, path)
+        except OSError as error:
+            raise MirError(
+                f"{error.filename or folder} cannot be read ({error.strerror}). Check its permissions, or copy the "
+                "checkpoint again."
+            ) from error
     return digest.hexdigest()[:16]
+
+
+def _counts(path: Path) -> bool:
+    return path.suffix in HASHED_SUFFIXES and path.name not in IGNORED_NAMES and path.is_file()
+
+
+def _add_file(digest: hashlib._Hash, path: Path) -> None:
+    size = path.stat().st_size
+    digest.update(f"{path.name}\0{size}\0".encode())
+    with path.open("rb") as file:
+        if size <= WHOLE_UP_TO_BYTES:
+            digest.update(file.read())
+        else:
+            digest.update(file.read(SAMPLED_BYTES))
+            file.seek(-SAMPLED_BYTES, 2)
+            digest.update(file.read(SAMPLED_BYTES))
 
 
 def module_fingerprint(model: nn.Module) -> str:

@@ -184,6 +184,11 @@ def _check_names(slots: Sequence[tuple[list[str], Tensor]], weights: Mapping[str
 
 
 def _checked(weight: Weight, device: torch.device, dtype: torch.dtype) -> Tensor:
+    if dtype.is_floating_point and not weight.dtype.is_floating_point:
+        raise MirError(
+            f"{weight.origin} is stored as {str(weight.dtype).removeprefix('torch.')}, not as floating-point numbers. "
+            f"Quantised weights are not measured: use the checkpoint they were made from."
+        )
     value = weight.read().to(device=device, dtype=dtype)
     if value.is_floating_point() and value.numel() > 0:
         low, high = torch.aminmax(value)

@@ -6,9 +6,12 @@ so that a checkpoint larger than memory can be opened, checked and streamed laye
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +27,8 @@ from mir_plugin.errors import MirError
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
+# How torch words what its weights-only unpickler will not build; the rest of its message advises to build it.
+_REFUSED_OBJECT = re.compile(r"(?:GLOBAL|Unsupported class|unrecognized function):? ([A-Za-z_][\w.]*)")
 
 
 class Weight(Protocol):
@@ -68,7 +73,7 @@ class StoredTensor:
         """The value, on the CPU, in the dtype it is stored in. Raises MirError if the file is damaged there."""
         try:
             return self._read()
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise _damaged(self.path, f"{self.key!r} cannot be read: {error}") from error
 
 
@@ -110,11 +115,14 @@ def open_weight_file(path: Path) -> dict[str, StoredTensor]:
     Pickles are loaded with ``weights_only=True``: they may hold tensors and plain containers, never code.
 
     Raises:
-        MirError: if the file is missing, truncated, damaged, or holds something else than named tensors.
+        MirError: if the file is missing, truncated, damaged, empty, or holds something else than named tensors.
     """
     if not path.is_file():
         raise MirError(f"no weights file at {path}. Check that the download or copy is complete.")
-    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+    weights = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+    if not weights:
+        raise MirError(f"{path} is a weights file without a single tensor. Copy or download it again.")
+    return weights
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -222,30 +230,63 @@ def _open_pickle(path: Path) -> dict[str, StoredTensor]:
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise MirError(f"{path} holds {key!r}: {type(value).__name__}; expected a state dict: names and tensors.")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            kind = "meta" if value.is_meta else str(value.dtype if value.layout == torch.strided else value.layout)
+            raise MirError(f"{key!r} in {path} is no plain tensor of numbers ({kind}), which is all that is measured.")
     return {
-        key: StoredTensor(key, path, tuple(value.shape), value.dtype, partial(Tensor.detach, value))
+        key: StoredTensor(key, path, tuple(value.shape), value.dtype, partial(_of_intact_archive, path, value))
         for key, value in state.items()
     }
 
 
 def _unpickle(path: Path) -> object:
     try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"PK"  # written by torch >= 1.6; the older layout cannot be memory-mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        # The layout before torch 1.6 cannot be memory-mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
     except pickle.UnpicklingError as error:
+        refused = _REFUSED_OBJECT.search(str(error))
+        if refused is None:
+            raise _damaged(path, "it is no pickle of tensors") from error
         raise MirError(
-            f"{path} is damaged, or holds Python objects besides tensors, which could run code; it was not loaded. "
-            f"If you trust it, convert it to safetensors elsewhere. ({str(error).splitlines()[0]})"
+            f"{path} holds a Python object besides tensors ({refused[1]}), which could run code; it was not loaded. "
+            f"If you trust it, convert it to safetensors elsewhere."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    # What the unpickler raises on bytes that are none of its own is not written down anywhere.
+    except Exception as error:
         raise _damaged(path, str(error)) from error
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _of_intact_archive(path: Path, value: Tensor) -> Tensor:
+    """The tensor, after the checksums in its file were compared once; torch itself does not look at them."""
+    if _is_archive(path):
+        stat = path.stat()
+        _compare_checksums(path, stat.st_size, stat.st_mtime_ns)
+    return value.detach()
+
+
+@functools.lru_cache(maxsize=64)
+def _compare_checksums(path: Path, size: int, mtime_ns: int) -> None:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of its record {damaged} is wrong")
 
 
 def _damaged(path: Path, reason: str) -> MirError:
     try:
         size = f"{path.stat().st_size} bytes"
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
     except OSError:
-        size = "size unknown"
+        size, start = "size unknown", b""
+    if start.startswith(b"version https://git-lfs"):
+        return MirError(f"{path} is a Git LFS pointer, not the weights. Fetch them: `git lfs pull` in {path.parent}.")
+    if start[:1] == b"<":
+        return MirError(f"{path} is a web page, not the weights: its download failed. Download it again.")
     detail = reason.splitlines()[0] if reason else "empty file"
     return MirError(f"{path} ({size}) is truncated or damaged: {detail}. Copy or download it again.")
