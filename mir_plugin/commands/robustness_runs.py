@@ -1,0 +1,209 @@
+"""Runs the conditions of a robustness study: what is measured already is kept, a checkpoint is loaded when needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mir_plugin.commands.run import held, measure_and_save
+from mir_plugin.comparison import what_differs
+from mir_plugin.distributed import ALONE
+from mir_plugin.engine import layer_features
+from mir_plugin.errors import MirError
+from mir_plugin.fingerprint import fingerprint
+from mir_plugin.model_adapters import LoadOptions, load_adapter
+from mir_plugin.output import write_atomically
+from mir_plugin.progress import progress
+from mir_plugin.results import MirConfig, MirResult
+from mir_plugin.resume import finished_result, request_fingerprint
+from mir_plugin.robustness import ChoiceDistances
+from mir_plugin.robustness_results import TEMPLATE, ChoiceResult, ConditionResult, Robustness
+from mir_plugin.robustness_studies import Condition, Plan
+from mir_plugin.robustness_verdict import verdicts
+from mir_plugin.types import ModelAdapter
+
+
+class NoTemplate(MirError):
+    """The prompts of a checkpoint cannot be had without their template."""
+
+
+class CheckpointRun:
+    """Measures conditions of one checkpoint into a folder each, below its own."""
+
+    def __init__(
+        self, name: str, checkpoint: Path, load: LoadOptions, config: MirConfig, out_dir: Path, batch_size: int | None
+    ) -> None:
+        self._name = name
+        self._checkpoint = checkpoint
+        self._load = load
+        self._config = config
+        self._out_dir = out_dir
+        self._batch_size = batch_size
+        self._adapter: ModelAdapter | None = None
+
+    def measured(
+        self, condition: Condition, plan: Plan, *, force: bool = False
+    ) -> tuple[MirResult, tuple[ChoiceResult, ...]]:
+        """The result of a condition, and of the plan's choices where they are taken from it; kept if known.
+
+        Raises:
+            NoTemplate: if the condition leaves the template out, and this checkpoint's adapter cannot.
+            MirError: if the checkpoint cannot be loaded or measured.
+        """
+        folder = self._out_dir / condition.folder
+        with held(folder, ALONE):
+            request = self._request(condition)
+            existing = None if force else finished_result(folder / "mir.json", request, with_uncertainty=True)
+            kept = _KeptChoices(folder / "choices.json", request, plan, self._config) if condition.chosen_too else None
+            if existing and (kept is None or kept.results):
+                return existing, kept.results if kept else ()
+            watch = ChoiceDistances(plan.choices, self._config) if kept else None
+            adapter = self._prompting(condition)
+            if existing and watch:
+                for features in layer_features(adapter, condition.samples.samples, batch_size=self._batch_size):
+                    watch(features)
+            result = existing or measure_and_save(
+                adapter,
+                condition.samples,
+                self._config,
+                folder / "mir.json",
+                checkpoint=self._checkpoint,
+                request=request,
+                batch_size=self._batch_size,
+                with_uncertainty=True,
+                group=ALONE,
+                force=force,
+                watch=watch,
+            )
+            if kept and watch:
+                kept.save(watch.results(self._name))
+            return result, kept.results if kept else ()
+
+    def result_path(self, condition: Condition) -> Path:
+        """Where a condition's result is kept."""
+        return self._out_dir / condition.folder / "mir.json"
+
+    def _request(self, condition: Condition) -> str:
+        options = dataclasses.asdict(self._load) | ({} if condition.template else {"template": False})
+        return request_fingerprint(self._checkpoint, options, self._config, condition.samples.fingerprint)
+
+    def _prompting(self, condition: Condition) -> ModelAdapter:
+        """The checkpoint, loaded once, with or without its template."""
+        if self._adapter is None:
+            self._adapter = load_adapter(self._checkpoint, self._load)
+        if condition.template:
+            return self._adapter
+        without_template = getattr(self._adapter, "without_template", None)
+        if without_template is None:
+            raise NoTemplate(f"the adapter {self._adapter.family} cannot leave its template out.")
+        try:
+            bare: ModelAdapter = without_template()
+        except MirError as error:
+            raise NoTemplate(str(error)) from error
+        return bare
+
+
+class _KeptChoices:
+    """The choices' results on disk, behind the key of what they answer."""
+
+    def __init__(self, path: Path, request: str, plan: Plan, config: MirConfig) -> None:
+        indices = [(choice.seed, choice.indices) for choice in plan.choices]
+        self._path = path
+        self._key = fingerprint([request, indices, dataclasses.asdict(config)])
+        self.results: tuple[ChoiceResult, ...] = ()
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["key"] == self._key:
+                self.results = tuple(ChoiceResult(**one) for one in data["choices"])
+        except (OSError, ValueError, TypeError, KeyError):  # none yet, or cut short: they are computed again
+            return
+
+    def save(self, results: Sequence[ChoiceResult]) -> None:
+        """Keep them for the next time."""
+        self.results = tuple(results)
+        rows = [dataclasses.asdict(one) for one in results]
+        write_atomically(self._path, json.dumps({"key": self._key, "choices": rows}, indent=1) + "\n")
+
+
+def run_plan(
+    plan: Plan,
+    checkpoints: Mapping[str, Path],
+    load: LoadOptions,
+    config: MirConfig,
+    out_dir: Path,
+    *,
+    batch_size: int | None = None,
+    against: Sequence[MirResult] = (),
+    force: bool = False,
+) -> Robustness:
+    """Measure every condition of every checkpoint (name → folder), and judge what comes out.
+
+    Raises:
+        MirError: if a checkpoint cannot be loaded or measured; what was measured before is kept.
+    """
+    results: dict[tuple[str, str], ConditionResult] = {}
+    choices: list[ChoiceResult] = []
+    skipped = dict(plan.skipped)
+    notes: list[str] = []
+    for name, checkpoint in checkpoints.items():
+        run = CheckpointRun(name, checkpoint, load, config, out_dir / name, batch_size)
+        for condition in progress(plan.conditions, f"conditions of {name}", "condition"):
+            try:
+                result, of_choices = run.measured(condition, plan, force=force)
+            except NoTemplate as reason:
+                skipped[TEMPLATE] = f"{name}: {reason}"
+                continue
+            choices += of_choices
+            path = run.result_path(condition).relative_to(out_dir)
+            results[name, condition.name] = _condition_result(name, condition, result, path)
+            if condition.name == plan.conditions[0].name:
+                notes += _differences(result, against)
+    conditions = tuple(
+        dataclasses.replace(results[name, condition.name], study=study)
+        for study, of_study in plan.studies.items()
+        if study not in skipped
+        for condition in of_study
+        for name in checkpoints
+    )
+    if not conditions:
+        raise MirError("no study could run: " + " ".join(skipped.values()))
+    others = {one.checkpoint: one.mir for one in against}
+    return Robustness(
+        checkpoints={name: str(checkpoint) for name, checkpoint in checkpoints.items()},
+        n_samples=conditions[0].n_samples,
+        conditions=conditions,
+        choices=tuple(choices),
+        verdicts=verdicts(conditions, choices, others),
+        skipped=skipped,
+        against=others,
+        notes=tuple(dict.fromkeys(notes)),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _condition_result(name: str, condition: Condition, result: MirResult, path: Path) -> ConditionResult:
+    last = result.layers[-1]
+    return ConditionResult(
+        checkpoint=name,
+        study="",
+        condition=condition.name,
+        mir=result.mir,
+        mir_published=result.mir_published,
+        low=result.uncertainty.get("low"),
+        high=result.uncertainty.get("high"),
+        n_samples=result.n_samples,
+        n_vision_tokens=last.n_vision_tokens,
+        n_text_tokens=last.n_text_tokens,
+        result=path.as_posix(),
+    )
+
+
+def _differences(base: MirResult, against: Sequence[MirResult]) -> list[str]:
+    return [
+        f"{other.checkpoint} was not measured like the first condition: it differs in {'; '.join(differing)}."
+        for other in against
+        if (differing := what_differs(base, other))
+    ]
