@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mir_plugin.errors import MirError
+from mir_plugin.output import write_atomically
+from mir_plugin.strict_json import is_number, json_document, read_as
 
 Outliers = Literal["replace", "remove", "none"]
 SCHEMA_VERSION = 1
@@ -43,7 +43,26 @@ class MirConfig:
 
 @dataclass(frozen=True)
 class LayerDistance:
-    """Everything known about one layer. Distances and traces are squared lengths in units of ``1/scale``."""
+    """Everything known about one layer. Distances and traces are squared lengths in units of ``1/scale``.
+
+    Attributes:
+        layer: 1..L; the last is taken after the final norm.
+        distance: squared Fréchet distance with the exact trace term.
+        distance_published: the same with Tr(ΣvΣt) in place of the trace term.
+        distance_published_upper: the same with no trace term.
+        mean_term: squared distance of the two means.
+        trace_vision, trace_text: trace of the covariance.
+        trace_term: Tr((ΣvΣt)^½).
+        trace_product: Tr(ΣvΣt).
+        trace_route: how the trace term was computed: "cross", "gram", "cholesky" or "eigh".
+        n_vision_tokens, n_text_tokens: tokens of all samples, outliers included.
+        n_vision_outliers, n_text_outliers: how many of them are outliers.
+        scale: text-centric scale α; 1 without normalization.
+        mean_norm_vision, mean_norm_text: mean L2 norm, before scaling.
+        norm_ratio: mean norm of vision tokens over that of text tokens.
+        mean_cosine: cosine of the angle between the means; null where one is zero.
+        effective_rank_vision, effective_rank_text: participation ratio (Tr Σ)² / Tr(Σ²), 1 for a line, d at most.
+    """
 
     layer: int
     distance: float
@@ -72,14 +91,32 @@ class LayerDistance:
 class MirResult:
     """One measurement of one checkpoint: values, how they came about, and what they may be compared with.
 
-    ``mir`` uses the exact trace term. ``mir_published`` is what the published program's default mode amounts to, and
-    its recorded number lies between it and ``mir_published_upper`` (no trace term at all).
-    ``fingerprints`` holds hashes for ``samples``, ``protocol``, ``checkpoint`` and ``versions``, and from the command
-    line ``request`` (all that was asked for); results whose samples or protocol differ are not comparable, while
-    versions are only recorded.
-    ``uncertainty`` holds ``method``, ``confidence``, ``standard_error``, ``low`` and ``high`` of ``mir``, the same of
-    every layer's distance in ``layers``, and the influences of the samples, in their order, as one line of numbers;
-    it is empty when it was not asked for, and holds the reason as ``not_computed`` when it could not be had.
+    Attributes:
+        checkpoint: path or hub name it is filed under.
+        family: name of the adapter that loaded it.
+        mir: with the exact trace term; dimensionless, lower is better.
+        mir_published: what the published program's default mode amounts to, Tr(ΣvΣt) in place of the trace term; null
+            where the distances then sum to less than 0.
+        mir_published_upper: with no trace term at all; the published program's number lies between these two.
+        n_samples: image-text pairs.
+        estimator: of ``mir``; always "exact".
+        config: the protocol.
+        fingerprints: hashes of ``samples``, ``protocol``, ``checkpoint`` and ``versions``, and from the command line
+            ``request``, all that was asked for. Results whose samples or protocol differ are not comparable, while
+            versions are only recorded.
+        layers: from the first decoder layer to the last.
+        facts: what was recognised and chosen while loading: paths, dtype, vision tower, projector, prompt template.
+        samples: where they come from and which were chosen.
+        engine: how features were had: ``path`` is "breadth-first" or "depth-first", with the ``reason``.
+        timing: seconds by phase, and ``total``.
+        peak_memory: bytes; ``host`` and each accelerator.
+        uncertainty: ``method``, ``confidence``, ``standard_error``, ``low`` and ``high`` of ``mir``, the same of every
+            layer's distance in ``layers``, and the influences of the samples, in their order, as one line of numbers.
+            Empty when it was not asked for; ``not_computed`` holds the reason where it could not be had.
+        host: the program it was measured in: "mir", "lmms-eval", "vlmevalkit" or "training".
+        versions: of Python and of the packages that can move a result.
+        created: date and time, UTC.
+        schema_version: of this document.
     """
 
     checkpoint: str
@@ -112,15 +149,21 @@ class MirResult:
         """Read what ``to_json`` wrote; fields added by later versions are ignored.
 
         Raises:
-            MirError: if the text is no JSON, or lacks a required field; names ``source``.
+            MirError: if the text is no JSON, lacks a required field, holds one of another kind or a number that is not
+                finite, or contradicts itself; names ``source``.
         """
         try:
-            data = json.loads(text)
-            data["config"] = MirConfig(**_known(MirConfig, data["config"]))
-            data["layers"] = tuple(LayerDistance(**_known(LayerDistance, layer)) for layer in data["layers"])
-            return cls(**_known(cls, data))
-        except (ValueError, TypeError, KeyError) as error:
-            raise MirError(f"{source} is not a complete MIR result ({error}). Measure again with `mir run`.") from error
+            data = json_document(text)
+            if not isinstance(data, dict):
+                raise TypeError("it is no object")
+            data["config"] = read_as(MirConfig, data["config"])
+            data["layers"] = tuple(read_as(LayerDistance, layer) for layer in data["layers"])
+            result = read_as(cls, data)
+            _hold_together(result)
+        except (ValueError, TypeError, KeyError, AttributeError, MirError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise MirError(f"{source} is not a complete MIR result ({what}). Measure again with `mir run`.") from error
+        return result
 
     def save(self, path: Path) -> Path:
         """Write the JSON document; a reader sees the old file or the whole new one, never a part."""
@@ -137,27 +180,29 @@ class MirResult:
         return cls.from_json(text, source=str(path))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write text so that no reader and no kill leaves a part of it behind."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name next to ``path`` to write to; what is written takes its place when the ``with`` block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(cls)}
-    return {name: value for name, value in data.items() if name in names}
+def _hold_together(result: MirResult) -> None:
+    """Raise ValueError if the parts of a result contradict each other: it was damaged, or changed by hand."""
+    numbers = [layer.layer for layer in result.layers]
+    if not numbers or numbers != list(range(1, len(numbers) + 1)):
+        raise ValueError(f"its layers are {numbers}, not 1, 2, ... to the last")
+    total = math.fsum(layer.distance for layer in result.layers)
+    expected = math.log10(total) if total > 0 else -math.inf
+    if not math.isclose(result.mir, expected, rel_tol=1e-9, abs_tol=1e-9):
+        raise ValueError(f"its mir is {result.mir}, but that of its layers {expected}")
+    if result.n_samples < 1:
+        raise ValueError(f"n_samples is {result.n_samples}")
+    spread = result.uncertainty
+    for name in ("standard_error", "low", "high"):
+        if name in spread and not is_number(spread[name]):
+            raise ValueError(f"uncertainty.{name} is {spread[name]!r:.60}")
+    if "standard_error" in spread and not (
+        spread["standard_error"] >= 0 and {"low", "high"} <= spread.keys() and spread["low"] <= spread["high"]
+    ):
+        raise ValueError("its uncertainty has no interval, or one that is the wrong way round")
+    of_layers = spread.get("layers") or [{}] * len(numbers)
+    if len(of_layers) != len(numbers):
+        raise ValueError(f"its uncertainty is that of {len(of_layers)} layers, not {len(numbers)}")
+    for one in (spread, *of_layers):
+        influences = [float(number) for number in one.get("influences", "").split()]
+        if influences and (len(influences) != result.n_samples or not all(map(math.isfinite, influences))):
+            raise ValueError(f"{len(influences)} influences of {result.n_samples} samples, or some are not finite")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any
 from mir_plugin import __version__
 from mir_plugin.errors import MirError
 from mir_plugin.fingerprint import fingerprint, folder_fingerprint
-from mir_plugin.results import LayerDistance, MirConfig, MirResult, write_atomically
+from mir_plugin.output import not_writable, write_atomically
+from mir_plugin.results import LayerDistance, MirConfig, MirResult
+from mir_plugin.strict_json import json_document, read_as
 
-# A file on its way to its name exists for milliseconds; one older than this was left by a killed run.
-STRAY_AFTER_SECONDS = 60
 # Loading options that change how fast and in which memory a result is made, not the result.
 WITHOUT_EFFECT = frozenset({"device_memory"})
 
@@ -45,14 +44,13 @@ class Journal:
 
         A last line that a kill cut short is dropped.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.is_file() else []
         header = json.dumps({"key": key})
         finished: dict[int, FinishedLayer] = {}
         if lines and lines[0] == header:
             for line in lines[1:]:
                 try:
-                    layer = _finished_layer(json.loads(line))
+                    layer = _finished_layer(json_document(line))
                 except (ValueError, TypeError, KeyError):
                     break
                 finished[layer.distance.layer] = layer
@@ -60,11 +58,14 @@ class Journal:
         return finished
 
     def add(self, layer: FinishedLayer) -> None:
-        """Append one layer; it is on disk when this returns."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(layer) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append one layer; it is on disk when this returns. Raises MirError if it cannot be."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(layer) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise not_writable(self.path, error) from error
 
     def remove(self) -> None:
         """Forget the layers: their result is saved."""
@@ -100,17 +101,10 @@ def finished_result(path: Path, request: str, *, with_uncertainty: bool) -> MirR
     return result if answers else None
 
 
-def remove_stray_files(folder: Path) -> None:
-    """Remove half-written files that killed runs left in an output folder."""
-    for stray in folder.glob(".*.part"):
-        if time.time() - stray.stat().st_mtime > STRAY_AFTER_SECONDS:
-            stray.unlink(missing_ok=True)
-
-
 def _line(layer: FinishedLayer) -> str:
     return json.dumps({"distance": dataclasses.asdict(layer.distance), "influences": layer.influences})
 
 
 def _finished_layer(data: Mapping[str, Any]) -> FinishedLayer:
     influences = data["influences"]
-    return FinishedLayer(LayerDistance(**data["distance"]), None if influences is None else tuple(influences))
+    return FinishedLayer(read_as(LayerDistance, data["distance"]), None if influences is None else tuple(influences))

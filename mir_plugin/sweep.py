@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mir_plugin.errors import MirError
-from mir_plugin.results import MirResult, write_atomically
+from mir_plugin.output import write_atomically
+from mir_plugin.results import MirResult
 from mir_plugin.selection import Candidate, Selection, select
 from mir_plugin.steps import in_training_order, run_of, step_in_name, step_of
 

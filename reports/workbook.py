@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from openpyxl import Workbook
+from openpyxl.drawing.spreadsheet_drawing import SpreadsheetDrawing
+from openpyxl.worksheet._writer import WorksheetWriter
 from openpyxl.worksheet.worksheet import Worksheet
+from openpyxl.writer.excel import ExcelWriter
 from tqdm import tqdm
 
+from mir_plugin.output import replacing
 from mir_plugin.reports.board import Board
 from mir_plugin.reports.sheet_correlation import write_correlation
 from mir_plugin.reports.sheet_layers import write_layers
 from mir_plugin.reports.sheet_leaderboard import write_leaderboard
+from mir_plugin.reports.sheet_robustness import add_robustness_sheets
 from mir_plugin.reports.sheets import write_problems, write_runs, write_scores
-from mir_plugin.results import replacing
 
 SHEETS: tuple[tuple[str, Callable[[Worksheet, Board], None]], ...] = (
     ("Leaderboard", write_leaderboard),
@@ -37,6 +43,22 @@ def write_workbook(board: Board, path: Path) -> Path:
     book.properties.creator = "mir-plugin"
     for name, write in tqdm(SHEETS, desc="workbook", unit="sheet", disable=None, leave=False):
         write(book.create_sheet(name), board)
-    with replacing(path) as temporary:
-        book.save(temporary)
+    if board.robustness:
+        add_robustness_sheets(book, board.robustness)
+    with replacing(path) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED) as archive:
+        _Writer(book, archive).save()
     return path
+
+
+class _Writer(ExcelWriter):
+    """openpyxl's, without its temporary file for each sheet, which a kill or a full disk would leave behind."""
+
+    def write_worksheet(self, sheet: Worksheet) -> None:
+        content = io.BytesIO()
+        sheet._drawing = SpreadsheetDrawing()
+        sheet._drawing.charts, sheet._drawing.images = sheet._charts, sheet._images
+        writer = WorksheetWriter(sheet, content)
+        writer.write()
+        sheet._rels = writer._rels
+        self._archive.writestr(sheet.path[1:], content.getvalue())
+        self.manifest.append(sheet)

@@ -18,7 +18,8 @@ from loguru import logger
 
 from mir_plugin.errors import MirError
 from mir_plugin.fingerprint import fingerprint
-from mir_plugin.results import MirResult, write_atomically
+from mir_plugin.output import write_atomically
+from mir_plugin.results import MirResult
 from mir_plugin.samples import SampleSet
 from mir_plugin.tasks.mir_options import MirOptions, resolve
 from mir_plugin.tasks.vlmeval_hooks import DATA_SET

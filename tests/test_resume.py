@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,9 @@ import pytest
 
 import mir_plugin.run
 from mir_plugin.model_adapters import LoadOptions
+from mir_plugin.output import replacing, write_atomically
 from mir_plugin.results import MirConfig, MirResult
-from mir_plugin.resume import Journal, finished_result, remove_stray_files, request_fingerprint
+from mir_plugin.resume import Journal, finished_result, request_fingerprint
 from mir_plugin.run import measure
 from mir_plugin.samples import SampleSet
 
@@ -137,17 +136,17 @@ def test_only_a_result_of_the_same_request_counts_as_finished(tmp_path: Path) ->
     assert finished_result(path, "r", with_uncertainty=False) is None
 
 
-def test_files_that_a_killed_run_left_half_written_are_removed(tmp_path: Path) -> None:
-    stray, fresh, result = tmp_path / ".mir.json.x1.part", tmp_path / ".mir.json.x2.part", tmp_path / "mir.json"
-    for path in (stray, fresh, result):
+def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    stray, other = tmp_path / ".mir.json.x1.part", tmp_path / ".sweep.json.x1.part"
+    for path in (stray, other):
         path.write_text("half")
-    hour_ago = time.time() - 3600
-    os.utime(stray, (hour_ago, hour_ago))
-    os.utime(result, (hour_ago, hour_ago))
-    remove_stray_files(tmp_path)
-    assert not stray.exists()
-    assert fresh.exists()  # perhaps another run is writing it right now
-    assert result.exists()
+    with replacing(tmp_path / "mir.json") as first:
+        assert not stray.exists()
+        write_atomically(tmp_path / "mir.json", "second")
+        assert first.exists()
+        first.write_text("first")
+    assert (tmp_path / "mir.json").read_text() == "first"
+    assert sorted(tmp_path.iterdir()) == [other, tmp_path / "mir.json"]
 
 
 def test_a_second_run_prints_the_first_s_result_and_force_measures_again(

@@ -305,7 +305,8 @@ def test_a_checkpoint_measured_twice_is_one_candidate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     result = toy_result(Path("run/checkpoint-1"))
-    older = dataclasses.replace(result, mir=9.0, created="2000-01-01T00:00:00+00:00")
+    layer = dataclasses.replace(result.layers[0], distance=1e9)
+    older = dataclasses.replace(result, mir=9.0, layers=(layer,), created="2000-01-01T00:00:00+00:00")
     for name, one in {"new": result, "old": older}.items():
         one.save(tmp_path / name / "mir.json")
     toy_result(Path("run/checkpoint-2"), seed=1).save(tmp_path / "second" / "mir.json")

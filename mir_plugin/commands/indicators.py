@@ -63,7 +63,7 @@ def indicators(
     """
     from mir_plugin.commands.run import name_of
     from mir_plugin.model_adapters import LoadOptions, checkpoint_spec, load_adapter
-    from mir_plugin.results import write_atomically
+    from mir_plugin.output import write_atomically
 
     # A mistaken name is told at once, not after samples were fetched.
     folder, _ = checkpoint_spec(checkpoint, family)

@@ -28,6 +28,9 @@ def report(
     paper: Annotated[
         bool, typer.Option("--paper", help="Report the paper's own tables instead: published MIR and scores.")
     ] = False,
+    formats: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Write only these of xlsx, html, csv, md, tex, figures.")
+    ] = "",
     open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
 ) -> None:
     """Join MIR with benchmark scores: one workbook, one page, and tables to paste.
@@ -38,17 +41,21 @@ def report(
 
       mir report 'runs/*/eval' --config names.yaml --open
 
+      mir report results/ --formats html,tex
+
       mir report --paper
     """
     if bool(sources) == paper:
         raise MirError("name files or folders of results, or --paper alone.")
+    from mir_plugin.output import only_writer
     from mir_plugin.reports.build import build_paper_report, build_report
     from mir_plugin.reports.config import ReportConfig
 
     chosen = ReportConfig.load(config) if config else ReportConfig()
-    files = build_paper_report(out, chosen.formats) if paper else build_report(sources or [], out, chosen)
+    with only_writer(out):
+        files = build_paper_report(out, chosen.formats) if paper else build_report(sources or [], out, chosen)
     print_report(files)
-    if open_page and "html" in files.paths:
+    if open_page:
         webbrowser.open(files.paths["html"].absolute().as_uri())
 
 

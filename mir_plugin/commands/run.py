@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +13,14 @@ import typer
 from mir_plugin.commands import options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mir_plugin.distributed import Group
     from mir_plugin.model_adapters import LoadOptions
     from mir_plugin.results import MirConfig, MirResult
     from mir_plugin.resume import Journal
     from mir_plugin.samples import SampleSet
-    from mir_plugin.types import ModelAdapter
+    from mir_plugin.types import ModelAdapter, TokenFeatures
 
 
 def run(
@@ -144,19 +148,21 @@ def measure_once(
     if existing:
         _note(group, f"measured before, on {existing.created}: this is {result_path}. --force measures again.")
         return existing
-    with group.agreed(f"loading {checkpoint}"):
-        adapter = load_adapter(checkpoint, load)
-    result = measure_and_save(
-        adapter,
-        sample_set,
-        config,
-        result_path,
-        checkpoint=checkpoint,
-        request=request,
-        batch_size=batch_size,
-        with_uncertainty=with_uncertainty,
-        group=group,
-    )
+    with held(result_path.parent, group):
+        with group.agreed(f"loading {checkpoint}"):
+            adapter = load_adapter(checkpoint, load)
+        result = measure_and_save(
+            adapter,
+            sample_set,
+            config,
+            result_path,
+            checkpoint=checkpoint,
+            request=request,
+            batch_size=batch_size,
+            with_uncertainty=with_uncertainty,
+            force=force,
+            group=group,
+        )
     if result.engine["resumed_layers"]:
         _note(group, f"{result.engine['resumed_layers']} layers were finished by an earlier run and kept.")
     return result
@@ -175,18 +181,15 @@ def earlier_result(
 ) -> tuple[MirResult | None, str]:
     """The result at ``result_path`` if it answers this very request, and the fingerprint of the request.
 
-    With ``force`` there is none, and layers that a killed run finished are forgotten.
+    With ``force`` there is none.
     """
-    from mir_plugin.resume import finished_result, remove_stray_files, request_fingerprint
+    from mir_plugin.resume import finished_result, request_fingerprint
 
     existing, request = None, ""
     with group.agreed("looking for an earlier result"):
         if group.rank == 0:
-            remove_stray_files(result_path.parent)
             request = request_fingerprint(checkpoint, dataclasses.asdict(load), config, sample_set.fingerprint)
-            if force:
-                _journal(result_path).remove()
-            else:
+            if not force:
                 existing = finished_result(result_path, request, with_uncertainty=with_uncertainty)
     return group.of_first((existing, request))
 
@@ -202,11 +205,18 @@ def measure_and_save(
     batch_size: int | None,
     with_uncertainty: bool,
     group: Group,
+    force: bool = False,
+    watch: Callable[[TokenFeatures], None] | None = None,
 ) -> MirResult:
-    """Measure a loaded checkpoint, from the layer where a killed run of this request ended, and save the result."""
+    """Measure a loaded checkpoint and save the result; the caller holds the folder (``held``).
+
+    Without ``force`` it begins at the layer where a killed run of this request ended.
+    """
     from mir_plugin.run import measure
 
     journal = _journal(result_path)
+    if force and group.rank == 0:
+        journal.remove()
     result = measure(
         adapter,
         sample_set,
@@ -217,11 +227,24 @@ def measure_and_save(
         group=group,
         journal=journal,
         request=request,
+        watch=watch,
     )
     if group.rank == 0:
         result.save(result_path)
         journal.remove()
     return result
+
+
+@contextlib.contextmanager
+def held(folder: Path, group: Group) -> Iterator[None]:
+    """Keep other runs out of an output folder, in which process 0 of the group writes. Collective."""
+    from mir_plugin.output import only_writer
+
+    with contextlib.ExitStack() as stack:
+        with group.agreed(f"taking {folder} for this run"):
+            if group.rank == 0:
+                stack.enter_context(only_writer(folder))
+        yield
 
 
 def _journal(result_path: Path) -> Journal:

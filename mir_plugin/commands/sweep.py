@@ -92,6 +92,7 @@ def sweep(
 
     Exit codes: 0 all measured; 1 nothing could be measured; 5 some checkpoints failed; 130 interrupted.
     """
+    from mir_plugin.commands.run import held
     from mir_plugin.commands.sweep_table import SweepDisplay, print_sweep
     from mir_plugin.distributed import launched_group, own_device
     from mir_plugin.model_adapters import LoadOptions, adapter_spec
@@ -124,7 +125,7 @@ def sweep(
         measure = _measuring(load, sample_set, config, batch_size, force, group)
         running = Sweep(out, measure, tolerance=tolerance, on_change=display.refresh, writes=group.rank == 0)
         try:
-            with display.of(running):
+            with held(out, group), display.of(running):
                 if watch is not None and watcher is not None:
                     running.recall(watch, sample_set.fingerprint, config)
                     _follow(running, watcher, watch_settle, watch_idle, group)
@@ -171,7 +172,7 @@ def _measuring(
     load: LoadOptions, sample_set: SampleSet, config: MirConfig, batch_size: int | None, force: bool, group: Group
 ) -> Callable[[Path, Path], Measured]:
     """What measures one checkpoint of the sweep, keeping what the next one may share."""
-    from mir_plugin.commands.run import earlier_result, measure_and_save
+    from mir_plugin.commands.run import earlier_result, held, measure_and_save
     from mir_plugin.model_adapters import load_adapter
     from mir_plugin.model_adapters.sharing import SharedParts
     from mir_plugin.sweep import Measured
@@ -184,19 +185,21 @@ def _measuring(
         )
         if existing:
             return Measured(existing, kept=True)
-        with group.agreed(f"loading {checkpoint}"):
-            adapter = load_adapter(checkpoint, load, shared=shared)
-        result = measure_and_save(
-            adapter,
-            sample_set,
-            config,
-            result_path,
-            checkpoint=checkpoint,
-            request=request,
-            batch_size=batch_size,
-            with_uncertainty=True,
-            group=group,
-        )
+        with held(result_path.parent, group):
+            with group.agreed(f"loading {checkpoint}"):
+                adapter = load_adapter(checkpoint, load, shared=shared)
+            result = measure_and_save(
+                adapter,
+                sample_set,
+                config,
+                result_path,
+                checkpoint=checkpoint,
+                request=request,
+                batch_size=batch_size,
+                with_uncertainty=True,
+                force=force,
+                group=group,
+            )
         return Measured(result, kept=False)
 
     return measure
