@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -47,11 +49,21 @@ def common(
 
 def main() -> None:
     """Entry point: a user's mistake prints as one message on standard error and exits with 1."""
+    signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except MirError as error:
         typer.echo(f"mir: {error}", err=True)
         sys.exit(1)
+    except OSError as error:  # a full disk, a closed terminal, a file that went away: nothing that code could prevent
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"mir: {where}{error.strerror or error}. Put that right and repeat the command.", err=True)
+        sys.exit(1)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """End as after Ctrl-C, so that half-written files are cleared away; the default would end without a word."""
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

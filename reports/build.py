@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mir_plugin.errors import MirError
+from mir_plugin.output import write_atomically
 from mir_plugin.reports.board import Board
 from mir_plugin.reports.config import ReportConfig
 from mir_plugin.reports.figures import write_figures
@@ -16,7 +17,6 @@ from mir_plugin.reports.paper import paper_config, paper_harvest
 from mir_plugin.reports.sources import gather
 from mir_plugin.reports.text_tables import to_csv, to_latex, to_markdown
 from mir_plugin.reports.workbook import write_workbook
-from mir_plugin.results import write_atomically
 
 
 def _text_writer(render: Callable[[Board], str]) -> Callable[[Board, Path], Path]:

@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mir_plugin.output import replacing
 from mir_plugin.reports.board import Board
 from mir_plugin.reports.cell_text import storable
 from mir_plugin.reports.cohorts import describe
@@ -57,9 +58,8 @@ def save(figure: Figure, stem: Path) -> None:
         figure.draw_without_rendering()
         figure.set_layout_engine(None)  # one layout serves both files
         for suffix, stamp in ((".png", "Software"), (".svg", "Date")):
-            temporary = stem.with_name(f".{stem.name}{suffix}.part")
-            figure.savefig(temporary, format=suffix[1:], metadata={stamp: None})
-            temporary.replace(stem.with_name(stem.name + suffix))
+            with replacing(stem.with_name(stem.name + suffix)) as temporary:
+                figure.savefig(temporary, format=suffix[1:], metadata={stamp: None})
 
 
 def legend_beside(axes: Axes) -> None:

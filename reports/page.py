@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mir_plugin.output import write_atomically
 from mir_plugin.reports.board import AVERAGE, Board
 from mir_plugin.reports.cell_text import storable
 from mir_plugin.reports.columns import COEFFICIENTS, PROBLEM_COLUMNS, RUN_COLUMNS, filled
@@ -30,7 +31,6 @@ from mir_plugin.reports.page_tables import (
     leaderboard_sections,
     plain_table,
 )
-from mir_plugin.results import write_atomically
 
 SCRIPTS = ("theme.js", "tables.js", "selection.js", "chart_parts.js", "scatter.js", "layers.js")
 LIBRARY = "vendor/chart.umd.min.js"
