@@ -15,7 +15,9 @@ from mir_plugin.commands.compare import compare
 from mir_plugin.commands.demo import demo
 from mir_plugin.commands.indicators import indicators
 from mir_plugin.commands.inspect import inspect
+from mir_plugin.commands.pictures import pictures
 from mir_plugin.commands.report import report
+from mir_plugin.commands.robustness import robustness
 from mir_plugin.commands.run import run
 from mir_plugin.commands.select import select
 from mir_plugin.commands.sweep import sweep
@@ -28,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Modality Integration Rate (MIR, arXiv 2410.07167): which vision-language checkpoint is worth fine-tuning.",
 )
-for command in (run, inspect, sweep, compare, select, indicators, report, adapters, demo):
+for command in (run, inspect, sweep, compare, select, indicators, robustness, pictures, report, adapters, demo):
     app.command()(command)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mir_plugin.reports.benchmarks import Benchmark
-from mir_plugin.reports.records import Comparability, Problem, Run
+from mir_plugin.reports.records import Comparability, Picture, Problem, Run
 from mir_plugin.results import LayerDistance
+from mir_plugin.robustness_results import Robustness
 
 AVERAGE = "average"
 
@@ -127,6 +128,7 @@ class Board:
         cohorts: largest first. More than one means that ranks are not comparable across rows: ``warnings`` says so.
         warnings: sentences that must be visible wherever the ranking is shown.
         entries: headline scores in the long form, the unused ones too.
+        pictures, robustness: what ``mir pictures`` and ``mir robustness`` left among the sources.
     """
 
     title: str
@@ -139,6 +141,8 @@ class Board:
     entries: tuple[ScoreEntry, ...] = ()
     runs: tuple[Run, ...] = ()
     problems: tuple[Problem, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    robustness: tuple[Robustness, ...] = ()
 
     def benchmark(self, key: str) -> Benchmark:
         """The declared benchmark of this key. Raises KeyError if the board does not show it."""

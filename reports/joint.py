@@ -70,6 +70,8 @@ def join(harvest: Harvest, config: ReportConfig | None = None) -> Board:
         entries=tuple(sorted(entries, key=lambda e: (e.name, e.benchmark, not e.used, e.date))),
         runs=tuple(sorted(harvest.runs, key=lambda run: (run.checkpoint, run.date, run.source))),
         problems=tuple(sorted(problems, key=lambda problem: SEVERITY_ORDER.index(problem.severity))),
+        pictures=harvest.pictures,
+        robustness=harvest.robustness,
     )
 
 

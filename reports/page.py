@@ -31,8 +31,10 @@ from mir_plugin.reports.page_tables import (
     leaderboard_sections,
     plain_table,
 )
+from mir_plugin.reports.training import training_runs
 
-SCRIPTS = ("theme.js", "tables.js", "selection.js", "chart_parts.js", "scatter.js", "layers.js")
+SCRIPTS = ("theme.js", "tables.js", "selection.js", "chart_parts.js", "scatter.js", "layers.js", "training.js")
+MAX_PICTURES = 24  # some hundred kilobytes each
 LIBRARY = "vendor/chart.umd.min.js"
 LICENCES = ("vendor/LICENSE-chart.js.txt", "vendor/LICENSE-kurkle-color.txt")
 
@@ -76,7 +78,10 @@ def render_page(board: Board) -> str:
         average_rule=average_rule(board),
         coefficients=[f"{name} {symbol}" for name, symbol, _ in COEFFICIENTS],
         correlations=correlation_rows(board),
+        has_training=bool(training_runs(board)),
         has_layers=any(row.layers for row in board.rows),
+        pictures=_pictures(board),
+        n_more_pictures=max(0, len(board.pictures) - MAX_PICTURES),
         problems=plain_table(PROBLEM_COLUMNS, board.problems),
         runs=plain_table(filled(RUN_COLUMNS, board.runs), board.runs),
         data=Markup(as_script_data(chart_data(board))),
@@ -91,6 +96,18 @@ def _subtitle(board: Board) -> str:
     n_both = sum(row.mir is not None and bool(row.scores) for row in board.rows)
     noun = "checkpoint" if len(board.rows) == 1 else "checkpoints"
     return f"{len(board.rows)} {noun}, {n_both} with both MIR and scores. Lower MIR and higher scores are better."
+
+
+def _pictures(board: Board) -> list[dict[str, str]]:
+    """The first pictures, each as an address that holds the file itself."""
+    return [
+        {
+            "title": storable(one.title),
+            "caption": storable(one.caption),
+            "address": f"data:image/png;base64,{base64.b64encode(one.png).decode()}",
+        }
+        for one in board.pictures[:MAX_PICTURES]
+    ]
 
 
 def _highlights(board: Board) -> list[Highlight]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mir_plugin.results import LayerDistance
+from mir_plugin.robustness_results import Robustness
 
 UNSTATED = "unstated"
 
@@ -100,6 +101,23 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A finished picture that a page shows as it is.
+
+    Attributes:
+        title: what it belongs to: a checkpoint, or the name of a study.
+        caption: what it shows.
+        png: the file's bytes.
+        source: the file.
+    """
+
+    title: str
+    caption: str
+    png: bytes
+    source: str
+
+
+@dataclass(frozen=True)
 class Problem:
     """Something the reader of a report must know: what, where, and what to do about it."""
 
@@ -118,6 +136,8 @@ class Harvest:
     measurements: tuple[Measurement, ...] = ()
     runs: tuple[Run, ...] = ()
     problems: tuple[Problem, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    robustness: tuple[Robustness, ...] = ()
 
     @classmethod
     def total(cls, parts: Iterable[Harvest]) -> Harvest:
@@ -128,4 +148,6 @@ class Harvest:
             tuple(measurement for part in parts for measurement in part.measurements),
             tuple(run for part in parts for run in part.runs),
             tuple(problem for part in parts for problem in part.problems),
+            tuple(picture for part in parts for picture in part.pictures),
+            tuple(report for part in parts for report in part.robustness),
         )

@@ -18,13 +18,16 @@ OUTCOME_STYLES = {
     "unclear": "bold yellow",
     "not robust": "bold red",
 }
-CONDITION_WIDTH, VALUE_WIDTH = 24, 14
+CONDITION_WIDTH, VALUE_WIDTH = 20, 14
 
 
 def print_robustness(found: Robustness, paths: Sequence[Path]) -> None:
     """Print conditions, numbers of samples, verdicts and what was written, to standard output."""
     console = Console(highlight=False)
-    console.print(f"MIR on {found.n_samples} samples, ± half of the 95 % interval over samples; lower is better")
+    console.print(
+        f"MIR on {found.n_samples} samples, ± half of its 95 % interval; lower is better. Tokens: vision/text",
+        soft_wrap=True,
+    )
     for study in STUDIES:
         conditions = [one for one in found.conditions if one.study == study]
         if conditions and study != NUMBER:
@@ -51,7 +54,7 @@ def _conditions(title: str, results: Sequence[ConditionResult]) -> Table:
     table.add_column("condition", overflow="fold", min_width=CONDITION_WIDTH)
     for name in dict.fromkeys(one.checkpoint for one in results):
         table.add_column(escape(name), justify="right", overflow="fold", min_width=VALUE_WIDTH)
-    table.add_column("tokens v/t", justify="right", no_wrap=True)
+    table.add_column("tokens", justify="right", no_wrap=True)
     for condition in dict.fromkeys(one.condition for one in results):
         of_condition = [one for one in results if one.condition == condition]
         table.add_row(
@@ -65,7 +68,7 @@ def _conditions(title: str, results: Sequence[ConditionResult]) -> Table:
 def _numbers(title: str, rows: Sequence[NumberRow], orders: Mapping[int, tuple[int, int]]) -> Table:
     """The paper's Table 6; with several checkpoints also how many choices rank them as all samples do."""
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
-    headings = ("samples", "choices", "mean", "range", "deviation", "mean − all", *(["same order"] if orders else []))
+    headings = ("samples", "choices", "mean", "range", "std", "mean − all", *(["same order"] if orders else []))
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
