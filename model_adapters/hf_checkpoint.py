@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.hf_files import require_finite, require_sound_files
 from mir_plugin.model_adapters.moca_training import MOCA_KEY, load_moca
 from mir_plugin.model_adapters.placement import chosen_device, chosen_dtype
+from mir_plugin.model_adapters.weight_files import read_json
 
 if TYPE_CHECKING:
     from mir_plugin.model_adapters import LoadOptions
@@ -24,7 +25,7 @@ def recognises(checkpoint: Path) -> bool:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    config = _config(checkpoint)
+    config = read_json(checkpoint / "config.json")
     if "mm_vision_tower" in config:
         return False
     return config.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or _brings_code(config)
@@ -40,7 +41,7 @@ def open_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[Any, Any]:
     import transformers
 
     _require_applicable(options)
-    config = _config(checkpoint)
+    config = read_json(checkpoint / "config.json")
     if _brings_code(config) and not options.trust_remote_code:
         raise MirError(
             f"{checkpoint} is loaded by Python code in its own folder (auto_map in config.json), which may do "
@@ -48,11 +49,27 @@ def open_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[Any, Any]:
         )
     device, dtype = chosen_device(options.device), chosen_dtype(options.dtype) or "auto"
     source: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
-    try:
+    with _told_by_its_folder(checkpoint, "config.json or the weights files"):
+        if not _brings_code(config):
+            require_sound_files(checkpoint, config, may_run_code=options.trust_remote_code)
         # Mismatched sizes are "ignored" so that the report names their keys; _require_complete refuses them.
         loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             checkpoint, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **source
         )
+    model, report = loaded
+    with_moca = _takes_moca(checkpoint, config, report)
+    _require_complete(checkpoint, report)
+    if with_moca:
+        load_moca(model, checkpoint)
+    model = model.to(device).eval()
+    require_finite(model, checkpoint)
+    return model, _processor(checkpoint, source)
+
+
+def _processor(checkpoint: Path, source: Mapping[str, Any]) -> Any:
+    import transformers
+
+    with _told_by_its_folder(checkpoint, "processor_config.json, preprocessor_config.json or the tokenizer's files"):
         processor = transformers.AutoProcessor.from_pretrained(checkpoint, **source)
         if not hasattr(processor, "image_processor"):
             raise MirError(
@@ -61,20 +78,36 @@ def open_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[Any, Any]:
             )
         # The PIL backend resizes as the models were trained; torchvision's differs by about 1e-3 in hidden states.
         processor.image_processor = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil", **source)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise MirError(f"{checkpoint} cannot be loaded as a Hugging Face checkpoint: {error}") from error
-    model, report = loaded
-    with_moca = _takes_moca(checkpoint, config, report)
-    _require_complete(checkpoint, report)
-    if with_moca:
-        load_moca(model, checkpoint)
-    return model.to(device).eval(), processor
+    if getattr(processor.tokenizer, "eos_token", None) is None:
+        raise MirError(
+            f"the tokenizer of {checkpoint} names no end token (eos_token), so prompts would lack it. Copy "
+            "tokenizer_config.json from the base checkpoint."
+        )
+    return processor
+
+
+@contextmanager
+def _told_by_its_folder(checkpoint: Path, files: str) -> Iterator[None]:
+    """What transformers raises for a damaged or contradictory folder, as one message.
+
+    It documents no set of exceptions: wrong values in a config end in ZeroDivisionError, AttributeError and others.
+    """
+    try:
+        yield
+    except MirError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500]
+        raise MirError(
+            f"{checkpoint} cannot be loaded as a Hugging Face checkpoint: {type(error).__name__}: {reason}. Check "
+            f"{files}, or copy the checkpoint again."
+        ) from error
 
 
 def inspect(checkpoint: Path, options: LoadOptions) -> dict[str, str]:
     """What loading would use; no weight is read. Raises MirError for options that do not apply or missing parts."""
     _require_applicable(options)
-    config = _config(checkpoint)
+    config = read_json(checkpoint / "config.json")
     text, vision = config.get("text_config", config), config.get("vision_config", {})
     stored = sorted(path.name for path in checkpoint.glob("*.safetensors")) or sorted(
         path.name for path in checkpoint.glob("pytorch_model*.bin")
@@ -92,19 +125,6 @@ def inspect(checkpoint: Path, options: LoadOptions) -> dict[str, str]:
         "weights": f"{len(stored)} file(s), {stored[0]}" + (" ..." if len(stored) > 1 else ""),
         "saved as": str(config.get("dtype", config.get("torch_dtype", "not stated"))),
     }
-
-
-def _config(checkpoint: Path) -> dict[str, Any]:
-    path = checkpoint / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MirError(
-            f"{path} cannot be read ({error}). Copy it again from where the checkpoint was saved."
-        ) from error
-    if not isinstance(config, dict):
-        raise MirError(f"{path} should hold a JSON object, not a {type(config).__name__}.")
-    return config
 
 
 def _brings_code(config: dict[str, Any]) -> bool:

@@ -118,13 +118,20 @@ class HuggingFaceAdapter:
         """One prefill without cache; returns the last hidden state after the final norm, (samples, tokens, d).
 
         Raises:
-            MirError: if image features and image positions disagree.
+            MirError: if image features and image positions disagree, or the model cannot take what the processor made.
         """
         last: list[Tensor] = []
         hook = self.decoder.final_norm.register_forward_hook(lambda _, __, output: last.append(output))
         try:
             with self.bound_to(batch), checked_positions(self._loaded.model, batch.vision_mask):
                 self._loaded.model(**batch.inputs, use_cache=False)
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, ValueError, RuntimeError) as error:
+            raise MirError(
+                f"sample {', '.join(batch.sample_ids)}: {type(self._loaded.model).__name__} cannot run on what its "
+                f"processor made of it ({error}). Check that config.json and the processor's files belong together."
+            ) from error
         finally:
             hook.remove()
         return last[-1]

@@ -131,7 +131,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MirError(f"no {path.name} in {path.parent}. Check that the checkpoint folder is complete.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MirError(f"{path} cannot be read as JSON ({error}). Copy or download it again.") from error
     if not isinstance(content, dict):
         raise MirError(f"{path} holds a JSON {type(content).__name__}, expected an object.")

@@ -81,7 +81,8 @@ class Refused:
         """What came out, for the table."""
         assert "Traceback" not in outcome.err, outcome.err
         assert outcome.exit_code != 0, f"accepted: {outcome.out}\n{outcome.err}"
-        assert outcome.err.count("\nmir: ") + outcome.err.startswith("mir: ") == 1, outcome.err
+        # A mistake in the options themselves is told by the option parser.
+        assert f"\n{outcome.err}".count("\nmir: ") + outcome.err.count("Usage: ") == 1, outcome.err
         missing = [word for word in self.words if word not in outcome.message]
         assert not missing, f"{missing} not in: {outcome.message}"
         told = [word for word in self.without if word in outcome.message]

@@ -175,7 +175,9 @@ def renamed(old: str, new: str) -> Callable[[dict[str, Tensor]], None]:
     """Every key that begins with ``old`` begins with ``new`` instead."""
 
     def change(state: dict[str, Tensor]) -> None:
-        for key in [key for key in state if key.startswith(old)]:
+        found = [key for key in state if key.startswith(old)]
+        assert found, f"no key begins with {old}"
+        for key in found:
             state[new + key.removeprefix(old)] = state.pop(key)
 
     return change
@@ -185,7 +187,9 @@ def without(prefix: str) -> Callable[[dict[str, Tensor]], None]:
     """The tensors below a name gone."""
 
     def change(state: dict[str, Tensor]) -> None:
-        for key in [key for key in state if key.startswith(prefix)]:
+        found = [key for key in state if key.startswith(prefix)]
+        assert found, f"no key begins with {prefix}"
+        for key in found:
             del state[key]
 
     return change

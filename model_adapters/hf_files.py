@@ -1,0 +1,113 @@
+"""What the files of a Hugging Face folder must be before anything is built from them.
+
+transformers does not say which file is damaged, builds parts that the config lacks at their published size (a missing
+``text_config`` becomes 7 billion random numbers), and downloads attention code that a config names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.weight_files import StoredTensor, open_checkpoint_weights, read_json
+
+_JSON_FILES = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+# Tied weights are stored once and a saved model may leave its buffers out; a part that is missing is far more.
+_MOST_PARAMETERS_PER_STORED = 1.5
+
+
+def require_sound_files(checkpoint: Path, config: Mapping[str, Any], *, may_run_code: bool) -> None:
+    """Read every JSON file and the headers of the weights, and compare their sizes with what the config describes.
+
+    Raises:
+        MirError: naming the file, if one is damaged, the config asks for code from elsewhere, or describes a much
+            larger model than the weights are.
+    """
+    for name in _JSON_FILES:
+        if (checkpoint / name).is_file():
+            read_json(checkpoint / name)
+    template = checkpoint / "chat_template.jinja"
+    if template.is_file() and not template.read_text(encoding="utf-8", errors="replace").strip():
+        raise MirError(f"{template} is empty. Copy it from the base checkpoint, or remove it: there is a fallback.")
+    if not may_run_code:
+        _refuse_kernels(checkpoint, config)
+    if "quantization_config" in config:
+        return  # stored in fewer numbers than the model has, and in dtypes of their own
+    weights = open_checkpoint_weights(checkpoint)
+    _require_floats(weights)
+    _require_described_size(checkpoint, config, weights)
+
+
+def require_finite(model: nn.Module, checkpoint: Path) -> None:
+    """Raise MirError naming the first parameter of the loaded model that holds NaN or infinity."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.numel() > 0:
+            low, high = torch.aminmax(parameter.detach())
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                raise MirError(
+                    f"{name!r} of {checkpoint} holds NaN or infinite values as {str(parameter.dtype)[6:]}. The "
+                    "checkpoint is damaged or its training diverged; if it overflows this dtype, use --dtype float32."
+                )
+
+
+def _refuse_kernels(checkpoint: Path, config: Mapping[str, Any]) -> None:
+    for name, value in _fields(config):
+        if name.endswith("attn_implementation") and "/" in str(value):
+            raise MirError(
+                f"{checkpoint / 'config.json'} has {name} = {value!r}, which is code to be downloaded from the hub. "
+                "Remove that field, or allow it with --trust-remote-code."
+            )
+
+
+def _require_floats(weights: Mapping[str, StoredTensor]) -> None:
+    for key, weight in weights.items():
+        if key.endswith(".weight") and not weight.dtype.is_floating_point:
+            raise MirError(
+                f"{weight.origin} is stored as {str(weight.dtype)[6:]}, not as floating-point numbers, and config.json "
+                "has no quantization_config that says what they mean. Use the checkpoint they were made from."
+            )
+
+
+def _require_described_size(checkpoint: Path, config: Mapping[str, Any], weights: Mapping[str, StoredTensor]) -> None:
+    import transformers
+
+    path = checkpoint / "config.json"
+    for name, value in _fields(config):
+        if name == "num_hidden_layers" and isinstance(value, int) and value > len(weights):
+            raise MirError(
+                f"{path} says {name} = {value}, but the weights files hold {len(weights)} tensors in all. Copy the "
+                "checkpoint's own config.json."
+            )
+    with torch.device("meta"):
+        described = transformers.AutoModelForImageTextToText.from_config(
+            transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+        )
+    n_described = sum(parameter.numel() for parameter in described.parameters())
+    n_stored = sum(math.prod(weight.shape) for weight in weights.values())
+    if n_described > _MOST_PARAMETERS_PER_STORED * n_stored:
+        raise MirError(
+            f"{path} describes a model of {n_described:,} parameters, but the weights files hold {n_stored:,}: the "
+            "rest would be random numbers. A part such as text_config or vision_config is missing or damaged; copy "
+            "the checkpoint's own config.json."
+        )
+
+
+def _fields(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values at every depth."""
+    for name, value in config.items():
+        yield name, value
+        if isinstance(value, Mapping):
+            yield from _fields(value)
