@@ -189,7 +189,11 @@ def paper_samples(n_samples: int = N_PAPER_SAMPLES, seed: int = 0) -> SampleSet:
 def _files(folder: Path, suffixes: frozenset[str], kind: str) -> list[Path]:
     if not folder.is_dir():
         raise MirError(f"no folder at {folder}; expected one that holds {kind} files.")
-    found = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".") and p.is_file()]
+    named = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
+    dangling = [path for path in named if path.is_symlink() and not path.exists()]
+    if dangling:  # left out, it would shift all pairs behind it
+        raise MirError(f"{dangling[0]} is a link that leads nowhere. Remove it, or restore what it links to.")
+    found = [path for path in named if path.is_file()]
     if not found:
         known = ".png, .jpg, .jpeg, .webp and others" if kind == "image" else ", ".join(sorted(suffixes))
         raise MirError(f"{folder} holds no {kind} file (looked for {known}).")

@@ -7,9 +7,9 @@ import functools
 import hashlib
 import io
 import random
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 T = TypeVar("T")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -37,46 +39,31 @@ class Sample:
     text: str
 
     def open_image(self) -> Image:
-        """Decode the image; the mode stays as stored (adapters convert to RGB themselves).
+        """The picture as it is meant to be seen: upright, 8-bit RGB, the first frame of several.
 
         Raises:
-            MirError: if the file is missing or its bytes are no readable image; names the sample.
+            MirError: if the file is missing, its bytes are no readable image, or it is extreme; names the sample.
         """
-        return self._decoded(reduced=False)
+        return self._seen(reduced=False)
 
     def check_image(self) -> None:
         """Read the image to its end, at an eighth of its size where the format allows; raises as ``open_image``."""
-        self._decoded(reduced=True)
+        self._seen(reduced=True)
 
-    def _decoded(self, *, reduced: bool) -> Image:
-        import PIL.Image
+    def _seen(self, *, reduced: bool) -> Image:
+        from mir_plugin.image_decoding import as_seen, decoded, require_moderate
 
-        if isinstance(self.image, PIL.Image.Image):
-            return self.image
-        source = io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image
         try:
-            image = PIL.Image.open(source)
-            if reduced:
-                image.draft(image.mode, (image.width // 8, image.height // 8))
-            with _truncation_is_an_error():
-                image.load()
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+            if not isinstance(self.image, (bytes, Path)):
+                require_moderate(self.image)
+                return as_seen(self.image)
+            source = io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image
+            return as_seen(decoded(source, reduced=reduced))
+        # Damaged bytes lead Pillow's readers to exceptions of any kind: struct.error, zlib.error, IndexError, ...
+        except Exception as error:
             raise MirError(
                 f"sample {self.sample_id}: the image cannot be read ({error}). Replace or remove it, then run again."
             ) from error
-        return image
-
-
-@contextmanager
-def _truncation_is_an_error() -> Iterator[None]:
-    """Have Pillow refuse half an image: lmms-eval tells it, for the whole process, to fill in grey."""
-    from PIL import ImageFile
-
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 @dataclass(frozen=True)
@@ -98,9 +85,8 @@ class SampleSet:
         twice = [sample_id for sample_id, count in Counter(s.sample_id for s in self.samples).items() if count > 1]
         if twice:
             raise MirError(f"sample id {twice[0]!r} occurs more than once; ids must be unique within a sample set.")
-        empty = [sample.sample_id for sample in self.samples if not sample.text.strip()]
-        if empty:
-            raise MirError(f"sample {empty[0]} has an empty text. Text tokens are needed: replace or remove it.")
+        for sample in self.samples:
+            _require_prose(sample)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -134,9 +120,14 @@ class SampleSet:
         )
 
     def checked(self) -> SampleSet:
-        """The same set, after every image was read once, so that a broken one is an error now and not in mid-run."""
+        """The same set, after every image was read once, so that a broken one is an error now and not in mid-run.
+
+        Raises:
+            MirError: for an image that cannot be read, or samples that are all the same.
+        """
         for sample in self.samples:
             sample.check_image()
+        _require_variety(self.samples)
         return self
 
     def with_description(self, **facts: Any) -> SampleSet:
@@ -164,6 +155,30 @@ def spread_evenly(items: Sequence[T], n: int) -> tuple[T, ...]:
     if not 1 <= n <= len(items):
         raise MirError(f"{n} items were asked for; there are {len(items)}.")
     return tuple(items[index * len(items) // n] for index in range(n))
+
+
+def _require_prose(sample: Sample) -> None:
+    """Raise MirError for a text that no reader could read: nothing printable, or bytes of something else."""
+    surrogates = _SURROGATE.search(sample.text)
+    controls = _CONTROL.findall(sample.text)
+    # A stray one happens in scraped prose; zeros, or more than one in a hundred, are something else than prose.
+    if surrogates or "\0" in controls or 100 * len(controls) > len(sample.text):
+        shown = surrogates[0] if surrogates else controls[0]
+        raise MirError(
+            f"sample {sample.sample_id}: its text holds characters such as {shown!r}, so it is no prose but binary "
+            "data or in another encoding than UTF-8. Replace or remove it."
+        )
+    if not any(character.isprintable() and not character.isspace() for character in sample.text):
+        raise MirError(f"sample {sample.sample_id} has an empty text. Text tokens are needed: replace or remove it.")
+
+
+def _require_variety(samples: Sequence[Sample]) -> None:
+    first = samples[0]
+    if len(samples) > 1 and all(one.text == first.text and _image_parts(one) == _image_parts(first) for one in samples):
+        raise MirError(
+            f"all {len(samples)} samples have the same image and the same text, from {first.sample_id} to "
+            f"{samples[-1].sample_id}: together they tell no more than one. Give different ones."
+        )
 
 
 def _image_parts(sample: Sample) -> tuple[bytes, ...]:
