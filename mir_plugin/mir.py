@@ -190,9 +190,10 @@ def _finite_norms(features: Tensor, modality: str, layer: TokenFeatures) -> Tens
         row = int((~finite).nonzero()[0])
         counts = torch.tensor(layer.vision_counts if modality == "vision" else layer.text_counts)
         sample = int(torch.searchsorted(counts.cumsum(0), torch.tensor(row), right=True))
+        named = f"sample {layer.sample_ids[sample]}" if layer.sample_ids else f"sample number {sample}"
         raise MirError(
-            f"{int((~finite).sum())} of {len(norms)} {modality} tokens at layer {layer.layer} are NaN or infinite, "
-            f"the first in sample number {sample}. The weights may be damaged, or float16 overflowed: "
+            f"{int((~finite).sum())} of {len(norms)} {modality} tokens at layer {layer.layer} are NaN or infinite, the "
+            f"first in {named}. The weights or the image processor's settings may be damaged, or float16 overflowed: "
             "try --dtype bfloat16 or float32."
         )
     return norms

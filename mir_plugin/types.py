@@ -112,6 +112,7 @@ class TokenFeatures:
         layer: 1..L; the last is taken after the final norm.
         vision, text: (tokens, d), rows pooled over samples.
         vision_counts, text_counts: rows per sample; they sum to the row counts.
+        sample_ids: one per count, to name a sample in an error; empty where nobody knows them.
     """
 
     layer: int
@@ -119,6 +120,7 @@ class TokenFeatures:
     text: Tensor
     vision_counts: tuple[int, ...]
     text_counts: tuple[int, ...]
+    sample_ids: tuple[str, ...] = ()
 
 
 FeatureStream = Iterator[TokenFeatures]
