@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from mir_plugin.reports.benchmarks import TRAINING_LOSS
 from mir_plugin.reports.board import Board, BoardRow
 from mir_plugin.reports.cell_text import storable
 from mir_plugin.reports.figure_style import DASHES, MARKERS, STYLE, legend_beside, legend_label, new_figure, save
-from mir_plugin.reports.joint import score_of
 from mir_plugin.reports.scatter_figures import score_figure, scores_figure
-from mir_plugin.reports.series import LAYER_METRICS, PALETTE, main_column, scopes, score_columns
-
-Value = Callable[[BoardRow], float | None]
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """Checkpoints of one training run, by step."""
-
-    label: str
-    rows: tuple[BoardRow, ...]
-
-    def values(self, value: Value) -> tuple[list[int], list[float]]:
-        """Steps and values of the checkpoints that have a value."""
-        pairs = [(row.step or 0, number) for row in self.rows if (number := value(row)) is not None]
-        return [step for step, _ in pairs], [number for _, number in pairs]
+from mir_plugin.reports.series import LAYER_METRICS, PALETTE, scopes
+from mir_plugin.reports.training import TrainingRun, training_quantities, training_runs
 
 
 def write_figures(board: Board, folder: Path) -> Path:
@@ -93,13 +76,13 @@ def training_figure(board: Board) -> Figure | None:
     runs = training_runs(board)
     if not runs:
         return None
-    quantities = [(label, value) for label, value in _quantities(board) if any(run.values(value)[0] for run in runs)]
+    quantities = training_quantities(board, runs)
     figure = new_figure(board, 6.4, 1.1 + 1.75 * len(quantities))
     panels = list(figure.subplots(len(quantities), 1, sharex=True, squeeze=False).flat)
-    for axes, (label, value) in zip(panels, quantities, strict=True):
+    for axes, (key, label) in zip(panels, quantities, strict=True):
         for place, run in enumerate(runs):
             axes.plot(
-                *run.values(value),
+                *run.values(key),
                 color=PALETTE[place],
                 marker=MARKERS[place],
                 linestyle=DASHES[place % len(DASHES)],
@@ -115,28 +98,6 @@ def training_figure(board: Board) -> Figure | None:
     if len(runs) > 1:
         legend_beside(panels[0])
     return figure
-
-
-def _quantities(board: Board) -> list[tuple[str, Value]]:
-    found: list[tuple[str, Value]] = [("MIR", lambda row: row.mir)]
-    key = main_column(board)
-    if key is not None and key != TRAINING_LOSS:
-        found.append((dict(score_columns(board))[key], lambda row: score_of(row, key)))
-    return [*found, ("Training loss", lambda row: row.scores.get(TRAINING_LOSS))]
-
-
-def training_runs(board: Board) -> tuple[TrainingRun, ...]:
-    """Runs of the largest cohort with at least two steps; the checkpoints of one group in one folder are one run."""
-    found: dict[tuple[str, str], list[BoardRow]] = {}
-    for row in _largest_cohort(board):
-        if row.step is not None:
-            found.setdefault((row.group, str(PurePosixPath(row.identity).parent)), []).append(row)
-    runs = [
-        TrainingRun(group or PurePosixPath(folder).name, tuple(sorted(rows, key=lambda row: row.step or 0)))
-        for (group, folder), rows in found.items()
-        if len({row.step for row in rows}) > 1
-    ]
-    return tuple(sorted(runs, key=lambda run: run.label)[: len(PALETTE)])
 
 
 def _draw_mir_intervals(axes: Axes, run: TrainingRun, colour: str) -> None:

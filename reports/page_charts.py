@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from mir_plugin.reports.board import AVERAGE, Board, BoardRow, Coefficient, Correlation
@@ -11,6 +12,7 @@ from mir_plugin.reports.columns import COEFFICIENTS, MAX_DETAILED_ROWS
 from mir_plugin.reports.fit import Line
 from mir_plugin.reports.page_tables import display, interval
 from mir_plugin.reports.series import LAYER_METRICS, main_column, scatter, scopes, score_columns
+from mir_plugin.reports.training import training_quantities, training_runs
 from mir_plugin.results import LayerDistance
 
 FEW_METRICS = 4  # a page of hundreds of checkpoints stays quick to open
@@ -47,6 +49,16 @@ def chart_data(board: Board) -> dict[str, Any]:
             }
             for scope in scopes(board)
         ],
+        "training": _training(board, places),
+    }
+
+
+def _training(board: Board, places: Mapping[int, int]) -> dict[str, Any]:
+    """Runs as places of their rows, by step; and the quantities to plot along them."""
+    runs = training_runs(board)
+    return {
+        "runs": [{"label": storable(run.label), "rows": [places[id(row)] for row in run.rows]} for run in runs],
+        "quantities": [{"key": key, "label": storable(label)} for key, label in training_quantities(board, runs)],
     }
 
 

@@ -13,9 +13,10 @@ from mir_plugin.reports import figures
 from mir_plugin.reports.benchmarks import BENCHMARKS, TRAINING_LOSS
 from mir_plugin.reports.board import Coefficient, Cohort, Correlation
 from mir_plugin.reports.figure_style import STYLE
-from mir_plugin.reports.figures import layers_figure, training_figure, training_runs, write_figures
+from mir_plugin.reports.figures import layers_figure, training_figure, write_figures
 from mir_plugin.reports.records import Comparability
 from mir_plugin.reports.scatter_figures import score_figure, scores_figure
+from mir_plugin.reports.training import training_runs
 
 LOSS = next(benchmark for benchmark in BENCHMARKS if benchmark.key == TRAINING_LOSS)
 
