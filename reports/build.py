@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mir_plugin.errors import MirError
 from mir_plugin.output import write_atomically
+from mir_plugin.reports.aside import aside
 from mir_plugin.reports.board import Board
 from mir_plugin.reports.config import ReportConfig
 from mir_plugin.reports.figures import write_figures
@@ -27,9 +28,11 @@ def _text_writer(render: Callable[[Board], str]) -> Callable[[Board, Path], Path
     return write
 
 
+WORKBOOK = "xlsx"
+LARGE = 5_000  # rows of scores and layers; some second of writing
 # Format → name of its file, or of its folder, and what writes it.
 FORMATS: dict[str, tuple[str, Callable[[Board, Path], Path]]] = {
-    "xlsx": ("report.xlsx", write_workbook),
+    WORKBOOK: ("report.xlsx", write_workbook),
     "html": ("report.html", write_page),
     "csv": ("report.csv", _text_writer(to_csv)),
     "md": ("report.md", _text_writer(to_markdown)),
@@ -75,8 +78,18 @@ def chosen_formats(config: ReportConfig) -> tuple[str, ...]:
 
 
 def _write(board: Board, out_dir: Path, formats: Sequence[str]) -> ReportFiles:
-    paths = {}
-    for name in formats:
-        file_name, write = FORMATS[name]
-        paths[name] = write(board, out_dir / file_name)
-    return ReportFiles(board, paths)
+    def write(name: str) -> Path:
+        file_name, write_format = FORMATS[name]
+        return write_format(board, out_dir / file_name)
+
+    if WORKBOOK not in formats or len(formats) == 1 or not _is_large(board):
+        return ReportFiles(board, {name: write(name) for name in formats})
+    with aside(write, WORKBOOK) as workbook:  # as long as all others together
+        paths = {name: write(name) for name in formats if name != WORKBOOK}
+        paths[WORKBOOK] = workbook()
+    return ReportFiles(board, {name: paths[name] for name in formats})
+
+
+def _is_large(board: Board) -> bool:
+    """Whether the workbook takes seconds."""
+    return len(board.entries) + sum(len(row.layers) for row in board.rows) > LARGE

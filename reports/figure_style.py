@@ -55,8 +55,10 @@ def save(figure: Figure, stem: Path) -> None:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # Names in scripts that the font lacks show as boxes in the PNG; the SVG holds them as text.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.draw_without_rendering()
-        figure.set_layout_engine(None)  # one layout serves both files
+        layout = figure.get_layout_engine()
+        if layout is not None:
+            layout.execute(figure)
+            figure.set_layout_engine(None)  # one layout serves both files
         for suffix, stamp in ((".png", "Software"), (".svg", "Date")):
             with replacing(stem.with_name(stem.name + suffix)) as temporary:
                 figure.savefig(temporary, format=suffix[1:], metadata={stamp: None})

@@ -22,6 +22,7 @@ from mir_plugin.reports.sheets import (
     TITLE_FONT,
     WARNING_FILL,
     WARNING_FONT,
+    ColumnStyle,
     put,
     put_formula,
     write_header,
@@ -74,16 +75,18 @@ def write_leaderboard(sheet: Worksheet, board: Board) -> None:
     if plan.score_letters:
         _write_weights(sheet, board, plan)
     best = BestValues.of(board)
+    styled = [
+        (column, ColumnStyle(column, TEXT_FONT, LINE), ColumnStyle(column, BOLD_FONT, LINE)) for column in plan.columns
+    ]
     for number, row in enumerate(board.rows, start=plan.first_row):
-        for index, column in enumerate(plan.columns, start=1):
+        for index, (column, plain, bold) in enumerate(styled, start=1):
             cell = sheet.cell(number, index)
-            cell.border = LINE
             if column.key == AVERAGE:
-                put_formula(cell, average_formula(plan, number), column.number_format)
-                continue
-            value = column.value(row)
-            if value not in (None, ""):
-                put(cell, value, column.number_format, BOLD_FONT if best.hold(column, row) else TEXT_FONT)
+                put_formula(cell, average_formula(plan, number), column.number_format).border = LINE
+            else:
+                value = column.value(row)
+                style = bold if best.hold(column, row) else plain
+                style.put(cell, None if value == "" else value)
     last = plan.header_row + max(len(board.rows), 1)
     name_index = [column.heading for column in plan.columns].index("Checkpoint") + 1 if board.rows else 1
     sheet.freeze_panes = sheet.cell(plan.first_row, name_index + 1)

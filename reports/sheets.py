@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from openpyxl.cell import Cell
 from openpyxl.formatting.rule import FormulaRule
 from openpyxl.styles import Alignment, Border, Font, PatternFill, Side
+from openpyxl.styles.cell_style import StyleArray
 from openpyxl.utils import get_column_letter
 from openpyxl.worksheet.worksheet import Worksheet
 
@@ -55,26 +56,35 @@ def put(cell: Cell, value: Any, number_format: str = TEXT, font: Font = TEXT_FON
     return cell
 
 
-class _ColumnStyle:
-    """The look of a column's cells, taken from the first of each kind: looking styles up costs more than writing."""
+class ColumnStyle:
+    """The look of a column's cells, put together once for each kind: assembling it costs more than writing the cell."""
 
-    def __init__(self, column: Column[Any]) -> None:
-        self._column = column
-        self._styles: dict[tuple[bool, bool], Any] = {}
+    def __init__(self, column: Column[Any], font: Font = TEXT_FONT, border: Border | None = None) -> None:
+        self._column, self._font, self._border = column, font, border
+        self._styles: dict[tuple[type, bool], StyleArray] = {}
 
     def put(self, cell: Cell, value: Any) -> None:
+        """Fill a cell of the column as ``put`` does; None leaves it empty."""
         is_text = isinstance(value, str)
-        kind = is_text, is_text and starts_a_formula(value)
-        if kind in self._styles:
-            cell.value = storable(value) if is_text else value
-            if is_text:
-                cell.data_type = "s"
-            cell._style = copy(self._styles[kind])
+        kind = type(value), is_text and starts_a_formula(value)
+        style = self._styles.get(kind)
+        if style is None:
+            self._styles[kind] = self._dressed(cell, value)._style
             return
-        put(cell, value, self._column.number_format)
+        if is_text:
+            cell.value = storable(value)
+            cell.data_type = "s"
+        elif value is not None:
+            cell.value = value
+        cell._style = copy(style)
+
+    def _dressed(self, cell: Cell, value: Any) -> Cell:
+        put(cell, value, self._column.number_format, self._font)
         if self._column.wraps:
             cell.alignment = TOP_WRAPPED
-        self._styles[kind] = cell._style
+        if self._border is not None:
+            cell.border = self._border
+        return cell
 
 
 def put_formula(cell: Cell, formula: str, number_format: str, font: Font = TEXT_FONT) -> Cell:
@@ -88,7 +98,7 @@ def put_formula(cell: Cell, formula: str, number_format: str, font: Font = TEXT_
 def write_table(sheet: Worksheet, columns: Sequence[Column[R]], rows: Sequence[R], top: int = 1) -> None:
     """Header in row ``top``, one row per record below; filtered, frozen, with the declared widths and formats."""
     write_header(sheet, columns, top)
-    styled = [(column, _ColumnStyle(column)) for column in columns]
+    styled = [(column, ColumnStyle(column)) for column in columns]
     wrapped = [column for column in columns if column.wraps]
     for number, row in enumerate(rows, start=top + 1):
         for index, (column, style) in enumerate(styled, start=1):
