@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
+import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
@@ -10,6 +12,7 @@ from typing import Generic, TypeVar
 from mir_plugin.reports.records import CheckpointRef
 
 PATH, NAME, WEIGHTS, VLMEVALKIT_MODEL = "path:", "name:", "weights:", "vlmevalkit:"
+NOT_IN_PATHS = re.compile(r'[<>"|\x00-\x1f]')  # no portable path or hub name holds these
 
 K = TypeVar("K", bound=Hashable)
 
@@ -22,11 +25,20 @@ def checkpoint_ref(text: str, weights: str = "") -> CheckpointRef:
     """
     name = posixpath.normpath(text.strip())
     keys = [NAME + name]
-    if name.startswith(("/", "~")) or Path(name).exists():
-        keys.insert(0, PATH + str(Path(name).expanduser().resolve()))
+    place = resolved(name)
+    if place is not None and (name.startswith(("/", "~")) or os.path.exists(name)):  # noqa: PTH110 - never raises
+        keys.insert(0, PATH + place)
     if weights:
         keys.append(WEIGHTS + weights)
     return CheckpointRef(label=name, keys=tuple(keys))
+
+
+def resolved(text: str) -> str | None:
+    """The absolute path that a text means, links followed; None where it cannot mean one (``~nobody``, a loop)."""
+    try:
+        return str(Path(text).expanduser().resolve())
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def vlmevalkit_ref(model: str) -> CheckpointRef:
@@ -44,6 +56,11 @@ def short_names(labels: Iterable[str]) -> dict[str, str]:
 
     >>> short_names(["run-1/checkpoint-500", "run-2/checkpoint-500", "llava"])
     {'llava': 'llava', 'run-1/checkpoint-500': 'run-1/checkpoint-500', 'run-2/checkpoint-500': 'run-2/checkpoint-500'}
+
+    What is no path stays whole, whatever slashes it has:
+
+    >>> short_names(["<b>ours</b>"])
+    {'<b>ours</b>': '<b>ours</b>'}
     """
     names: dict[str, str] = {}
     pending, depth = list(labels), 1
@@ -53,7 +70,7 @@ def short_names(labels: Iterable[str]) -> dict[str, str]:
         for tail in [*tails.values(), *names.values()]:
             counts[tail] = counts.get(tail, 0) + 1
         for label, tail in tails.items():
-            deepest = len(PurePosixPath(label).parts) <= depth
+            deepest = len(_parts(label)) <= depth
             if (counts[tail] == 1 and not tail.startswith("checkpoint-")) or deepest:
                 names[label] = tail
         pending = [label for label in pending if label not in names]
@@ -62,8 +79,12 @@ def short_names(labels: Iterable[str]) -> dict[str, str]:
 
 
 def _tail(label: str, depth: int) -> str:
-    parts = PurePosixPath(label).parts
-    return str(PurePosixPath(*parts[-depth:])) if parts else label
+    parts = _parts(label)
+    return str(PurePosixPath(*parts[-depth:])) if len(parts) > 1 else label
+
+
+def _parts(label: str) -> tuple[str, ...]:
+    return (label,) if NOT_IN_PATHS.search(label) else PurePosixPath(label).parts
 
 
 class Clusters(Generic[K]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,9 @@ from mir_plugin.errors import MirError
 
 if TYPE_CHECKING:
     from mir_plugin.reports.build import ReportFiles
+
+
+SOME_FAILED = 5
 
 
 def report(
@@ -44,6 +48,8 @@ def report(
       mir report results/ --formats html,tex
 
       mir report --paper
+
+    Exit codes: 0 all was read; 5 something could not be used, and is named; 1 nothing could.
     """
     if bool(sources) == paper:
         raise MirError("name files or folders of results, or --paper alone.")
@@ -52,11 +58,27 @@ def report(
     from mir_plugin.reports.config import ReportConfig
 
     chosen = ReportConfig.load(config) if config else ReportConfig()
+    if formats:
+        chosen = replace(chosen, formats=tuple(name.strip() for name in formats.split(",")))
+    if open_page and chosen.formats and "html" not in chosen.formats:
+        raise MirError(f"--open shows the page, but the formats are {', '.join(chosen.formats)}; add html to them.")
     with only_writer(out):
         files = build_paper_report(out, chosen.formats) if paper else build_report(sources or [], out, chosen)
     print_report(files)
     if open_page:
         webbrowser.open(files.paths["html"].absolute().as_uri())
+    errors = [problem for problem in files.board.problems if problem.severity == "error"]
+    if errors:
+        lines = [on_a_line(f"  {one.where}: {one.what} {one.remedy}") for one in errors]
+        typer.echo("\n".join(["mir: not everything could be used:", *lines]), err=True)
+        raise typer.Exit(SOME_FAILED if files.board.rows else 1)
+
+
+def on_a_line(text: str) -> str:
+    """Text from outside on one line of a terminal, without what would steer it."""
+    from mir_plugin.reports.cell_text import storable
+
+    return " ".join(storable(text).splitlines())
 
 
 def print_report(files: ReportFiles) -> None:
@@ -71,12 +93,12 @@ def print_report(files: ReportFiles) -> None:
         shown = [f"MIR {row.mir:.3f}"] if row.mir is not None else []
         shown += [f"{one.name} {row.scores[one.key]:.1f}" for one in board.benchmarks if one.key in row.scores]
         shown += [f"average {row.average:.1f}"] if row.average is not None else []
-        console.print(f"  {escape(row.name)}: {escape(', '.join(shown))}")
+        console.print(f"  {escape(on_a_line(row.name))}: {escape(', '.join(shown))}")
     for warning in board.warnings:
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+        console.print(f"[yellow]warning:[/yellow] {escape(on_a_line(warning))}")
     for problem in board.problems:
-        console.print(
-            f"[yellow]{problem.severity}:[/yellow] {escape(f'{problem.where}: {problem.what} {problem.remedy}')}"
-        )
+        if problem.severity != "error":  # the command ends with these
+            told = on_a_line(f"{problem.where}: {problem.what} {problem.remedy}")
+            console.print(f"[yellow]{problem.severity}:[/yellow] {escape(told)}")
     for path in files.paths.values():
         console.print(f"wrote {escape(str(path))}")

@@ -9,6 +9,7 @@ from report_boards import save_mir
 
 from mir_plugin.errors import MirError
 from mir_plugin.reports.config import ReportConfig
+from mir_plugin.reports.identity import short_names
 from mir_plugin.reports.joint import join
 from mir_plugin.reports.sources import gather
 
@@ -229,3 +230,8 @@ def test_globs_are_expanded_and_a_file_is_read_once(tmp_path):
 def test_mistakes_in_the_configuration_are_told_with_their_place(data, told):
     with pytest.raises(MirError, match=told):
         ReportConfig.from_mapping(data)
+
+
+@pytest.mark.parametrize("label", ["<script>alert(1)</script>", 'a"/b', "first\n/second", "x | y/z"])
+def test_a_name_that_is_no_path_is_shown_whole(label):
+    assert short_names([label, "runs/llava"]) == {label: label, "runs/llava": "llava"}
