@@ -21,6 +21,7 @@
     pointStyle: SHAPES[place % SHAPES.length],
     borderWidth: 2,
     pointRadius: 4,
+    clip: false, // the first and last step stand on the edges
     pointHoverRadius: 6,
   }));
 
@@ -36,7 +37,7 @@
       y: axis(label, { afterFit: (scale) => { scale.width = 76; }, ticks: { callback: (value) => numberText(value), maxTicksLimit: 6 } }),
     },
     plugins: {
-      legend: { display: isFirst && runs.length > 1, labels: { color: theme.colour("ink"), usePointStyle: true, font: { family: FONT } } },
+      legend: { display: isFirst && runs.length > 1, labels: { color: theme.colour("ink"), usePointStyle: true, boxWidth: 8, boxHeight: 8, font: { family: FONT } } },
       tooltip: {
         ...tooltipLook(),
         callbacks: {

@@ -336,3 +336,21 @@ def test_five_hundred_checkpoints_with_thirty_scores_are_sorted_and_filtered(bro
     )
     assert set(names(browser)) == {f"model {i}" for i in range(N_ROWS) if "49" in str(i)}
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
+
+
+def test_training_runs_are_drawn_by_step_with_score_and_loss_and_read_out_by_keyboard(browser, tmp_path):
+    rows = [
+        dataclasses.replace(row, group="ours", step=step, identity=f"runs/a/checkpoint-{step}", mir_interval=None)
+        for row, step in zip(board().rows, (300, 100, 200), strict=False)
+    ]
+    rows[0] = dataclasses.replace(rows[0], scores={**rows[0].scores, "training_loss": 1.25})
+    browser.get(write_page(board(rows=tuple(rows)), tmp_path / "report.html").as_uri())
+    canvases = browser.find_elements("css selector", "#training-panels canvas")
+    drawn = browser.execute_script(
+        "return [...arguments[0]].map((canvas) => Chart.getChart(canvas).data.datasets[0].data)", canvases
+    )
+    assert [(point["x"], point["y"]) for point in drawn[0]] == [(r.step, r.mir) for r in (rows[1], rows[2], rows[0])]
+    assert drawn[-1] == [{"x": 300, "y": 1.25}]
+    canvases[-1].send_keys(Keys.ARROW_RIGHT)
+    assert by_id(browser, "training-spoken").text == "Step 300, Training loss, ours: 1.25"
+    assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
