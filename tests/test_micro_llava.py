@@ -13,6 +13,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mir_plugin.embedded import digit_questions, embedded_samples, first_word_is, micro_checkpoints
 from mir_plugin.model_adapters import load_adapter
+from mir_plugin.replication.micro_llava import (
+    load_parts,
+    load_tokenizer,
+    save_llava_full,
+    save_llava_parts,
+    save_llava_projector,
+)
+from mir_plugin.replication.training import make_repeatable
 from mir_plugin.run import measure
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "micro_llava"
@@ -25,11 +33,10 @@ def scripts():
     sys.path.insert(0, str(EXAMPLE))
     n_threads = torch.get_num_threads()
     try:
-        import checkpoints
         import train
 
-        train.make_repeatable()
-        yield checkpoints
+        make_repeatable()
+        yield train
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(n_threads)
@@ -39,8 +46,8 @@ def scripts():
 
 
 @pytest.fixture(scope="module")
-def parts(scripts):
-    return scripts.load_parts(LATE)
+def parts():
+    return load_parts(LATE)
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +106,15 @@ def test_the_projector_stage_repeats_the_recorded_losses(scripts, parts, record)
     """From the committed frozen parts; a thousandth of tolerance is for other processors' rounding."""
     import stages
 
-    recipe, tokenizer = stages.Recipe(**record["recipe"]), stages.load_tokenizer(parts.tokenizer_model)
-    stage = stages.train_projector(tokenizer, parts.language_model, parts.tower, digit_questions("train"), recipe)
+    stage = stages.train_projector(parts, digit_questions("train"), stages.Recipe(**record["recipe"]))
     losses = [loss for _, loss, _ in itertools.islice(stage, 1, 3)]
     assert losses == approx(record["first_losses"]["projector"][:2], rel=1e-3)
 
 
-def test_the_fast_tokenizer_agrees_with_sentencepiece(parts):
+def test_the_fast_tokenizer_agrees_with_sentencepiece(scripts, parts):
     import corpus
-    import stages
 
-    fast, sentences = AutoProcessor.from_pretrained(LATE).tokenizer, stages.load_tokenizer(parts.tokenizer_model)
+    fast, sentences = AutoProcessor.from_pretrained(LATE).tokenizer, load_tokenizer(parts.tokenizer_model)
     for text in [*corpus.unseen_prose()[:20], "seven 1234, naïve\n  two  spaces", "USER: x ASSISTANT: nine"]:
         assert fast(text)["input_ids"] == sentences.encode(text, add_bos=True)
 
@@ -131,9 +136,9 @@ def test_the_same_weights_in_original_formats_have_the_same_mir(scripts, parts, 
     """
     trained = models[LATE].model.multi_modal_projector
     projector = torch.nn.Sequential(trained.linear_1, torch.nn.GELU(), trained.linear_2)
-    scripts.save_llava_parts(tmp_path, parts)
-    scripts.save_llava_projector(tmp_path / "checkpoint-7", parts, projector, [2.0, 1.0])
-    scripts.save_llava_full(tmp_path / "full", parts, projector)
+    save_llava_parts(tmp_path, parts)
+    save_llava_projector(tmp_path / "checkpoint-7", parts, projector, [2.0, 1.0])
+    save_llava_full(tmp_path / "full", parts, projector)
     samples = embedded_samples(5)
     mirs = []
     for folder in (LATE, tmp_path / "checkpoint-7", tmp_path / "full"):
@@ -146,11 +151,10 @@ def test_the_same_weights_in_original_formats_have_the_same_mir(scripts, parts, 
 
 def test_every_stage_runs_and_leaves_what_a_sweep_reads(scripts, tmp_path, monkeypatch):
     import stages
-    import train
 
-    monkeypatch.setattr(train, "digit_questions", lambda split: digit_questions(split, 8))
+    monkeypatch.setattr(scripts, "digit_questions", lambda split: digit_questions(split, 8))
     recipe = stages.Recipe(language_steps=1, vision_steps=1, vision_batch=2, projector_steps=2, projector_batch=2)
-    train.train(tmp_path, recipe, "llava", {0, 2})
+    scripts.train(tmp_path, recipe, "llava", {0, 2})
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "base_llm", "checkpoint-0", "checkpoint-2", "training.json", "vision_tower",
     ]  # fmt: skip

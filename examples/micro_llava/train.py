@@ -17,12 +17,19 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-from checkpoints import Parts, save_huggingface, save_llava_parts, save_llava_projector
+from checkpoints import save_huggingface
 from corpus import unseen_prose
-from stages import Recipe, load_tokenizer, train_language_model, train_projector, train_tokenizer, train_vision_tower
+from stages import Recipe, train_language_model, train_projector, train_tokenizer, train_vision_tower
 
 from mir_plugin.embedded import digit_questions
+from mir_plugin.replication.micro_llava import (
+    TOKENIZER_NAME,
+    Parts,
+    load_tokenizer,
+    save_llava_parts,
+    save_llava_projector,
+)
+from mir_plugin.replication.training import make_repeatable
 
 EARLY_STEP = 5
 N_RECORDED_LOSSES = 5
@@ -73,9 +80,10 @@ def align(
     """The projector stage between frozen parts: its losses, and checkpoints of the given steps."""
     if checkpoint_format == "llava":
         save_llava_parts(out, parts)
-    for step, loss, projector in train_projector(
-        load_tokenizer(parts.tokenizer_model), parts.language_model, parts.tower, digit_questions("train"), recipe
-    ):
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / TOKENIZER_NAME).write_bytes(parts.tokenizer_model)
+    for step, loss, projector in train_projector(parts, digit_questions("train"), recipe):
         if step:
             losses["projector"].append(loss)
         if step not in save_steps:
@@ -84,12 +92,6 @@ def align(
             save_llava_projector(out / f"checkpoint-{step}", parts, projector, losses["projector"])
         else:
             save_huggingface(out / f"step-{step}", parts, projector)
-
-
-def make_repeatable() -> None:
-    """One thread and deterministic kernels, so that one machine always computes the same weights."""
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
 
 
 def training_record(out: Path, recipe: Recipe, losses: Mapping[str, list[float]], seconds: int) -> dict[str, object]:

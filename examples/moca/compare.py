@@ -25,11 +25,9 @@ from mir_plugin.embedded import DIGIT_QUESTION, digit_questions, embedded_sample
 from mir_plugin.model_adapters.generation import Prompt
 from mir_plugin.model_adapters.huggingface import from_loaded
 from mir_plugin.model_adapters.moca_training import apply_moca, moca_parameters
+from mir_plugin.replication.captions import before_answer, captions_of
 from mir_plugin.run import measure
 from mir_plugin.samples import Sample, SampleSet
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "micro_llava"))
-from corpus import before_answer, captions_of  # the captions that the micro LLaVA itself learns from
 
 FROZEN_PARTS = micro_checkpoints()[0]  # its vision tower and language model; its projector is replaced
 # Projected CLIP features are six to nine times as long as text embeddings when LLaVA's pre-training begins.
