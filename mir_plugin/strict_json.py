@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -39,11 +40,17 @@ def read_as(cls: type[D], data: Any) -> D:
     """
     if not isinstance(data, dict):
         raise TypeError(f"{data!r:.60} stands where an object belongs")
-    known = {name: (data[name], hint) for name, hint in get_type_hints(cls).items() if name in data}
+    known = {name: (data[name], hint) for name, hint in _hints(cls).items() if name in data}
     for name, (value, hint) in known.items():
         if not _fits(value, hint):
             raise TypeError(f"{name} is {value!r:.60}")
     return cls(**{name: value for name, (value, _) in known.items()})
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Evaluating annotations takes ten times as long as reading a result's layer, so it is done once for each class."""
+    return get_type_hints(cls)
 
 
 def is_number(value: Any) -> bool:
@@ -53,15 +60,15 @@ def is_number(value: Any) -> bool:
 
 
 def _fits(value: Any, hint: Any) -> bool:
+    if hint is float:
+        return is_number(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, part) for part in parts)
     if origin is Mapping:
         return isinstance(value, dict) and all(_fits(one, parts[1]) for one in value.values())
-    if hint is float:
-        return is_number(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
     if hint is Any or origin is Literal:  # MirConfig says itself which words it knows
         return True
     return isinstance(value, origin or hint)
