@@ -9,7 +9,7 @@ import shutil
 import pytest
 from report_boards import board, layer
 
-from mir_plugin.reports.benchmarks import Benchmark
+from mir_plugin.reports.benchmarks import TRAINING_LOSS, Benchmark
 from mir_plugin.reports.board import Board, BoardRow, Cohort, Correlation
 from mir_plugin.reports.correlation import correlate
 from mir_plugin.reports.page import write_page
@@ -343,7 +343,7 @@ def test_training_runs_are_drawn_by_step_with_score_and_loss_and_read_out_by_key
         dataclasses.replace(row, group="ours", step=step, identity=f"runs/a/checkpoint-{step}", mir_interval=None)
         for row, step in zip(board().rows, (300, 100, 200), strict=False)
     ]
-    rows[0] = dataclasses.replace(rows[0], scores={**rows[0].scores, "training_loss": 1.25})
+    rows[0] = dataclasses.replace(rows[0], scores={**rows[0].scores, TRAINING_LOSS: 1.25})
     browser.get(write_page(board(rows=tuple(rows)), tmp_path / "report.html").as_uri())
     canvases = browser.find_elements("css selector", "#training-panels canvas")
     drawn = browser.execute_script(
