@@ -22,6 +22,7 @@ from mir_plugin.commands.run import run
 from mir_plugin.commands.select import select
 from mir_plugin.commands.sweep import sweep
 from mir_plugin.errors import MirError
+from mir_plugin.redaction import without_secrets
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,7 +56,7 @@ def main() -> None:
     try:
         app()
     except MirError as error:
-        typer.echo(f"mir: {error}", err=True)
+        typer.echo(without_secrets(f"mir: {error}"), err=True)
         sys.exit(1)
     except OSError as error:  # a full disk, a closed terminal, a file that went away: nothing that code could prevent
         where = f"{error.filename}: " if error.filename else ""

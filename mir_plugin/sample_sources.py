@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mir_plugin.errors import MirError
+from mir_plugin.redaction import without_secrets
 from mir_plugin.samples import Sample, SampleSet, seeded_choice
 
 if TYPE_CHECKING:
@@ -135,12 +136,12 @@ def from_dataset(
         )
     return SampleSet(
         samples=tuple(
-            Sample(f"{name}/{split}/{index}", image, text)
+            Sample(f"{without_secrets(name)}/{split}/{index}", image, text)
             for index, image, text in zip(choice, images, texts, strict=True)
         ),
         description={
             **_description("dataset", len(rows), n_samples, seed, choice),
-            "dataset": name,
+            "dataset": without_secrets(name),
             "config": config,
             "split": split,
             "columns": {"image": image_column, "text": text_column},

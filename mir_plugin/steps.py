@@ -33,9 +33,9 @@ def step_of(checkpoint: Path) -> int | None:
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         found = state.get("global_step")
-    except (OSError, ValueError, AttributeError):  # no such file, or none of the trainer's: the step is unknown
+    except (OSError, ValueError, AttributeError, RecursionError):  # no such file, or none of the trainer's
         return None
-    return found if isinstance(found, int) else None
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
 def run_of(checkpoint: Path) -> str:

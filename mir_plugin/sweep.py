@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from mir_plugin.errors import MirError
 from mir_plugin.output import write_atomically
+from mir_plugin.redaction import without_secrets
 from mir_plugin.results import MirResult
 from mir_plugin.selection import Candidate, Selection, select
 from mir_plugin.steps import in_training_order, run_of, step_in_name, step_of
@@ -149,10 +150,11 @@ class Sweep:
         try:
             measured = self._measure(entry.checkpoint, self.out_dir / entry.name / RESULT_NAME)
         except MirError as error:
-            return dataclasses.replace(entry, state="failed", result=None, error=str(error))
+            return dataclasses.replace(entry, state="failed", result=None, error=without_secrets(str(error)))
         except Exception as error:  # out of memory, or a bug of ours: one checkpoint must not cost the others
             logger.exception("measuring %s failed", entry.checkpoint)
-            return dataclasses.replace(entry, state="failed", result=None, error=f"{type(error).__name__}: {error}")
+            what = without_secrets(f"{type(error).__name__}: {error}")
+            return dataclasses.replace(entry, state="failed", result=None, error=what)
         return dataclasses.replace(
             entry,
             state="kept" if measured.kept else "measured",

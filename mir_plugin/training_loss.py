@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from mir_plugin.errors import MirError
 from mir_plugin.steps import step_in_name
+from mir_plugin.strict_json import is_number, json_document
 
 
 def training_loss(checkpoint: Path, n_last: int = 10) -> float:
@@ -26,10 +26,15 @@ def training_loss(checkpoint: Path, n_last: int = 10) -> float:
     if path is None:
         raise MirError(f"no trainer_state.json at {checkpoint}; the Trainer writes it with the checkpoints it saves.")
     try:
-        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["log_history"]
-        losses = [float(row["loss"]) for row in rows if "loss" in row and (step is None or row["step"] <= step)]
+        rows: list[dict[str, Any]] = json_document(path.read_text(encoding="utf-8"))["log_history"]
+        losses = [row["loss"] for row in rows if "loss" in row and (step is None or row["step"] <= step)]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise MirError(f"{path} is no trainer state ({error!r}). Copy it again from the training run.") from error
+    wrong = next((loss for loss in losses if not is_number(loss)), None)
+    if wrong is not None:
+        raise MirError(
+            f"{path} holds a loss of {wrong!r:.40}, which is no number: the training diverged, or the file is damaged."
+        )
     if not losses:
         up_to = "" if step is None else f" up to step {step}"
         raise MirError(f"{path} holds no loss{up_to}: nothing was logged (logging_steps) before this checkpoint.")

@@ -107,8 +107,10 @@ def why_incomplete(checkpoint: Path) -> str | None:
     for index in (checkpoint / name for name in INDEXES if (checkpoint / name).exists()):
         if not _is_json(index):
             return f"{index.name} is not written yet"
-        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        files += [checkpoint / shard for shard in sorted(shards)]
+        weight_map = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            return f"{index.name} lists no shards"
+        files += [checkpoint / shard for shard in sorted(set(weight_map.values()))]
     if not files:
         return "no weights file is there yet"
     return next((f"{file.name} is not written yet" for file in files if not _is_whole(file)), None)
@@ -129,7 +131,7 @@ def _signature(checkpoint: Path) -> Signature:
 def _is_json(path: Path) -> bool:
     try:
         return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
@@ -140,9 +142,13 @@ def _is_whole(path: Path) -> bool:
         with path.open("rb") as file:
             start = file.read(8)
             if path.suffix == ".safetensors":
-                header = json.loads(file.read(int.from_bytes(start, "little")))
+                length = int.from_bytes(start, "little")
+                if length > size:
+                    return False
+                header = json.loads(file.read(length))
                 ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-                return size == file.tell() + max(ends, default=0)
+                return bool(size == file.tell() + max(ends, default=0))
         return zipfile.is_zipfile(path) if start.startswith(b"PK") else size > 0
-    except (OSError, ValueError, MemoryError, KeyError, TypeError):  # a header cut short, or not there any more
+    # A header cut short, of another kind than headers are, or not there any more.
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return False

@@ -16,6 +16,7 @@ TABLE = "table"
 FRACTION = 100.0  # factor from 0-1 to percent
 PERCENT = 1.0
 POINTS = 1.0
+ROUNDING = 1e-6
 
 TRAINING_LOSS = "train_loss"
 
@@ -50,6 +51,7 @@ class Benchmark:
         higher_is_better: direction of "best".
         averaged: whether it may enter the average.
         decimals: with which it is shown.
+        points: how many there are to reach, in the unit "points"; None where there is no limit.
     """
 
     key: str
@@ -61,6 +63,12 @@ class Benchmark:
     higher_is_better: bool = True
     averaged: bool = True
     decimals: int = 1
+    points: float | None = None
+
+    def can_be(self, value: float) -> bool:
+        """Whether a score lies on the benchmark's scale: one that does not was damaged, or is on another scale."""
+        highest = 100.0 if self.unit == "percent" else self.points
+        return highest is None or -ROUNDING <= value <= highest + ROUNDING
 
 
 def _accuracy(key: str, name: str, lmms: str, metric: str, vlm: Sequence[str] = (), *columns: str) -> Benchmark:
@@ -84,6 +92,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         ("MME-P", "MME perception"),
         unit="points",
         to_percent=1 / 20,
+        points=2000.0,
     ),
     Benchmark(
         "mme_cognition",
@@ -95,6 +104,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         ("MME cognition", "MME reasoning"),
         unit="points",
         averaged=False,
+        points=800.0,
     ),
     Benchmark(
         "mmbench",

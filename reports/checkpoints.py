@@ -7,11 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from mir_plugin.errors import MirError
 from mir_plugin.reports.config import ModelEntry, ReportConfig
-from mir_plugin.reports.identity import NAME, PATH, VLMEVALKIT_MODEL, WEIGHTS, Clusters, plain, short_names
+from mir_plugin.reports.identity import NAME, PATH, VLMEVALKIT_MODEL, WEIGHTS, Clusters, plain, resolved, short_names
 from mir_plugin.reports.records import CheckpointRef, Harvest, Problem
 
 KEY_KINDS = (PATH, NAME, VLMEVALKIT_MODEL, WEIGHTS)  # the first kind that a checkpoint has names it
@@ -89,7 +89,7 @@ def _kind_order(key: str) -> tuple[int, str]:
 def _matching(text: str, everything: list[str], clusters: Clusters[str], problems: list[Problem]) -> list[str]:
     """Keys that a ``match`` text means: exactly, as a path, or as the last part of the path of one checkpoint."""
     exact = {text, NAME + posixpath.normpath(text), VLMEVALKIT_MODEL + text, WEIGHTS + text}
-    exact.add(PATH + str(Path(text).expanduser().resolve()))
+    exact.add(f"{PATH}{resolved(text)}")
     found = [key for key in everything if key in exact]
     if found:
         return found

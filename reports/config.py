@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from mir_plugin.errors import MirError
 from mir_plugin.reports.benchmarks import BENCHMARKS, FRACTION, LMMS_EVAL, PERCENT, VLMEVALKIT, Benchmark, Headline
+from mir_plugin.strict_json import is_number
 
 SCALES = {"fraction": FRACTION, "percent": PERCENT, "points": 1.0}
 
@@ -53,7 +55,7 @@ class ReportConfig:
         """Read a YAML file. Raises MirError naming the file and the key that is wrong."""
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none is a ValueError
             raise MirError(f"cannot read the report configuration {path}: {error}") from error
         return cls.from_mapping(data, source=str(path))
 
@@ -66,7 +68,12 @@ class ReportConfig:
         own_keys = {benchmark.key for benchmark in own}
         known = (*(b for b in BENCHMARKS if b.key not in own_keys), *own)
         keys = [benchmark.key for benchmark in known]
-        shown = tuple(reader.one_of(item, "benchmarks", keys) for item in reader.sequence(data, "benchmarks"))
+        twice = next((benchmark.key for benchmark in own if keys.count(benchmark.key) > 1), None)
+        if twice is not None:
+            raise MirError(f"{source}: define holds {twice!r} twice; expected one definition of each benchmark.")
+        shown = tuple(
+            dict.fromkeys(reader.one_of(one, "benchmarks", keys) for one in reader.sequence(data, "benchmarks"))
+        )
         weights = reader.mapping(data.get("weights") or {}, "weights", keys)
         return cls(
             title=str(data.get("title") or cls.title),
@@ -124,9 +131,9 @@ def _benchmark(reader: _Reader, item: Any, index: int) -> Benchmark:
         headlines=tuple(headlines),
         columns=tuple(map(str, reader.sequence(entry, "columns"))),
         unit="points" if unit == "points" else "percent",
-        to_percent=float(entry.get("to_percent", 1.0)),
-        higher_is_better=bool(entry.get("higher_is_better", True)),
-        averaged=bool(entry.get("averaged", unit == "percent")),
+        to_percent=reader.weight(entry.get("to_percent", 1.0), f"{where}.to_percent"),
+        higher_is_better=reader.truth(entry.get("higher_is_better", True), f"{where}.higher_is_better"),
+        averaged=reader.truth(entry.get("averaged", unit == "percent"), f"{where}.averaged"),
     )
 
 
@@ -137,7 +144,8 @@ class _Reader:
     source: str
 
     def error(self, key: str, value: Any, expected: str) -> MirError:
-        return MirError(f"{self.source}: {key or 'the file'} is {value!r}; expected {expected}.")
+        shown = reprlib.repr(value)  # short: a few lines of YAML can stand for gigabytes
+        return MirError(f"{self.source}: {key or 'the file'} is {shown}; expected {expected}.")
 
     def mapping(self, value: Any, key: str, allowed: Iterable[str]) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -155,11 +163,16 @@ class _Reader:
     def one_of(self, value: Any, key: str, allowed: Iterable[str]) -> str:
         names = list(allowed)
         if value not in names:
-            near = difflib.get_close_matches(str(value), names, 1)
+            near = difflib.get_close_matches(reprlib.repr(value).strip("'"), names, 1)
             raise self.error(key, value, f"one of {', '.join(names)}" + (f" (did you mean {near[0]}?)" if near else ""))
         return str(value)
 
     def weight(self, value: Any, key: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        if not is_number(value) or value < 0:
             raise self.error(key, value, "a number that is not negative")
         return float(value)
+
+    def truth(self, value: Any, key: str) -> bool:
+        if not isinstance(value, bool):
+            raise self.error(key, value, "true or false")
+        return value

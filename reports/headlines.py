@@ -34,7 +34,12 @@ def headline_entries(
         if (host, task) not in wanted:
             wanted[host, task] = _wanted(host, task, benchmarks)
         found = _headlines_of(metrics, wanted[host, task])
-        entries += [_entry(checkpoint, benchmark, headline, score) for benchmark, headline, score in found]
+        for benchmark, headline, score in found:
+            entry = _entry(checkpoint, benchmark, headline, score)
+            if benchmark.can_be(entry.value):
+                entries.append(entry)
+            else:
+                problems.append(_off_scale(benchmark, entry))
         if not wanted[host, task]:
             unknown[host, task] += 1
         elif not found:
@@ -123,6 +128,14 @@ def _choose(entries: Sequence[ScoreEntry]) -> tuple[list[ScoreEntry], list[Probl
         if len(indices) > 1:
             problems.append(_superseded(chosen[best], [entries[i] for i in indices if i != best]))
     return chosen, problems
+
+
+def _off_scale(benchmark: Benchmark, entry: ScoreEntry) -> Problem:
+    highest = "100 %" if benchmark.unit == "percent" else f"{benchmark.points} points"
+    what = (
+        f"{benchmark.name} would be {entry.value:g} ({entry.host} {entry.task}, {entry.run_id}); it has 0 to {highest}"
+    )
+    return Problem("error", "unreadable", entry.name, what, "Not shown. Correct the table, or evaluate again.")
 
 
 def _superseded(used: ScoreEntry, others: Sequence[ScoreEntry]) -> Problem:

@@ -15,6 +15,7 @@ from mir_plugin.reports.identity import checkpoint_ref
 from mir_plugin.reports.mir_json import measurement_of
 from mir_plugin.reports.records import CheckpointRef, Comparability, Harvest, Measurement, Problem, Run, Score
 from mir_plugin.results import MirResult
+from mir_plugin.strict_json import json_document
 
 RESULTS_SUFFIX = "_results.json"
 SUBMISSIONS_DIR = "submissions"  # tasks write look-alikes there; none is a results file
@@ -30,7 +31,7 @@ def is_results_file(path: Path) -> bool:
 def read_results(path: Path) -> Harvest:
     """Scores, a MIR value if the task ran, and the run's provenance; a damaged file becomes a problem."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json_document(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return _unreadable(path, f"it is not whole JSON ({error})")
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
@@ -89,7 +90,7 @@ def _scores(data: Mapping[str, Any], checkpoint: CheckpointRef, whole: bool, dat
                 metric=metric,
                 value=value,
                 complete=whole and effective == original,
-                n_samples=effective,
+                n_samples=effective if isinstance(effective, int) else None,
                 date=date,
                 run_id=run_id,
             )
@@ -103,7 +104,7 @@ def numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             continue
         try:
             number = float(value) if isinstance(value, (int, float, str)) else math.nan
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
         if math.isfinite(number):
             yield key, number

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import math
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ from mir_plugin.reports.benchmarks import TABLE, find_column
 from mir_plugin.reports.cell_text import without_apostrophe
 from mir_plugin.reports.identity import checkpoint_ref
 from mir_plugin.reports.records import UNSTATED, CheckpointRef, Comparability, Harvest, Measurement, Problem, Run, Score
-from mir_plugin.reports.spreadsheet import read_grid
+from mir_plugin.reports.spreadsheet import ends_with_a_line, read_grid
 
 IDENTITY_HEADINGS = ("identity", "checkpoint", "pretrained", "model_path", "model", "name")
 MIR_HEADINGS = ("mir", "mir_published", "mir_published_upper")
 COMPARABILITY_HEADINGS = ("estimator", "samples", "protocol")
+LARGEST_LOGARITHM = sys.float_info.max_10_exp  # a MIR beyond it would be that of distances that no number can hold
 EMPTY_CELLS = frozenset({"", "-", "–", "—", "n/a", "na", "nan", "none", "null"})
 
 
@@ -46,9 +49,28 @@ def read_score_table(path: Path) -> Harvest:
         )
         return Harvest(problems=(problem,))
     kept, ignored = _score_columns(headings, grid[1:])
+    kept, problems = _without_doubles(kept, source)
     harvests = [_read_row(source, number, kept, cells, named_by) for number, cells in enumerate(grid[1:], start=2)]
-    notes = [Problem("note", "missing", source, f"columns without a number are not scores: {', '.join(ignored)}")]
-    return Harvest.total([*harvests, Harvest(problems=tuple(notes if ignored else []))])
+    if ignored:
+        what = f"columns without a number are not scores: {', '.join(ignored)}"
+        problems.append(Problem("note", "missing", source, what))
+    if not harvests:
+        problems.append(Problem("warning", "missing", source, "it holds headings, but no row", "Add rows to it."))
+    if not ends_with_a_line(path):
+        what = "its last line has no end; if the file was cut short, the last number is wrong"
+        problems.append(Problem("note", "unreadable", source, what, "Compare the last row with its origin."))
+    return Harvest.total([*harvests, Harvest(problems=tuple(problems))])
+
+
+def _without_doubles(headings: Sequence[str], source: str) -> tuple[list[str], list[Problem]]:
+    """Headings with those blanked that stand over several columns: which of them counts, nobody can tell."""
+    counts = Counter(_field(heading) for heading in headings if heading)
+    twice = [name for name, count in counts.items() if count > 1]
+    problems = [
+        Problem("error", "unreadable", source, f"{counts[name]} columns are headed {name!r}", "Not read. Keep one.")
+        for name in twice
+    ]
+    return ["" if _field(heading) in twice else heading for heading in headings], problems
 
 
 def _score_columns(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[str]]:
@@ -69,6 +91,10 @@ def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence
     row = {heading: cell for heading, cell in zip(headings, cells, strict=False) if heading}
     name = without_apostrophe(_text(cells[named_by])) if named_by < len(cells) else ""
     where = f"{source} row {number}"
+    surplus = [_text(cell) for cell in cells[len(headings) :] if _text(cell)]
+    if surplus:
+        what = f"has more cells than there are headings: {', '.join(surplus)}; perhaps a comma in a cell without quotes"
+        return Harvest(problems=(Problem("error", "unreadable", where, what, "Not read. Correct the row."),))
     if not name:
         return Harvest(problems=(Problem("error", "unreadable", where, "names no checkpoint", "Fill in its name."),))
     facts = {heading.casefold(): _text(cell) for heading, cell in row.items()}
@@ -79,13 +105,17 @@ def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence
         if heading.casefold() in texts or _text(cell).casefold() in EMPTY_CELLS:
             continue
         value = _number(cell)
-        if value is None:
-            what = f"{heading} is {_text(cell)!r}, which is no number; the cell is left empty"
+        if value is None or (_field(heading) in MIR_HEADINGS and abs(value) > LARGEST_LOGARITHM):
+            what = f"{heading} is {_text(cell)!r}, which it cannot be; the cell is left empty"
             problems.append(Problem("warning", "missing", where, what, "Correct the cell."))
         elif _field(heading) in MIR_HEADINGS:
             mir[_field(heading)] = value
         else:
             scores.append(Score(checkpoint, TABLE, heading, heading, value, date=date, run_id=source))
+    if not scores and not mir and not problems:
+        problems.append(
+            Problem("warning", "missing", where, f"{name} has no number", "Fill in its scores, or remove it.")
+        )
     run = Run(source, TABLE, name, source, date, tuple(score.task for score in scores))
     return Harvest(tuple(scores), _measurement(mir, facts, checkpoint, date, source), (run,), tuple(problems))
 
@@ -128,7 +158,7 @@ def _number(cell: Any) -> float | None:
         return None
     try:
         number = float(cell.strip().removesuffix("%") if isinstance(cell, str) else cell)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

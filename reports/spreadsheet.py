@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,12 @@ def read_grid(path: Path) -> list[list[Any]]:
     """
     rows = _xlsx(path) if path.suffix.lower() == ".xlsx" else _delimited(path)
     return [row for row in rows if any(cell not in (None, "") for cell in row)]
+
+
+def ends_with_a_line(path: Path) -> bool:
+    """Whether a text table was written to its end, as far as its last byte tells; of other files it tells nothing."""
+    content = path.read_bytes()[-1:]
+    return path.suffix.lower() == ".xlsx" or content in (b"", b"\n", b"\r")
 
 
 def _delimited(path: Path) -> list[list[Any]]:
@@ -45,5 +50,6 @@ def _xlsx(path: Path) -> list[list[Any]]:
             return [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
         finally:
             book.close()
-    except (zipfile.BadZipFile, KeyError, IndexError, TypeError, SyntaxError) as error:
-        raise ValueError(f"it is no whole XLSX workbook ({error})") from error
+    # What openpyxl and the libraries below it raise for damaged bytes is no closed list.
+    except Exception as error:
+        raise ValueError(f"it is no whole XLSX workbook ({type(error).__name__}: {error})") from error

@@ -7,7 +7,6 @@ November 2024. Links in the model folder repeat what lies in run folders, so onl
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from mir_plugin.reports.benchmarks import BENCHMARKS, VLMEVALKIT
 from mir_plugin.reports.identity import vlmevalkit_ref
 from mir_plugin.reports.records import Harvest, Problem, Run, Score
 from mir_plugin.reports.spreadsheet import read_grid
+from mir_plugin.strict_json import json_document
 
 RUN_DIR = re.compile(r"T(\d{8})(?:-(\d{6})|_G[0-9a-f]{8})$")
 SCORE_FILE = re.compile(r"(?P<rest>.+)_(?:acc|score)\.(?:csv|tsv|xlsx|json)$")
@@ -161,7 +161,7 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
     if path.suffix != ".json":
         header, *lines = read_grid(path) or [[]]
         return [dict(zip(map(str, header), line, strict=False)) for line in lines]
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = json_document(path.read_text(encoding="utf-8"))
     if isinstance(data, dict) and all(isinstance(value, dict) for value in data.values()):
         data = list(data.values())
     rows = data if isinstance(data, list) else [data]
@@ -171,9 +171,11 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _finite(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -192,7 +194,7 @@ def _read_status(path: Path) -> tuple[Mapping[str, Any], list[Problem]]:
     if not path.is_file() or is_link(path):
         return {}, []
     try:
-        status = json.loads(path.read_text(encoding="utf-8"))
+        status = json_document(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         problem = Problem(
             "error", "unreadable", str(path), f"not read: {error}", "Its score files are read all the same."
@@ -205,9 +207,12 @@ def _date_of(name: str) -> str:
     match = RUN_DIR.match(name)
     if not match:
         return ""
-    if not match[2]:
-        return datetime.datetime.strptime(match[1], "%Y%m%d").date().isoformat()
-    return datetime.datetime.strptime(match[1] + match[2], "%Y%m%d%H%M%S").isoformat()
+    try:
+        if not match[2]:
+            return datetime.datetime.strptime(match[1], "%Y%m%d").date().isoformat()
+        return datetime.datetime.strptime(match[1] + match[2], "%Y%m%d%H%M%S").isoformat()
+    except ValueError:  # digits, but no date
+        return ""
 
 
 def _strip(name: str, model: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,8 @@ class GenerationArguments:
         """
         for name in sorted(asked.keys() - HANDLED - _told):
             _told.add(name)
-            logger.warning(f"generation argument {name}={asked[name]!r} has no meaning for mir_llava and is left out.")
+            # By its name alone: what we do not know may be a key.
+            logger.warning(f"generation argument {name!r} has no meaning for mir_llava and is left out.")
         sample = asked.get("do_sample")
         temperature = asked.get("temperature")
         if temperature is None:
@@ -45,15 +47,29 @@ class GenerationArguments:
         until = asked.get("until") or ()
         limit = asked.get("max_new_tokens") or asked.get("max_gen_toks") or DEFAULT_NEW_TOKENS
         try:
-            return cls(
+            arguments = cls(
                 max_new_tokens=int(limit),
                 temperature=0.0 if sample is False else float(temperature),
                 top_p=1.0 if asked.get("top_p") is None else float(asked["top_p"]),
                 num_beams=int(asked.get("num_beams") or 1),
                 until=(until,) if isinstance(until, str) else tuple(until),
             )
-        except (TypeError, ValueError) as error:
-            raise MirError(f"generation arguments {dict(asked)!r} are not usable ({error}).") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            known = {name: asked[name] for name in sorted(HANDLED & asked.keys())}
+            raise MirError(f"generation arguments {known!r} are not usable ({error}).") from error
+        arguments._check()
+        return arguments
+
+    def _check(self) -> None:
+        for name, usable, expected in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0, 1 at most"),
+            ("num_beams", self.num_beams >= 1, "1 or more"),
+            ("until", all(isinstance(text, str) for text in self.until), "texts"),
+        ):
+            if not usable:
+                raise MirError(f"generation argument {name} is {getattr(self, name)!r}; expected {expected}.")
 
     def as_keywords(self) -> dict[str, Any]:
         """For ``Generator.generate``."""

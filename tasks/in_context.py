@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import io
 import random
@@ -121,7 +120,7 @@ def questions_from_tsv(path: Path, n: int | None = None) -> list[LetteredQuestio
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [row for _, row in zip(range(n or sys.maxsize), csv.DictReader(file, delimiter="\t"), strict=False)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise MirError(f"{path} cannot be read as a table with tabs: {error}") from error
     images = {row.get("index"): row.get("image") or "" for row in rows}
     return [_question(row, images, f"{path}, row {number}") for number, row in enumerate(rows, start=2)]
@@ -149,6 +148,7 @@ def _decoded(encoded: str, place: str) -> Image:
     try:
         image = PIL.Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
         image.load()
-    except (OSError, ValueError, binascii.Error) as error:
+    # Pillow raises what it likes for damaged and for hostile bytes, also a class of its own for decompression bombs.
+    except Exception as error:
         raise MirError(f"{place}: the image cannot be decoded ({error}). Download the file again.") from error
     return image

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mir_plugin.errors import MirError
+from mir_plugin.redaction import without_secrets
 from mir_plugin.tasks import vlmeval_hooks
 
 INSTALL = "git clone https://github.com/open-compass/VLMEvalKit && pip install -e VLMEvalKit"
@@ -27,7 +28,7 @@ def main() -> None:
         arguments, checkpoints = own_checkpoints(sys.argv[1:])
         refuse_api_mode(arguments)
     except MirError as error:
-        sys.exit(f"mir-vlmeval: {error}")
+        sys.exit(without_secrets(f"mir-vlmeval: {error}"))
 
     def note(model: str, error: Exception) -> None:
         cause = str(error) if isinstance(error, MirError) else f"{type(error).__name__}: {error}"
@@ -41,7 +42,7 @@ def main() -> None:
     except MirError as error:
         problems.append(str(error))
     if problems:
-        sys.exit("\n".join(f"mir-vlmeval: {problem}" for problem in problems))
+        sys.exit(without_secrets("\n".join(f"mir-vlmeval: {problem}" for problem in problems)))
 
 
 def run_script() -> Path:

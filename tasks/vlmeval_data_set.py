@@ -21,11 +21,13 @@ from mir_plugin.fingerprint import fingerprint
 from mir_plugin.output import write_atomically
 from mir_plugin.results import MirResult
 from mir_plugin.samples import SampleSet
+from mir_plugin.strict_json import is_number, json_document
 from mir_plugin.tasks.mir_options import MirOptions, resolve
 from mir_plugin.tasks.vlmeval_hooks import DATA_SET
 
 RESULT_SUFFIX = "_mir.json"
 METRICS = ("mir", "mir_published", "mir_published_upper", "mir_stderr", "n_samples")
+MEASURE_AGAIN = "Measure again, with --mode all."
 _READERS = {".xlsx": pd.read_excel, ".json": pd.read_json}
 
 
@@ -104,11 +106,16 @@ class MirDataSet:
             MirError: if the prediction file holds no measurement of these samples.
         """
         path = Path(eval_file)
-        table = _READERS.get(path.suffix, _read_tsv)(path)
-        predictions = {str(index): text for index, text in zip(table["index"], table["prediction"], strict=True)}
-        if self.index not in predictions:
-            raise MirError(f"{path} holds no measurement {self.index!r}. Measure again, with --mode all.")
-        measured = json.loads(predictions[self.index])
+        try:
+            table = _READERS.get(path.suffix, _read_tsv)(path)
+            predictions = {str(index): text for index, text in zip(table["index"], table["prediction"], strict=True)}
+            measured = json_document(predictions[self.index]) if self.index in predictions else None
+            wrong = [name for name in METRICS if measured and not is_number(measured.get(name, 0) or 0)]
+        except Exception as error:  # what pandas and the libraries below it raise for damaged files is no closed list
+            raise MirError(f"{path} cannot be read ({type(error).__name__}: {error}). {MEASURE_AGAIN}") from error
+        if not measured or wrong:
+            what = f"{wrong[0]} that is no number" if wrong else f"no measurement {self.index!r}"
+            raise MirError(f"{path} holds {what}. {MEASURE_AGAIN}")
         row = {name: measured.get(name) for name in (*METRICS, "samples", "protocol", "measurement")}
         text = pd.DataFrame([row]).to_csv(index=False, quoting=csv.QUOTE_ALL)
         write_atomically(path.with_name(f"{path.stem}_score.csv"), text)

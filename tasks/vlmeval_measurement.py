@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from mir_plugin.distributed import current_group
+from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.host_parts import adapter_for, checkpoint_name
 from mir_plugin.run import measure
 from mir_plugin.tasks.vlmeval_data_set import RESULT_SUFFIX, MirDataSet, prediction_of
@@ -97,8 +98,11 @@ def measured(call: Inference, host: ModuleType) -> Any:
 
 def _earlier_answer(call: Inference) -> str | None:
     earlier = call.path("_PREV.pkl")
-    known = pd.read_pickle(earlier) if earlier.is_file() else {}
-    answer = known.get(call.dataset.index)
+    try:
+        known = pd.read_pickle(earlier) if earlier.is_file() else {}
+        answer = known.get(call.dataset.index)
+    except Exception as error:  # what a damaged pickle raises is no closed list
+        raise MirError(f"{earlier} cannot be read ({type(error).__name__}: {error}). Delete it.") from error
     return None if answer is None else str(answer)
 
 

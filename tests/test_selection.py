@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import statistics
@@ -120,7 +121,7 @@ def test_one_checkpoint_alone_is_undecided() -> None:
 
 def test_without_uncertainties_the_ranking_stands_but_decides_nothing() -> None:
     candidates = run_of([3.0, 2.0])
-    bare = MirResult.from_json(candidates[0].result.to_json().replace('"standard_error"', '"other"'))
+    bare = dataclasses.replace(candidates[0].result, uncertainty={})
     selection = select([Candidate("bare", "run", 100, bare), candidates[1]])
     assert selection.outcome == "undecided"
     assert selection.ranking[1].tied is None

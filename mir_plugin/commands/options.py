@@ -155,6 +155,9 @@ def bytes_of(size: str | None) -> int | None:
         raise MirError(f"size {size!r} is not understood; write for example 6GB or 512MiB.")
     number, prefix, binary = match.groups()
     try:
-        return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
-    except ValueError as error:
+        n_bytes = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
+    except (ValueError, OverflowError) as error:
         raise MirError(f"size {size!r} is not understood; write for example 6GB or 512MiB.") from error
+    if n_bytes < 1:
+        raise MirError(f"size {size!r} is nothing; write for example 6GB or 512MiB.")
+    return n_bytes
