@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from tqdm import tqdm
 
+from mir_plugin.redaction import without_secrets
 from mir_plugin.reports.benchmarks import TABLE, Benchmark, weighted_average
 from mir_plugin.reports.board import AVERAGE, Board, BoardRow, Cohort, Correlation, ScoreEntry
 from mir_plugin.reports.checkpoints import Checkpoint, find_checkpoints
@@ -69,10 +70,15 @@ def join(harvest: Harvest, config: ReportConfig | None = None) -> Board:
         correlations=correlations(rows, cohorts, shown),
         entries=tuple(sorted(entries, key=lambda e: (e.name, e.benchmark, not e.used, e.date))),
         runs=tuple(sorted(harvest.runs, key=lambda run: (run.checkpoint, run.date, run.source))),
-        problems=tuple(sorted(problems, key=lambda problem: SEVERITY_ORDER.index(problem.severity))),
+        problems=tuple(sorted(map(_redacted, problems), key=lambda problem: SEVERITY_ORDER.index(problem.severity))),
         pictures=harvest.pictures,
         robustness=harvest.robustness,
     )
+
+
+def _redacted(problem: Problem) -> Problem:
+    """Without the keys that other programs repeat in their error texts ("Incorrect API key provided: sk-…")."""
+    return replace(problem, where=without_secrets(problem.where), what=without_secrets(problem.what))
 
 
 def shown_benchmarks(entries: Iterable[ScoreEntry], config: ReportConfig) -> tuple[Benchmark, ...]:

@@ -39,7 +39,7 @@ def gather(sources: Sequence[Path | str]) -> Harvest:
 
 
 def _expand(source: str) -> list[Path]:
-    if Path(source).exists():
+    if os.path.exists(source):  # noqa: PTH110 - false, where Path raises, for what is too long to be a path
         return [Path(source)]
     matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 - patterns may be absolute
     if not matches:
@@ -48,6 +48,8 @@ def _expand(source: str) -> list[Path]:
 
 
 def _read_file(path: Path) -> Harvest:
+    if not path.is_file():
+        return _problem(path, "is no regular file: a pipe, or a link that leads nowhere", "Give a file or a folder.")
     if path.suffix.lower() in spreadsheet.SUFFIXES:
         return read_score_table(path)
     if lmms_eval_tree.is_results_file(path):
@@ -55,29 +57,37 @@ def _read_file(path: Path) -> Harvest:
     if path.suffix == ".json":
         return read_mir_json(path)
     what = f"files ending in {path.suffix or 'nothing'} are not read"
-    return Harvest(
-        problems=(
-            Problem("error", "unreadable", str(path), what, "Give .json, .csv, .tsv or .xlsx files, or folders."),
-        )
-    )
+    return _problem(path, what, "Give .json, .csv, .tsv or .xlsx files, or folders.")
+
+
+def _problem(path: Path, what: str, remedy: str) -> Harvest:
+    return Harvest(problems=(Problem("error", "unreadable", str(path), what, remedy),))
 
 
 def _read_folder(folder: Path) -> Harvest:
     parts: list[Harvest] = []
-    for where, directories, files in os.walk(folder):
+
+    def not_listed(error: OSError) -> None:
+        what = f"cannot be listed: {error.strerror}"
+        parts.append(_problem(Path(error.filename), what, "Correct its permissions; what it holds is missing here."))
+
+    for where, directories, names in os.walk(folder, onerror=not_listed):
         here = Path(where)
         directories.sort()
+        files = sorted(name for name in names if (here / name).is_file())  # a pipe would keep us waiting
         if vlmevalkit_tree.is_model_dir(here):
             parts.append(vlmevalkit_tree.read_model_dir(here))
-            inside = sorted(path for path in here.rglob(f"*{MIR_JSON_SUFFIX}") if not vlmevalkit_tree.is_link(path))
+            inside = sorted(
+                p for p in here.rglob(f"*{MIR_JSON_SUFFIX}") if p.is_file() and not vlmevalkit_tree.is_link(p)
+            )
             parts += [read_mir_json(path, beside=vlmevalkit_ref(here.name)) for path in inside]
             directories.clear()
             continue
-        results = [here / name for name in sorted(files) if lmms_eval_tree.is_results_file(here / name)]
+        results = [here / name for name in files if lmms_eval_tree.is_results_file(here / name)]
         read = [lmms_eval_tree.read_results(path) for path in results]
         beside = _only_checkpoint(read)
         parts += read
-        parts += [read_mir_json(here / name, beside) for name in sorted(files) if name.endswith(MIR_JSON_SUFFIX)]
+        parts += [read_mir_json(here / name, beside) for name in files if name.endswith(MIR_JSON_SUFFIX)]
     total = Harvest.total(parts)
     if total == Harvest():
         what = "holds no lmms-eval results, no VLMEvalKit scores and no mir.json"
