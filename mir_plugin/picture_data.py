@@ -45,7 +45,7 @@ class NormHistogram:
 
     Attributes:
         modality: "vision" or "text".
-        edges: of the bins, L2 norms before scaling; one more than ``counts``.
+        edges: of the bins, L2 norms before scaling, the same for both modalities; one more than ``counts``.
         counts: tokens in each bin.
         low, high: a token whose norm lies outside is an outlier: median ∓ n_sigma · standard deviation.
     """

@@ -112,17 +112,16 @@ def plan(
 
 
 def choices(n: int, sizes: Sequence[int], repeats: int) -> tuple[Choice, ...]:
-    """The seeded choices of every size below n, and all n samples once.
+    """The seeded choices of every size below n; of n itself there is but one, which is the condition's own result.
 
     >>> [(one.n_samples, one.seed) for one in choices(5, sizes=[1, 2, 10], repeats=2)]
-    [(1, 0), (1, 1), (2, 0), (2, 1), (5, 0)]
+    [(1, 0), (1, 1), (2, 0), (2, 1)]
     """
-    chosen = [
+    return tuple(
         Choice(seed, seeded_choice(n, size, seed))
         for size in sorted({size for size in sizes if size < n})
         for seed in range(repeats)
-    ]
-    return (*chosen, Choice(0, tuple(range(n))))
+    )
 
 
 def _missing(kinds: Kinds) -> dict[str, str]:

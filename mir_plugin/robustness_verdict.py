@@ -75,20 +75,21 @@ def _verdict(study: str, question: str, table: Table, difference: float | None, 
     ratio = spread / difference if difference else None
     n_orders = len(table) if len(reference) > 1 else 0
     n_same = sum(order_of(row) == reference for row in table.values()) if n_orders else 0
-    outcome, because = _outcome(difference, ratio, n_orders, n_same)
+    noun = "choices" if study == NUMBER else "conditions"
+    outcome, because = _outcome(difference, ratio, n_orders, n_same, noun)
     held = "" if ratio is None else f", {ratio:.2g} × the smallest difference between checkpoints ({difference:.3f})"
     sentence = f"{question}: MIR moves by up to {spread:.3f}{held}; {because}."
     return Verdict(study, question, spread, difference, ratio, n_orders, n_same, outcome, sentence)
 
 
-def _outcome(difference: float | None, ratio: float | None, n_orders: int, n_same: int) -> tuple[str, str]:
+def _outcome(difference: float | None, ratio: float | None, n_orders: int, n_same: int, noun: str) -> tuple[str, str]:
     if n_same < n_orders:
-        return "not robust", f"{n_orders - n_same} of {n_orders} conditions rank the checkpoints differently"
+        return "not robust", f"{n_orders - n_same} of {n_orders} {noun} rank the checkpoints differently"
     if n_orders:
-        alike = f"all {n_orders} conditions rank the checkpoints alike"
+        alike = f"all {n_orders} {noun} rank the checkpoints alike"
         if ratio is None or ratio < 1:
             return "robust", alike
-        return "order kept", f"{alike}, but values of different conditions must not be compared"
+        return "order kept", f"{alike}, but values of different {noun} must not be compared"
     if difference is None:
         return "nothing to compare with", "there is no second checkpoint to hold that against"
     if ratio is None:
@@ -97,4 +98,4 @@ def _outcome(difference: float | None, ratio: float | None, n_orders: int, n_sam
         return "robust", "too little to turn a difference round"
     if ratio < 1:
         return "unclear", "enough to turn a difference round if the other checkpoint moves the other way"
-    return "not robust", "as much as a difference between checkpoints: compare under one condition only"
+    return "not robust", f"as much as a difference between checkpoints: compare the same {noun} only"

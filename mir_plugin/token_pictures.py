@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,8 +80,7 @@ class PictureRecorder:
         if features.layer not in self._options.layers:
             return
         norms = {"vision": row_norms(features.vision), "text": row_norms(features.text)}
-        for modality, of_tokens in norms.items():
-            self._norms.append(norm_histogram(features.layer, modality, of_tokens, self._options.n_sigma))
+        self._norms += norm_histograms(features.layer, norms, self._options.n_sigma)
         scale = text_centric_scale(norms["text"])
         vision = self._some_tokens(features.vision, norms["vision"], scale)
         text = self._some_tokens(features.text, norms["text"], scale)
@@ -110,21 +109,30 @@ class PictureRecorder:
         return chosen
 
 
-def norm_histogram(layer: int, modality: str, norms: Tensor, n_sigma: float) -> NormHistogram:
-    """Counts in bins from the shortest to the longest token, and the thresholds of ``outlier_rows``.
+def norm_histograms(layer: int, norms: Mapping[str, Tensor], n_sigma: float) -> list[NormHistogram]:
+    """Counts of each modality's norms in the same bins, and the thresholds of ``outlier_rows``.
 
-    Bins are equal, or grow by a constant factor where the longest token is much longer than the shortest.
+    Bins go from the shortest to the longest token. They are equal, or grow by a constant factor where the longest is
+    much longer than the shortest.
     """
-    values = norms.double().cpu().numpy()
-    shortest, longest = float(values.min()), float(values.max())
+    values = {modality: of_tokens.double().cpu().numpy() for modality, of_tokens in norms.items()}
+    shortest, longest = min(map(np.min, values.values())), max(map(np.max, values.values()))
     wide = shortest > 0 and longest / shortest > WIDE_RATIO
-    counts, edges = np.histogram(values, bins=np.geomspace(shortest, longest, N_BINS + 1) if wide else N_BINS)
+    # NumPy widens a range of length zero; its own edges are taken for both modalities.
+    bins = np.geomspace(shortest, longest, N_BINS + 1) if wide else N_BINS
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
+    return [_norm_histogram(layer, modality, norms[modality], values[modality], edges, n_sigma) for modality in norms]
+
+
+def _norm_histogram(
+    layer: int, modality: str, norms: Tensor, values: Matrix, edges: Matrix, n_sigma: float
+) -> NormHistogram:
     median, reach = float(norms.median()), n_sigma * float(norms.std()) if len(norms) > 1 else 0.0
     return NormHistogram(
         layer=layer,
         modality=modality,
-        edges=tuple(float(edge) for edge in edges),
-        counts=tuple(int(count) for count in counts),
+        edges=tuple(edges.tolist()),
+        counts=tuple(np.histogram(values, bins=edges)[0].tolist()),
         median=median,
         low=median - reach,
         high=median + reach,

@@ -17,7 +17,7 @@ from mir_plugin.reports.cohorts import choose_measurements, cohort_warnings
 from mir_plugin.reports.config import ReportConfig
 from mir_plugin.reports.correlation import correlate
 from mir_plugin.reports.headlines import headline_entries
-from mir_plugin.reports.records import Harvest, Measurement, Problem
+from mir_plugin.reports.records import Harvest, Measurement, Picture, Problem
 
 SEVERITY_ORDER = ("error", "warning", "note")
 
@@ -71,7 +71,7 @@ def join(harvest: Harvest, config: ReportConfig | None = None) -> Board:
         entries=tuple(sorted(entries, key=lambda e: (e.name, e.benchmark, not e.used, e.date))),
         runs=tuple(sorted(harvest.runs, key=lambda run: (run.checkpoint, run.date, run.source))),
         problems=tuple(sorted(map(_redacted, problems), key=lambda problem: SEVERITY_ORDER.index(problem.severity))),
-        pictures=harvest.pictures,
+        pictures=tuple(_titled(picture, checkpoints.by_key) for picture in harvest.pictures),
         robustness=harvest.robustness,
     )
 
@@ -79,6 +79,12 @@ def join(harvest: Harvest, config: ReportConfig | None = None) -> Board:
 def _redacted(problem: Problem) -> Problem:
     """Without the keys that other programs repeat in their error texts ("Incorrect API key provided: sk-…")."""
     return replace(problem, where=without_secrets(problem.where), what=without_secrets(problem.what))
+
+
+def _titled(picture: Picture, by_key: Mapping[str, Checkpoint]) -> Picture:
+    """The picture under the display name of its checkpoint, where the report knows it."""
+    name = next((by_key[key].name for key in picture.keys if key in by_key), picture.title)
+    return replace(picture, title=name)
 
 
 def shown_benchmarks(entries: Iterable[ScoreEntry], config: ReportConfig) -> tuple[Benchmark, ...]:

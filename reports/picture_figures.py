@@ -100,7 +100,7 @@ def _panels(n: int, height: float) -> tuple[Figure, list[Axes]]:
 
 def _finish(figure: Figure, panels: Sequence[Axes], footnote: str) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), markerscale=2.5)
     figure.supxlabel(storable(footnote), fontsize=7, color=MUTED)
 
 

@@ -22,8 +22,11 @@ def read_pictures(path: Path) -> Harvest:
         data = Pictures.load(path)
     except MirError as error:
         return _unreadable(path, str(error), "Draw them again with `mir pictures`.")
-    title = checkpoint_ref(data.checkpoint).label
-    return Harvest.total(_picture(title, CAPTIONS[name], path.with_name(f"{name}.png")) for name in data.file_names)
+    checkpoint = checkpoint_ref(data.checkpoint)
+    return Harvest.total(
+        _picture(checkpoint.label, CAPTIONS[name], path.with_name(f"{name}.png"), checkpoint.keys)
+        for name in data.file_names
+    )
 
 
 def read_robustness(path: Path) -> Harvest:
@@ -38,9 +41,9 @@ def read_robustness(path: Path) -> Harvest:
     return Harvest.total([Harvest(robustness=(report,)), figure])
 
 
-def _picture(title: str, caption: str, path: Path) -> Harvest:
+def _picture(title: str, caption: str, path: Path, keys: tuple[str, ...] = ()) -> Harvest:
     try:
-        return Harvest(pictures=(Picture(title, caption, path.read_bytes(), str(path)),))
+        return Harvest(pictures=(Picture(title, caption, path.read_bytes(), str(path), keys),))
     except OSError as error:
         return _unreadable(
             path, f"cannot read {path}: {error.strerror}", "Draw it again with the command that made it."

@@ -109,12 +109,14 @@ class Picture:
         caption: what it shows.
         png: the file's bytes.
         source: the file.
+        keys: identities of the checkpoint, whose display name a report puts in the title's place; empty for others.
     """
 
     title: str
     caption: str
     png: bytes
     source: str
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

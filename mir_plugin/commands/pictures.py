@@ -81,6 +81,7 @@ def pictures(
     from rich.console import Console
     from rich.markup import escape
 
+    from mir_plugin.commands.run import name_of
     from mir_plugin.model_adapters import LoadOptions, checkpoint_spec
     from mir_plugin.picture_data import FOLDER_NAME
     from mir_plugin.reports.picture_figures import write_gaps, write_pictures
@@ -112,7 +113,8 @@ def pictures(
     names: dict[str, Path] = {}
     written: list[Path] = []
     for checkpoint in dict.fromkeys(checkpoints):
-        name = result_name(checkpoint, names)
+        name = name_of(checkpoint)
+        name = result_name(checkpoint, names) if name in names else name
         names[name] = checkpoint
         found = picture_data(checkpoint, load, sample_set, config, drawing, out / name, batch_size, force=force)
         written += write_pictures(found, out / name / FOLDER_NAME)

@@ -79,7 +79,8 @@ class CheckpointRun:
                 watch=watch,
             )
             if kept and watch:
-                kept.save(watch.results(self._name))
+                everything = ChoiceResult(self._name, result.n_samples, 0, result.mir)
+                kept.save([*watch.results(self._name), everything])
             return result, kept.results if kept else ()
 
     def result_path(self, condition: Condition) -> Path:

@@ -66,9 +66,12 @@ def _conditions(title: str, results: Sequence[ConditionResult]) -> Table:
 
 
 def _numbers(title: str, rows: Sequence[NumberRow], orders: Mapping[int, tuple[int, int]]) -> Table:
-    """The paper's Table 6; with several checkpoints also how many choices rank them as all samples do."""
+    """The paper's Table 6, and how far the mean is from the value on all samples.
+
+    With several checkpoints also how many choices keep the order that all samples give them.
+    """
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD)
-    headings = ("samples", "choices", "mean", "range", "std", "mean − all", *(["same order"] if orders else []))
+    headings = ("samples", "choices", "mean", "range", "std", "bias", *(["order"] if orders else []))
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
