@@ -10,11 +10,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mir_plugin.errors import MirError
+from mir_plugin.picture_data import FILE_NAME as PICTURES
 from mir_plugin.reports import lmms_eval_tree, spreadsheet, vlmevalkit_tree
 from mir_plugin.reports.identity import vlmevalkit_ref
 from mir_plugin.reports.mir_json import read_mir_json
+from mir_plugin.reports.picture_sources import read_pictures, read_robustness
 from mir_plugin.reports.records import CheckpointRef, Harvest, Problem
 from mir_plugin.reports.score_table import read_score_table
+from mir_plugin.robustness_results import FILE_NAME as ROBUSTNESS
 
 MIR_JSON_SUFFIX = "mir.json"
 
@@ -52,6 +55,8 @@ def _read_file(path: Path) -> Harvest:
         return _problem(path, "is no regular file: a pipe, or a link that leads nowhere", "Give a file or a folder.")
     if path.suffix.lower() in spreadsheet.SUFFIXES:
         return read_score_table(path)
+    if path.name in (ROBUSTNESS, PICTURES):
+        return read_robustness(path) if path.name == ROBUSTNESS else read_pictures(path)
     if lmms_eval_tree.is_results_file(path):
         return lmms_eval_tree.read_results(path)
     if path.suffix == ".json":
@@ -75,6 +80,12 @@ def _read_folder(folder: Path) -> Harvest:
         here = Path(where)
         directories.sort()
         files = sorted(name for name in names if (here / name).is_file())  # a pipe would keep us waiting
+        if ROBUSTNESS in files:  # its measurements are the study's, not the leaderboard's
+            parts.append(read_robustness(here / ROBUSTNESS))
+            directories.clear()
+            continue
+        if PICTURES in files:
+            parts.append(read_pictures(here / PICTURES))
         if vlmevalkit_tree.is_model_dir(here):
             parts.append(vlmevalkit_tree.read_model_dir(here))
             inside = sorted(
