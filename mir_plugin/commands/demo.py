@@ -82,12 +82,12 @@ def _evaluate(checkpoint: Path, results_dir: Path) -> None:
 
 
 def _replicate(out: Path, n_seeds: int, n_processes: int) -> None:
+    from mir_plugin.output import write_atomically
     from mir_plugin.replication.findings import relations
     from mir_plugin.replication.joint_report import write_report
     from mir_plugin.replication.picture import write_picture
     from mir_plugin.replication.replicate import replicate
     from mir_plugin.replication.results_page import PICTURE_NAME, results_page
-    from mir_plugin.results import write_atomically
 
     replication = replicate(out, n_seeds=n_seeds, n_processes=n_processes, tell=typer.echo)
     found = relations(replication.outcomes)

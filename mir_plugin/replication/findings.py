@@ -133,7 +133,7 @@ def _interval(indicator: Indicator, rows: Sequence[Outcome]) -> tuple[float | No
 def _rhos(a: Sequence[float], b: Sequence[float], weights: Numbers) -> Numbers:
     """Spearman's rho of every weighting (resamples, rows); NaN where a column is constant.
 
-    A row that was drawn w times stands for w equal rows: its rank is the number of rows below it and half of its equals.
+    A row that was drawn w times stands for w equal rows; a rank is the number of rows below and half of the equal ones.
     """
     ranks_a, ranks_b = (weights @ ((x[:, None] < x) + (x[:, None] == x) / 2) for x in map(np.asarray, (a, b)))
     middle = weights.sum(axis=1, keepdims=True) / 2

@@ -7,13 +7,13 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from mir_plugin.output import write_atomically
 from mir_plugin.replication.findings import INDICATORS
 from mir_plugin.replication.outcomes import CheckpointPlan, Outcome, planned
 from mir_plugin.replication.replicate import Replication
 from mir_plugin.reports.benchmarks import BENCHMARKS, TRAINING_LOSS, Benchmark
 from mir_plugin.reports.build import ReportFiles, build_report
 from mir_plugin.reports.config import ModelEntry, ReportConfig
-from mir_plugin.results import write_atomically
 
 DIGITS = "mir_digits"
 IN_MIR_JSON = {"mir", "mir_published", "mir_published_upper"}

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mir_plugin.output import write_atomically
 from mir_plugin.replication.recipe import PreTraining, Recipe, Study
-from mir_plugin.results import write_atomically
 
 CHECKPOINTS = "checkpoints"
 

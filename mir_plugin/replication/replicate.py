@@ -14,10 +14,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mir_plugin.errors import MirError
+from mir_plugin.output import write_atomically
 from mir_plugin.replication.outcomes import CheckpointPlan, Outcome, as_csv, planned
 from mir_plugin.replication.processes import results_of, workers
 from mir_plugin.replication.recipe import RECIPE, Recipe
-from mir_plugin.results import write_atomically
 
 RECIPE_NAME, RUN_NAME = "recipe.json", "run.json"
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from mir_plugin.commands.indicators import measure_indicators
 from mir_plugin.embedded import digit_questions, embedded_samples, micro_checkpoints
 from mir_plugin.model_adapters import LoadOptions, load_adapter
+from mir_plugin.output import write_atomically
 from mir_plugin.replication.captions import CAPTIONS, captions_of
 from mir_plugin.replication.micro_llava import (
     BASE_LLM,
@@ -30,7 +31,6 @@ from mir_plugin.replication.outcomes import CHECKPOINTS, CheckpointPlan, Outcome
 from mir_plugin.replication.recipe import Recipe
 from mir_plugin.replication.scoring import digits_score
 from mir_plugin.replication.training import Pictures, Stage, finetune, make_repeatable, train_projector
-from mir_plugin.results import write_atomically
 from mir_plugin.run import measure
 from mir_plugin.samples import Sample, SampleSet
 
