@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test unit lint demo clean
+.PHONY: setup test unit lint demo docs clean
 
 setup: $(STAMP)
 
@@ -34,5 +34,9 @@ unit: setup
 demo: setup
 	$(BIN)/mir demo --out demo-out
 
+# The documentation as a site: open site/index.html.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-out
+	rm -rf $(VENV) build dist *.egg-info demo-out site

@@ -24,6 +24,7 @@ SLOW = (
     "parity",
     "test_cli.py",
     "test_distributed.py",
+    "test_docs_run.py",
     "test_figures.py",
     "test_indicators.py",
     "test_micro_llava.py",

@@ -1,0 +1,56 @@
+"""Signatures and docstrings of the public names, as the source has them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from importlib import import_module
+from typing import Any
+
+from reference_contents import PYTHON
+
+
+def python() -> str:
+    """Signatures and docstrings of what other programs may call."""
+    parts = [
+        "# Python\n",
+        "Names that are not listed here may change without notice. `MIRCallback`, `measure_live`, `metrics_of` and\n"
+        "`saturated` can also be imported from `mir_plugin` itself. What a user can mend is raised as\n"
+        "`mir_plugin.errors.MirError`, with the message that `mir` prints; anything else is a bug of ours.\n",
+    ]
+    for heading, places in PYTHON.items():
+        parts.append(f"## {heading}\n")
+        parts += [_documented(place) for place in places]
+    return "\n".join(parts)
+
+
+def _documented(place: str) -> str:
+    module, _, name = place.partition(":")
+    member = getattr(import_module(module), name)
+    arguments, returned = _arguments(member)
+    one_line = f"{name}({', '.join(arguments)}){returned}"
+    several = f"{name}(\n" + "".join(f"    {one},\n" for one in arguments) + f"){returned}"
+    shown = one_line if len(one_line) < 100 else several
+    text = inspect.cleandoc(member.__doc__ or "")
+    return f"### {name}\n\n```python\nfrom {module} import {name}\n\n{shown}\n```\n\n```text\n{text}\n```\n"
+
+
+def _arguments(member: Any) -> tuple[list[str], str]:
+    """Each argument as the source has it, and the annotation of what is returned."""
+    if dataclasses.is_dataclass(member):
+        return [str(one).replace("'", "") for one in inspect.signature(member).parameters.values()], ""
+    function = member.__init__ if inspect.isclass(member) else member
+    definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    given = definition.args
+    defaults = [*[None] * (len(given.args) - len(given.defaults)), *given.defaults]
+    plain = [_argument_text(*one) for one in zip(given.args, defaults, strict=True) if one[0].arg != "self"]
+    keywords = [_argument_text(*one) for one in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    returned = f" -> {ast.unparse(definition.returns)}" if definition.returns and function is member else ""
+    return [*plain, *(["*"] if keywords else []), *keywords], returned
+
+
+def _argument_text(argument: ast.arg, default: ast.expr | None) -> str:
+    return ast.unparse(argument) + (f" = {ast.unparse(default)}" if default else "")

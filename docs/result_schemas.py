@@ -1,0 +1,217 @@
+"""JSON Schemas of the files that mir writes, from the dataclasses they are written from and from their docstrings."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from mir_plugin.comparison import Difference
+from mir_plugin.results import MirResult
+from mir_plugin.robustness_results import Robustness
+from mir_plugin.selection import Outcome, Trend
+from mir_plugin.sweep import State
+
+Schema = dict[str, Any]
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def described(cls: type) -> dict[str, str]:
+    """What the ``Attributes:`` section of a class's docstring says of each name; "a, b: text" is said of both."""
+    section = re.search(r"Attributes:\n(.*?)(?:\n\n|\Z)", inspect.cleandoc(cls.__doc__ or ""), re.DOTALL)
+    entries = re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", section.group(1), re.MULTILINE) if section else []
+    return {name: re.sub(r"\s+", " ", text) for names, text in entries for name in names.split(", ")}
+
+
+def schema_of(kind: Any) -> Schema:
+    """The JSON Schema of a type as ``dataclasses.asdict`` and ``json.dumps`` write it."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _object(typing.cast("type", kind))
+    if kind is Any:
+        return {}
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin in (types.UnionType, typing.Union):
+        return {"anyOf": [schema_of(one) for one in arguments]}
+    if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
+        return {"type": "array", "items": schema_of(arguments[0])}
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {"type": "object", "additionalProperties": schema_of(arguments[1])}
+    return {"type": {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}[kind]}
+
+
+def _object(cls: type) -> Schema:
+    hints, texts = get_type_hints(cls), described(cls)
+    fields = dataclasses.fields(typing.cast("Any", cls))
+    properties = {}
+    for one in fields:
+        properties[one.name] = schema_of(hints[one.name])
+        if one.name in texts:
+            properties[one.name]["description"] = texts[one.name]
+    return {"type": "object", "properties": properties, "required": [one.name for one in fields]}
+
+
+def _record(**properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _document(title: str, what: str, schema: Schema) -> Schema:
+    return {"$schema": DIALECT, "title": title, "description": what, **schema}
+
+
+def _or_null(schema: Schema) -> Schema:
+    description = {"description": schema["description"]} if "description" in schema else {}
+    return {"anyOf": [{k: v for k, v in schema.items() if k != "description"}, {"type": "null"}], **description}
+
+
+def _text(description: str) -> Schema:
+    return {"type": "string", "description": description}
+
+
+def _number(description: str) -> Schema:
+    return {"type": "number", "description": description}
+
+
+def _whole(description: str) -> Schema:
+    return {"type": "integer", "description": description}
+
+
+LIST_OF_TEXT: Schema = {"type": "array", "items": {"type": "string"}}
+IDENTITY = {
+    "name": _text("unique among those compared"),
+    "run": _text("the training it belongs to: the folder above its steps"),
+    "step": _or_null(_whole("training step, from the folder's name or its trainer_state.json")),
+    "checkpoint": _text("the folder or hub name that was measured"),
+}
+
+
+def mir_json() -> Schema:
+    """Of ``mir.json``."""
+    schema = _object(MirResult)
+    interval = {
+        "standard_error": _number("over samples"),
+        "low": _number("of the interval"),
+        "high": _number("of the interval"),
+        "influences": _text("what each sample contributes to the error, in their order, separated by spaces"),
+    }
+    layer = {"layer": _whole("1..L"), **interval}
+    spread = schema["properties"]["uncertainty"]
+    del spread["additionalProperties"]
+    spread["properties"] = {
+        "method": _text("how it was computed"),
+        "confidence": _number("of the intervals"),
+        **interval,
+        "layers": {"type": "array", "items": _record(**layer)},
+        "not_computed": _text("why there is none"),
+    }
+    return _document("mir.json", "One measurement of one checkpoint.", schema)
+
+
+def selection_json() -> Schema:
+    """Of ``mir select --json``."""
+    ranked = _record(
+        **IDENTITY,
+        mir=_number("lower is better"),
+        standard_error=_or_null(_number("over samples")),
+        behind_best=_or_null(_object(Difference)) | {"description": "b less a, a being the best; null for the best"},
+        tied_with_best=_or_null({"type": "boolean", "description": "cannot be told from the best"}),
+    )
+    trend = _record(
+        run=_text("as above"), trend={"enum": list(get_args(Trend))}, saturated_at=_or_null(_record(**IDENTITY))
+    )
+    verdict = _record(
+        outcome={"enum": list(get_args(Outcome))},
+        recommended=_record(**IDENTITY),
+        sentence=_text("the recommendation"),
+        reasons=LIST_OF_TEXT,
+        warnings=LIST_OF_TEXT,
+        confidence=_number("for all comparisons together"),
+        ranking={"type": "array", "items": ranked, "description": "best first"},
+        runs={"type": "array", "items": trend, "description": "runs with two or more checkpoints of known step"},
+    )
+    return _document("mir select --json", "Which of the measured checkpoints to fine-tune.", verdict)
+
+
+def sweep_json() -> Schema:
+    """Of ``sweep.json``; ``sweep.csv`` has the same columns."""
+    row = _record(
+        **{name: IDENTITY[name] for name in ("name", "run", "step")},
+        state={"enum": list(get_args(State)), "description": "kept: an earlier sweep had measured it"},
+        mir=_or_null(_number("lower is better")),
+        standard_error=_or_null(_number("over samples")),
+        low=_or_null(_number("of the 95 % interval")),
+        high=_or_null(_number("of the 95 % interval")),
+        mir_published=_or_null(_number("see mir.json")),
+        mir_published_upper=_or_null(_number("see mir.json")),
+        n_samples=_or_null(_whole("image-text pairs")),
+        seconds=_or_null(_number("from loading to saving")),
+        checkpoint=IDENTITY["checkpoint"],
+        result=_or_null(_text("its mir.json, relative to this file")),
+        error=_or_null(_text("why it failed")),
+    )
+    verdict = selection_json()
+    document = _record(
+        schema_version=_whole("of this document"),
+        checkpoints={"type": "array", "items": row, "description": "in the order of training"},
+        selection=_or_null({key: verdict[key] for key in ("type", "properties", "required")})
+        | {"description": "the verdict, as of mir select; null without a result"},
+    )
+    document["properties"]["selection_impossible"] = _text("why there is no verdict, where results cannot be compared")
+    return _document("sweep.json", "Every checkpoint of a sweep, and the verdict.", document)
+
+
+def indicators_json() -> Schema:
+    """Of ``indicators.json``."""
+    numbers = {"type": "object", "additionalProperties": {"type": "number"}}
+    reasons = {"type": "object", "additionalProperties": {"type": "string"}}
+    document = _record(
+        checkpoint=IDENTITY["checkpoint"],
+        values=numbers | {"description": "by name, see how-to/compare-indicators.md"},
+        not_computed=reasons | {"description": "name → why there is no value"},
+        samples={
+            "type": "object",
+            "description": "where they come from, and their fingerprint",
+            "additionalProperties": True,
+            "properties": {"fingerprint": _text("as in mir.json")},
+            "required": ["fingerprint"],
+        },
+        questions=_record(
+            source=_text("file, or embedded digits"),
+            n_questions=_whole("asked"),
+            seed=_whole("of the choice of examples"),
+        ),
+    )
+    return _document("indicators.json", "The measures that the paper compares MIR with.", document)
+
+
+def robustness_json() -> Schema:
+    """Of ``robustness.json``."""
+    return _document("robustness.json", "What moves MIR besides the checkpoint.", _object(Robustness))
+
+
+SCHEMAS = {
+    "mir": mir_json,
+    "sweep": sweep_json,
+    "selection": selection_json,
+    "indicators": indicators_json,
+    "robustness": robustness_json,
+}
+
+
+def closed(schema: Schema) -> Schema:
+    """The same schema with no room for a key that it does not describe; for tests."""
+    result = {key: _closed(value) for key, value in schema.items()}
+    if "properties" in schema:
+        result.setdefault("additionalProperties", False)
+    return result
+
+
+def _closed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return closed(value)
+    return [_closed(one) for one in value] if isinstance(value, list) else value
