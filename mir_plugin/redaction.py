@@ -14,7 +14,7 @@ _PATTERNS = (
         r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
         r"|xox[abprs]-[\w-]{10,}|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{30,})"
     ),
-    re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"),  # https://user:password@host
+    re.compile(r"(?:(?<=://)|(?<=:/)(?!/))[^/\s@]+(?=@)"),  # https://user:password@host, also where a path made it :/
     re.compile(r"(?<=Bearer )[\w.~+/=-]{8,}"),
     re.compile(r"(?i)(?:(?<=token=)|(?<=api_key=)|(?<=apikey=)|(?<=secret=)|(?<=password=))[^\s,;&'\"]+"),
 )

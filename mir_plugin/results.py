@@ -189,6 +189,8 @@ def _hold_together(result: MirResult) -> None:
     expected = math.log10(total) if total > 0 else -math.inf
     if not math.isclose(result.mir, expected, rel_tol=1e-9, abs_tol=1e-9):
         raise ValueError(f"its mir is {result.mir}, but that of its layers {expected}")
+    if not result.checkpoint.strip():
+        raise ValueError("it names no checkpoint")
     if result.n_samples < 1:
         raise ValueError(f"n_samples is {result.n_samples}")
     spread = result.uncertainty

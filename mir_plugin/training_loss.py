@@ -30,10 +30,10 @@ def training_loss(checkpoint: Path, n_last: int = 10) -> float:
         losses = [row["loss"] for row in rows if "loss" in row and (step is None or row["step"] <= step)]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise MirError(f"{path} is no trainer state ({error!r}). Copy it again from the training run.") from error
-    wrong = next((loss for loss in losses if not is_number(loss)), None)
-    if wrong is not None:
+    wrong = [loss for loss in losses if not is_number(loss)]
+    if wrong:
         raise MirError(
-            f"{path} holds a loss of {wrong!r:.40}, which is no number: the training diverged, or the file is damaged."
+            f"{path} holds a loss of {wrong[0]!r:.40}, no number: the training diverged, or the file is damaged."
         )
     if not losses:
         up_to = "" if step is None else f" up to step {step}"

@@ -36,6 +36,8 @@ def read_results(path: Path) -> Harvest:
         return _unreadable(path, f"it is not whole JSON ({error})")
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
         return _unreadable(path, 'it has no "results" table')
+    if not data["results"]:
+        return _unreadable(path, 'its "results" table is empty')
     config = data["config"] if isinstance(data.get("config"), dict) else {}
     named = _model_name(data, config)
     if not named:

@@ -112,7 +112,7 @@ def _as_declared(name: str, value: Any, place: str) -> Any:
     if name in ("n_samples", "seed"):
         try:
             number = int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = -1
         if number < (name == "n_samples"):
             raise MirError(f"{name} is {value!r} ({place}); expected a whole number, 1 or more (seed: 0 or more).")

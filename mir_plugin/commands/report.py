@@ -67,10 +67,7 @@ def report(
     print_report(files)
     if open_page:
         webbrowser.open(files.paths["html"].absolute().as_uri())
-    errors = [problem for problem in files.board.problems if problem.severity == "error"]
-    if errors:
-        lines = [on_a_line(f"  {one.where}: {one.what} {one.remedy}") for one in errors]
-        typer.echo("\n".join(["mir: not everything could be used:", *lines]), err=True)
+    if any(problem.severity == "error" for problem in files.board.problems):
         raise typer.Exit(SOME_FAILED if files.board.rows else 1)
 
 
@@ -96,9 +93,14 @@ def print_report(files: ReportFiles) -> None:
         console.print(f"  {escape(on_a_line(row.name))}: {escape(', '.join(shown))}")
     for warning in board.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(on_a_line(warning))}")
+    errors = ["mir: not everything could be used:"]
     for problem in board.problems:
-        if problem.severity != "error":  # the command ends with these
-            told = on_a_line(f"{problem.where}: {problem.what} {problem.remedy}")
+        told = on_a_line(f"{problem.where}: {problem.what} {problem.remedy}")
+        if problem.severity == "error":
+            errors.append(f"  {told}")
+        else:
             console.print(f"[yellow]{problem.severity}:[/yellow] {escape(told)}")
     for path in files.paths.values():
         console.print(f"wrote {escape(str(path))}")
+    if len(errors) > 1:
+        typer.echo("\n".join(errors), err=True)

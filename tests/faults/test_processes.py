@@ -538,6 +538,35 @@ DYING = [
 ]  # fmt: skip
 
 
+def dies_before_joining(bench: Bench) -> Outcome:
+    """Under a launcher, which notices; without one the others wait for the missing process until a timeout."""
+    program = bench.folder / "one_dies.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from mir_plugin.cli import main\n"
+        "main()\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(program), "run", str(model()),
+         *map(str, samples()), "--out", str(bench.folder / "out")],
+        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert time.monotonic() - started < 90  # of which the imports take the most
+    assert "SIGKILL" in done.stderr or "Signal 9" in done.stderr, done.stderr
+    assert not (bench.folder / "out").exists()
+    return Outcome(0, value="torchrun ends the other and names the process that died")
+
+
+DYING.append(
+    Case("process dies before joining", "one of two processes under torchrun dies before it joins the other",
+         dies_before_joining, said, full=True, seconds=150)
+)  # fmt: skip
+
+
 @each(DYING)
 def test_a_process_that_dies_ends_the_others_within_a_minute(case: Case, bench: Bench) -> None:
     bench.hold("processes", case)
