@@ -154,6 +154,8 @@ def found_checkpoints(patterns: list[str]) -> list[Path]:
     """
     found: list[Path] = []
     for pattern in patterns:
+        if "://" in pattern:
+            raise MirError(f"{pattern!r} is an address; expected a folder or a pattern. Download the checkpoint first.")
         if not glob.has_magic(pattern):
             found.append(Path(pattern))
             continue
