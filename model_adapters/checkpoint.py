@@ -158,8 +158,8 @@ def _fitting(module: nn.Module, weights: Mapping[str, Weight]) -> list[tuple[lis
         weight = next(weights[name] for name in names if name in weights)
         if tuple(current.shape) != weight.shape:
             raise MirError(
-                f"{weight.origin} has shape {list(weight.shape)}, but {names[0]!r} of the model built from the config "
-                f"has {list(current.shape)}. {_shape_hint(names[0])}"
+                f"{weight.origin} has shape {list(weight.shape)}, but {names[0]!r} of the model that config.json "
+                f"describes has {list(current.shape)}. {_shape_hint(names[0])}"
             )
         fitting.append((names, current, weight))
     return fitting
@@ -174,11 +174,11 @@ def _check_names(slots: Sequence[tuple[list[str], Tensor]], weights: Mapping[str
         raise MirError(
             f"no weights for {len(missing)} of {len(slots)} parameters: {_listed([repr(name) for name in missing])}. "
             f"Searched: {_listed(files) or 'no file'}. "
-            f"The checkpoint is incomplete or its config describes another model."
+            f"The checkpoint is incomplete or its config.json describes another model."
         )
     if extra:
         raise MirError(
-            f"{len(extra)} of {len(weights)} weights fit no parameter of the model built from the config: "
+            f"{len(extra)} of {len(weights)} weights fit no parameter of the model that config.json describes: "
             f"{_listed(extra)}. The config describes another model, or the files of two checkpoints are mixed."
         )
 

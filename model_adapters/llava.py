@@ -16,6 +16,7 @@ from mir_plugin.model_adapters.layer_weights import assign_within
 from mir_plugin.model_adapters.llava_adapter import LlavaAdapter
 from mir_plugin.model_adapters.llava_files import LlavaFiles, description, open_llava
 from mir_plugin.model_adapters.llava_model import LlavaModel
+from mir_plugin.model_adapters.llava_sizes import require_own_base, require_own_tokenizer, require_sizes_of_weights
 from mir_plugin.model_adapters.lora import keep_beside, merge
 from mir_plugin.model_adapters.moca import VisionPositions, calibrate
 from mir_plugin.model_adapters.placement import chosen_device, chosen_dtype
@@ -31,7 +32,19 @@ _LLMS: Mapping[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
 }
-_REQUIRED_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+# What a wrong value in a config ends in, somewhere inside transformers.
+_WRONG_VALUES = (
+    StrictDataclassError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+# The dtype is the weights' own, and padding is masked: these may say what they like.
+_WITHOUT_EFFECT = frozenset({"model_type", "torch_dtype", "dtype", "pad_token_id"})
 _LLM_OF_MODEL_TYPE = {
     "llama": "llama",
     "llava": "llama",
@@ -60,8 +73,9 @@ def load(
         MirError: if parts are missing, damaged, or do not fit each other.
     """
     files = open_llava(checkpoint, options, family=family)
-    tower = open_tower_config(files.tower, files.config)
+    tower = open_tower_config(files.tower, files.config, files.weights)
     preprocessor = open_preprocessor(files.tower, image_aspect_ratio=files.config.get("image_aspect_ratio"))
+    preprocessor.require_side(tower.image_size, files.tower)
     return assemble(
         files,
         options,
@@ -75,7 +89,7 @@ def load(
 def inspect(checkpoint: Path, options: LoadOptions, *, family: str = FAMILY) -> dict[str, str]:
     """What loading would use; no weight is read. Raises MirError as loading would."""
     files = open_llava(checkpoint, options, family=family)
-    open_tower_config(files.tower, files.config)
+    open_tower_config(files.tower, files.config, files.weights)
     return description(files, options)
 
 
@@ -114,7 +128,10 @@ def assemble(
             positions = calibrate(model.base_llm.model.layers, llm_config.hidden_size)
         return model
 
-    model = build_empty(build)
+    try:
+        model = build_empty(build)
+    except _WRONG_VALUES as error:
+        raise _no_model(files, error) from error
     weights = merge(files.weights, files.lora) if options.merge_lora else keep_beside(files.weights, files.lora, model)
     shared = shared if options.device_memory is None else None
     if shared:
@@ -127,6 +144,7 @@ def assemble(
         shared.keep(model, weights)
         features = shared.features_seen_through((family, preprocessor, model.vision_tower.config.as_json(), more_facts))
     tokenizer = open_tokenizer(files.tokenizer)
+    require_own_tokenizer(tokenizer, files)
     return LlavaAdapter(
         family,
         files,
@@ -142,20 +160,25 @@ def assemble(
 
 def _llm(files: LlavaFiles) -> tuple[Any, Any]:
     """Config object and class of the language model, from the checkpoint's config."""
-    kind = files.config.get("model_type")
+    kind = str(files.config.get("model_type"))
     if kind not in _LLM_OF_MODEL_TYPE:
         known = ", ".join(_LLM_OF_MODEL_TYPE)
         raise MirError(f"{files.checkpoint / 'config.json'} has model_type {kind!r}; supported: {known}.")
-    config_class, llm_class = _LLMS[_LLM_OF_MODEL_TYPE[str(kind)]]
-    missing = [name for name in _REQUIRED_FIELDS if name not in files.config]
-    if missing:
-        raise MirError(
-            f"{files.checkpoint / 'config.json'} lacks {', '.join(missing)}. Copy the checkpoint's own config."
-        )
-    fields = {name: value for name, value in files.config.items() if name not in ("model_type", "torch_dtype", "dtype")}
+    config_class, llm_class = _LLMS[_LLM_OF_MODEL_TYPE[kind]]
+    require_sizes_of_weights(files)
+    require_own_base(files)
+    fields = {name: value for name, value in files.config.items() if name not in _WITHOUT_EFFECT}
     if fields.get("rope_scaling") is None:
         fields.pop("rope_scaling", None)
     try:
         return config_class.from_dict(fields), llm_class
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise MirError(f"{files.checkpoint / 'config.json'} describes no {kind} model: {error}") from error
+    except _WRONG_VALUES as error:
+        raise _no_model(files, error) from error
+
+
+def _no_model(files: LlavaFiles, error: Exception) -> MirError:
+    reason = " ".join(str(error).split())
+    return MirError(
+        f"{files.checkpoint / 'config.json'} (or config.json of {files.tower}) describes no model that can be built: "
+        f"{type(error).__name__}: {reason}. Copy the checkpoint's own config."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -68,7 +69,7 @@ class LlavaAdapter:
         self._positions = positions
         self._features = features
         self._image_mark = _image_mark(files, tokenizer)
-        self._cut_at: int | None = files.config.get("tokenizer_model_max_length")
+        self._cut_at = _cut_at(files)
         self._n_positions = int(model.base_llm.config.max_position_embeddings)
         self._vocabulary_size = int(model.base_llm.lm_head.weight.shape[0])
 
@@ -91,10 +92,13 @@ class LlavaAdapter:
     def forward(self, batch: Batch) -> Tensor:
         """Last hidden states (samples, tokens, d) of one prefill."""
         prompts: PaddedBatch = batch.inputs["prompts"]
-        if "features" in batch.inputs:
-            embeddings = self.model.embed_features(prompts, batch.inputs["features"])
-        else:
-            embeddings = self.model.embed(prompts, batch.inputs["pixel_values"])
+        try:
+            if "features" in batch.inputs:
+                embeddings = self.model.embed_features(prompts, batch.inputs["features"])
+            else:
+                embeddings = self.model.embed(prompts, batch.inputs["pixel_values"])
+        except MirError as error:
+            raise MirError(f"sample {', '.join(batch.sample_ids)}: {error}") from error
         with self.bound_to(batch):
             return self.model.prefill(embeddings, prompts.attention_mask)
 
@@ -226,7 +230,7 @@ class LlavaAdapter:
                 f"sample {sample.sample_id}: its prompt has {prompt.n_tokens} tokens, more than the language model's "
                 f"{self._n_positions} positions. Shorten or remove its text."
             )
-        if not prompt.text_mask().any() or prompt.vision_mask.sum() < whole.vision_mask.sum():
+        if prompt.vision_mask.sum() < whole.vision_mask.sum() or not prompt.text_mask().any():
             raise MirError(
                 f"sample {sample.sample_id}: tokenizer_model_max_length {self._cut_at} leaves no text behind the image "
                 f"({whole.n_tokens} tokens before the cut). Correct it in config.json."
@@ -241,6 +245,19 @@ class LlavaAdapter:
                 f"{self._vocabulary_size} embeddings. The tokenizer belongs to another model."
             )
         return expand(ids, self.model.n_vision_tokens)
+
+
+def _cut_at(files: LlavaFiles) -> int | None:
+    """Positions after which training cut a prompt; None for no cut. Tokenizers without a limit say 10^30."""
+    value = files.config.get("tokenizer_model_max_length")
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 1:
+        raise MirError(
+            f"{files.checkpoint / 'config.json'} has tokenizer_model_max_length = {value!r}, expected a number of "
+            "tokens from 1 on. Correct it, or remove it for no cut."
+        )
+    return int(min(value, sys.maxsize))
 
 
 def _image_mark(files: LlavaFiles, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.checkpoint import KeyRule, rename
 from mir_plugin.model_adapters.locations import find_folder
-from mir_plugin.model_adapters.lora import ADAPTER_FILES, LoraPair, open_lora
+from mir_plugin.model_adapters.lora import ADAPTER_FILES, LoraPair, open_lora, require_all_targets
 from mir_plugin.model_adapters.projectors import projector_rules
 from mir_plugin.model_adapters.tokens import has_tokenizer
 from mir_plugin.model_adapters.vision_tower import open_tower_weights
@@ -156,7 +156,7 @@ def open_llava(
         tower=tower,
         tower_source=tower_source,
         weights=weights,
-        lora={f"base_llm.{name}": pair for name, pair in open_lora(checkpoint).items()} if kind == "lora" else {},
+        lora=_lora(checkpoint, weights) if kind == "lora" else {},
         has_moca=_has_moca(checkpoint, config, weights),
     )
     logger.info("%s: %s checkpoint; vision tower: %s", checkpoint, kind, tower_source)
@@ -208,6 +208,14 @@ def _weights(
         return base | rename(open_weight_file(checkpoint / "mm_projector.bin"), rules, family=family)
     wrapped = tuple(KeyRule(_LORA_WRAPPER + rule.prefix, rule.target, rule.reason) for rule in rules)
     return base | rename(open_weight_file(checkpoint / "non_lora_trainables.bin"), wrapped, family=f"{family} LoRA")
+
+
+def _lora(checkpoint: Path, weights: Mapping[str, Weight]) -> dict[str, LoraPair]:
+    pairs = open_lora(checkpoint)
+    require_all_targets(
+        checkpoint, pairs, [name.removeprefix("base_llm.") for name in weights if name.startswith("base_llm.")]
+    )
+    return {f"base_llm.{name}": pair for name, pair in pairs.items()}
 
 
 def _vision_tower(

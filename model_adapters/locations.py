@@ -25,7 +25,7 @@ def find_folder(name: str, near: Sequence[Path], *, what: str, option: str, mark
     """
     places = [Path(name), *(folder / name for folder in near)] if not Path(name).is_absolute() else [Path(name)]
     for place in places:
-        if (place / marker).is_file():
+        if _is_there(place / marker):
             return place
     reason = hub_folder(name)
     if isinstance(reason, Path):
@@ -34,6 +34,15 @@ def find_folder(name: str, near: Sequence[Path], *, what: str, option: str, mark
     raise MirError(
         f"the {what} {name!r} was not found ({reason}); no {marker} in: {searched}. Name its folder with {option} DIR."
     )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except PermissionError:
+        raise
+    except OSError:  # a name that is too long for a file, as hostile configs have it
+        return False
 
 
 def hub_folder(name: str) -> Path | str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -94,6 +94,31 @@ def open_lora(folder: Path) -> dict[str, LoraPair]:
     return {module: _pair(module, pair, config, path) for module, pair in sides.items()}
 
 
+def require_all_targets(folder: Path, pairs: Mapping[str, LoraPair], base_names: Iterable[str]) -> None:
+    """Refuse an adapter that lacks modules which its config says were adapted: part of it was lost when it was saved.
+
+    Args:
+        base_names: parameters of the base LLM, "model.layers.0.mlp.up_proj.weight".
+    Raises:
+        MirError: naming the first of them.
+    """
+    config = read_json(folder / "adapter_config.json")
+    targets = config.get("target_modules")
+    # A string is a pattern of PEFT's; a choice of layers or exclusions changes what is expected.
+    if not isinstance(targets, list) or any(config.get(name) for name in ("layers_to_transform", "exclude_modules")):
+        return
+    modules = [name.removesuffix(".weight") for name in base_names if name.endswith(".weight") and ".layers." in name]
+    if not pairs.keys() <= set(modules):
+        return  # the adapter of another base, which is told when they are merged
+    missing = [module for module in modules if module.rpartition(".")[2] in targets and module not in pairs]
+    if missing:
+        path = next(folder / name for name in ADAPTER_FILES if (folder / name).is_file())
+        raise MirError(
+            f"{path} has no factors for {len(missing)} of the modules that target_modules of adapter_config.json "
+            f"names, the first {missing[0]!r}. The adapter is incomplete: copy it again."
+        )
+
+
 def merge(base: Mapping[str, Weight], pairs: Mapping[str, LoraPair]) -> dict[str, Weight]:
     """The mapping with every adapted module's weight merged on reading; ``pairs`` by parameter owner.
 
@@ -157,9 +182,15 @@ def _pair(module: str, sides: Mapping[str, Weight], config: Mapping[str, Any], p
 
 
 def _pattern(config: Mapping[str, Any], name: str, module: str, default: float) -> float:
-    for pattern, value in (config.get(name) or {}).items():
-        if re.search(rf"(^|\.){pattern}$", module):
-            return float(value)
+    patterns = config.get(name) or {}
+    try:
+        for pattern, value in patterns.items():
+            if re.search(rf"(^|\.){pattern}$", module):
+                return float(value)
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise MirError(
+            f"adapter_config.json has {name} = {patterns!r}, expected patterns with a number each ({error})."
+        ) from error
     return default
 
 
@@ -178,5 +209,6 @@ def _refuse_other_methods(config: Mapping[str, Any], folder: Path) -> None:
                 f"Merge the adapter with PEFT and measure the merged checkpoint."
             )
     for name in ("r", "lora_alpha"):
-        if not isinstance(config.get(name), (int, float)):
-            raise MirError(f"{folder / 'adapter_config.json'} has {name} = {config.get(name)!r}, expected a number.")
+        value = config.get(name)
+        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise MirError(f"{folder / 'adapter_config.json'} has {name} = {value!r}, expected a positive number.")

@@ -38,7 +38,7 @@ def load(checkpoint: Path, options: LoadOptions, *, shared: SharedParts | None =
     """
     files = open_llava(checkpoint, options, family=FAMILY, more_rules=CHECKPOINT_RULES)
     aux = open_aux_tower(files, options)
-    tower_config = open_tower_config(files.tower, files.config)
+    tower_config = open_tower_config(files.tower, files.config, files.weights)
     layout = view_layout(files.config, tower_config)
     size = int(files.config["image_size_aux"])
 
@@ -70,7 +70,7 @@ def load(checkpoint: Path, options: LoadOptions, *, shared: SharedParts | None =
 def inspect(checkpoint: Path, options: LoadOptions) -> dict[str, str]:
     """What loading would use; no weight is read. Raises MirError as loading would."""
     files = open_llava(checkpoint, options, family=FAMILY, more_rules=CHECKPOINT_RULES)
-    layout = view_layout(files.config, open_tower_config(files.tower, files.config))
+    layout = view_layout(files.config, open_tower_config(files.tower, files.config, files.weights))
     views = f"{layout.grid} x {layout.grid}" + (" and a global view" if layout.with_global_view else "")
     return description(files, options) | {
         "second vision tower": open_aux_tower(files, options).source,
@@ -85,7 +85,9 @@ def view_layout(config: Mapping[str, Any], tower: TowerConfig) -> ViewLayout:
         MirError: if the config lacks the size of the high-resolution picture, or its feature map cannot be shared out
             among the low-resolution tower's patches.
     """
-    grid = int(config.get("image_grid") or 1)
+    grid = config.get("image_grid") or 1
+    if not isinstance(grid, int) or grid < 1:
+        raise MirError(f"config.json has image_grid = {grid!r}, expected how many tiles a side: 1, or 2 for HD models.")
     layout = ViewLayout(tower.image_size, grid, with_global_view=grid > 1 and bool(config.get("image_global")))
     if tower.select_feature != "patch":
         raise MirError(

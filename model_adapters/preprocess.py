@@ -7,6 +7,7 @@ names in every minor version. The few steps that CLIP towers use are therefore d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.weight_files import read_json
+
+_LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,16 @@ class ClipPreprocessor:
         """Pixel values, float32 (images, 3, height, width)."""
         return torch.from_numpy(np.stack([self._one(image) for image in images]))
 
+    def require_side(self, side: int, folder: Path) -> None:
+        """Raise MirError unless the pictures that come out are squares of this side; ``folder`` holds the settings."""
+        made = self.crop or ((self.short_side,) * 2 if self.pad_to_square and self.short_side else None)
+        if made != (side, side):
+            shown = f"{made[0]} x {made[1]} pixels" if made else "pictures of any shape"
+            raise MirError(
+                f"{folder / 'preprocessor_config.json'} makes {shown}, but the vision tower takes {side} x {side}. "
+                "Copy the tower's own, or name the tower it belongs to with --vision-tower."
+            )
+
     def _one(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
         image = image.convert("RGB")
         if self.pad_to_square:
@@ -71,13 +84,18 @@ def open_preprocessor(folder: Path, *, image_aspect_ratio: str | None) -> ClipPr
     """
     if image_aspect_ratio not in ("pad", "square", None):
         raise MirError(
-            f"image_aspect_ratio is {image_aspect_ratio!r}, expected 'pad' or 'square'. 'anyres' marks LLaVA-1.6 "
-            f"checkpoints: convert them to the Hugging Face format and load them with --family huggingface."
+            f"image_aspect_ratio is {image_aspect_ratio!r} in config.json, expected 'pad' or 'square'. 'anyres' marks "
+            f"LLaVA-1.6 checkpoints: convert them to the Hugging Face format and load them with --family huggingface."
         )
     path = folder / "preprocessor_config.json"
     config = read_json(path)
+    for name in ("do_resize", "do_center_crop", "do_normalize", "do_rescale"):
+        if not isinstance(config.get(name, True), bool):
+            raise MirError(
+                f"{path} has {name} = {config[name]!r}, expected true or false. Copy the vision tower's own."
+            )
     try:
-        return ClipPreprocessor(
+        preprocessor = ClipPreprocessor(
             short_side=_short_side(config) if config.get("do_resize", True) else None,
             crop=_crop(config) if config.get("do_center_crop", True) else None,
             mean=_three(config["image_mean"]) if config.get("do_normalize", True) else (0.0, 0.0, 0.0),
@@ -86,8 +104,30 @@ def open_preprocessor(folder: Path, *, image_aspect_ratio: str | None) -> ClipPr
             resample=int(config.get("resample", 3)),
             pad_to_square=image_aspect_ratio == "pad",
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise MirError(f"{path} does not describe a CLIP image processor ({error!r}).") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise MirError(
+            f"{path} does not describe a CLIP image processor ({error!r}). Copy the vision tower's own."
+        ) from error
+    _require_sense(preprocessor, path)
+    return preprocessor
+
+
+def _require_sense(made: ClipPreprocessor, path: Path) -> None:
+    crop = made.crop or (1, 1)
+    wrong = {
+        "image_mean": not all(map(math.isfinite, made.mean)),
+        "image_std": not all(0 < value < math.inf for value in made.std),
+        "rescale_factor": not 0 < made.rescale_factor <= 1,
+        "resample": made.resample not in [int(filter_) for filter_ in Image.Resampling],
+        "size (shortest_edge)": made.short_side is not None and not max(crop) <= made.short_side <= _LARGEST_SIDE,
+        "crop_size": not min(crop) >= 1,
+    }
+    for name, is_wrong in wrong.items():
+        if is_wrong:
+            raise MirError(
+                f"{path} has a value of {name} that cannot be: {made}. Copy the vision tower's own; pictures are "
+                f"resized to at least the crop and at most {_LARGEST_SIDE} pixels."
+            )
 
 
 def padded_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:

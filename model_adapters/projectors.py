@@ -68,16 +68,22 @@ def build_projector(config: Mapping[str, Any], weights: Mapping[str, Weight], vi
     declared = config.get("mm_hidden_size", vision_width)
     if declared != vision_width:
         raise MirError(
-            f"the projector takes features of width {declared} (mm_hidden_size), but the vision tower gives "
-            f"{vision_width}. Name the tower it was trained with by --vision-tower."
+            f"the projector takes features of width {declared} (mm_hidden_size of config.json), but the vision tower "
+            f"gives {vision_width}. Name the tower it was trained with by --vision-tower."
         )
     d = int(config["hidden_size"])
     if kind == "linear":
         return MlpProjector(1, vision_width, d)
     if mlp := re.fullmatch(r"mlp(\d+)x_gelu", kind):
-        return MlpProjector(int(mlp.group(1)), vision_width, d)
+        n_stored = sum(name.startswith("projector.layers.") and name.endswith(".weight") for name in weights)
+        if int(mlp.group(1)) != n_stored:
+            raise MirError(
+                f"config.json says mm_projector_type {kind}, but the weights hold {n_stored} projector layers. "
+                f"Copy config and projector of one checkpoint."
+            )
+        return MlpProjector(n_stored, vision_width, d)
     if kind == "qformer":
         from mir_plugin.model_adapters.qformer import QformerProjector
 
         return QformerProjector.from_shapes(weights)
-    raise MirError(f"mm_projector_type is {kind!r}; supported: linear, mlpNx_gelu for any N, qformer.")
+    raise MirError(f"mm_projector_type is {kind!r} in config.json; supported: linear, qformer, mlpNx_gelu for any N.")

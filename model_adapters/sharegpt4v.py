@@ -20,8 +20,9 @@ FAMILY = "sharegpt4v"
 def recognises(checkpoint: Path) -> bool:
     """Whether config.json has the model_type or architecture that ShareGPT4V's code writes."""
     config = read_json(checkpoint / "config.json")
-    architectures = config.get("architectures") or []
-    return config.get("model_type") == "share4v" or "Share4VLlamaForCausalLM" in architectures
+    architectures = config.get("architectures")
+    named = architectures if isinstance(architectures, list) else []
+    return config.get("model_type") == "share4v" or "Share4VLlamaForCausalLM" in named
 
 
 def load(checkpoint: Path, options: LoadOptions, *, shared: SharedParts | None = None) -> LlavaAdapter:

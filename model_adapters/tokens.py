@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.weight_files import read_json
@@ -26,6 +26,7 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space
 # Appended to a serialised model it sets normalizer_spec.add_dummy_prefix to false: protocol buffers merge a repeated
 # field 3 (normalizer_spec) of length 2 holding field 3 (add_dummy_prefix) = 0. Needs no protobuf runtime.
 _NO_LEADING_SPACE = b"\x1a\x02\x18\x00"
+_PIECES, _TRAINER_SETTINGS = 1, 2  # numbers of these fields in a serialised model
 
 
 class Tokenizer(Protocol):
@@ -80,7 +81,12 @@ class SentencePieceTokenizer:
         settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
         legacy = settings.get("legacy")
         self._legacy = True if legacy is None else bool(legacy)
-        model = self.source.read_bytes() + (b"" if self._legacy else _NO_LEADING_SPACE)
+        content = self.source.read_bytes()
+        if not _is_whole_model(content):
+            raise MirError(
+                f"{self.source} ({len(content)} bytes) is no whole sentencepiece model. Copy or download it again."
+            )
+        model = content + (b"" if self._legacy else _NO_LEADING_SPACE)
         try:
             self._pieces = SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
@@ -124,11 +130,51 @@ class SentencePieceTokenizer:
         controls = (self._pieces.unk_id(), self._pieces.bos_id(), self._pieces.eos_id())
         special = {self._pieces.id_to_piece(token): token for token in controls if token >= 0}
         if (folder / "added_tokens.json").is_file():
-            special |= {text: int(token) for text, token in read_json(folder / "added_tokens.json").items()}
-        declared = settings.get("added_tokens_decoder")
-        if isinstance(declared, dict):
-            special |= {entry["content"]: int(token) for token, entry in declared.items()}
-        return special
+            added = read_json(folder / "added_tokens.json")
+            special |= self._ids(added, folder / "added_tokens.json")
+        declared = settings.get("added_tokens_decoder") or {}
+        try:
+            by_text = {entry["content"]: token for token, entry in declared.items()}  # type: ignore[attr-defined]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise MirError(
+                f"{folder / 'tokenizer_config.json'} has an added_tokens_decoder without ids and texts ({error!r}). "
+                "Copy the tokenizer's own."
+            ) from error
+        return special | self._ids(by_text, folder / "tokenizer_config.json")
+
+    @staticmethod
+    def _ids(by_text: dict[str, Any], path: Path) -> dict[str, int]:
+        try:
+            if all(isinstance(text, str) for text in by_text):
+                return {text: int(token) for text, token in by_text.items()}
+            reason = "a text is no text"
+        except (TypeError, ValueError) as error:
+            reason = str(error)
+        raise MirError(
+            f"{path} does not give every added token a text and a number ({reason}). Copy the tokenizer's own."
+        )
+
+
+def _is_whole_model(content: bytes) -> bool:
+    """Whether a serialised model ends where a message ends, and holds its settings, which stand behind its pieces.
+
+    Cut between two pieces it would load, with fewer pieces and default settings.
+    """
+    at, fields = 0, set()
+    while at < len(content):
+        if content[at] & 7 != 2:  # every field of a model is a message with its length in front
+            return False
+        fields.add(content[at] >> 3)
+        length, shift, at = 0, 0, at + 1
+        while True:
+            if at >= len(content):
+                return False
+            length |= (content[at] & 0x7F) << shift
+            shift, at = shift + 7, at + 1
+            if content[at - 1] < 0x80:
+                break
+        at += length
+    return at == len(content) and {_PIECES, _TRAINER_SETTINGS} <= fields
 
 
 class FastTokenizer:
@@ -140,7 +186,8 @@ class FastTokenizer:
         self.source = folder / "tokenizer.json"
         try:
             self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        except (OSError, ValueError, KeyError) as error:
+        # The tokenizers library raises plain Exception for files it cannot read.
+        except Exception as error:
             raise MirError(f"{self.source} cannot be read ({error}). Copy or download it again.") from error
         self.bos_id = self._required("bos_token")
         self.eos_id = self._required("eos_token")

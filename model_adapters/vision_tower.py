@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -65,11 +66,14 @@ class TowerConfig:
         return {**use, "clip": self.clip.to_dict()}
 
 
-def open_tower_config(folder: Path, llava_config: Mapping[str, Any]) -> TowerConfig:
+def open_tower_config(folder: Path, llava_config: Mapping[str, Any], weights: Mapping[str, Weight]) -> TowerConfig:
     """Architecture from the tower's folder, use from the checkpoint's config.
 
+    Args:
+        weights: of the whole model, the tower's named ``vision_tower.encoder.*``.
     Raises:
-        MirError: if the folder's model is no CLIP model, or the config asks for a layer or feature there is not.
+        MirError: if the folder's model is no CLIP model, is not the one whose weights these are, or the config asks for
+            a layer or feature there is not.
     """
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
@@ -78,8 +82,11 @@ def open_tower_config(folder: Path, llava_config: Mapping[str, Any]) -> TowerCon
             f"the vision tower in {folder} has model_type {kind!r}, expected 'clip' or 'clip_vision_model'. "
             f"Name a CLIP tower with --vision-tower."
         )
-    clip = CLIPVisionConfig.from_dict(config["vision_config"] if kind == "clip" else config)
-    select_layer = int(llava_config.get("mm_vision_select_layer", -2))
+    clip = _clip_config(folder / "config.json", config)
+    _require_sizes_of_weights(folder / "config.json", clip, weights)
+    select_layer = llava_config.get("mm_vision_select_layer", -2)
+    if not isinstance(select_layer, int):
+        raise MirError(f"config.json has mm_vision_select_layer = {select_layer!r}, expected a layer's number.")
     select_feature = llava_config.get("mm_vision_select_feature", "patch")
     if not -clip.num_hidden_layers - 1 <= select_layer <= clip.num_hidden_layers:
         raise MirError(
@@ -87,8 +94,47 @@ def open_tower_config(folder: Path, llava_config: Mapping[str, Any]) -> TowerCon
             f"{clip.num_hidden_layers} layers. Check config.json, or name another tower with --vision-tower."
         )
     if select_feature not in ("patch", "cls_patch"):
-        raise MirError(f"mm_vision_select_feature is {select_feature!r}, expected 'patch' or 'cls_patch'.")
+        raise MirError(
+            f"mm_vision_select_feature is {select_feature!r}, expected 'patch' or 'cls_patch'. Correct config.json."
+        )
     return TowerConfig(clip, select_layer, select_feature)
+
+
+def _clip_config(path: Path, config: Mapping[str, Any]) -> CLIPVisionConfig:
+    if config.get("model_type") == "clip":
+        if not isinstance(config.get("vision_config"), dict):
+            raise MirError(
+                f"{path} describes a whole CLIP model without its vision_config. Copy the tower's own config."
+            )
+        config = config["vision_config"]
+    try:
+        clip = CLIPVisionConfig.from_dict(dict(config))
+    except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise MirError(f"{path} describes no CLIP vision tower: {reason}. Copy the tower's own config.") from error
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"):
+        value = getattr(clip, name)
+        if not isinstance(value, int) or value < 1:
+            raise MirError(f"{path} has {name} = {value!r}, expected a whole number from 1 on. Copy its own config.")
+    return clip
+
+
+def _require_sizes_of_weights(path: Path, clip: CLIPVisionConfig, weights: Mapping[str, Weight]) -> None:
+    """Before the tower is built: one of a billion layers, or for pictures of 10^6 pixels a side, takes all memory."""
+    layers = {name.split(".")[4] for name in weights if name.startswith("vision_tower.encoder.encoder.layers.")}
+    described = {"num_hidden_layers": clip.num_hidden_layers}
+    stored = {"num_hidden_layers": len(layers)}
+    positions = weights.get("vision_tower.encoder.embeddings.position_embedding.weight")
+    if positions is not None:
+        described |= {"hidden_size": clip.hidden_size, "image_size": (clip.image_size // clip.patch_size) ** 2 + 1}
+        stored |= {"hidden_size": positions.shape[1], "image_size": positions.shape[0]}
+    for name, size in stored.items():
+        if size and described[name] != size:
+            meaning = f", so {described[name]} position embeddings," if name == "image_size" else ","
+            raise MirError(
+                f"{path} says {name} = {getattr(clip, name)}{meaning} but the tower's weights have {size}. Name the "
+                "tower that the weights belong to with --vision-tower, or copy the weights again."
+            )
 
 
 def open_tower_weights(folder: Path) -> dict[str, Weight]:

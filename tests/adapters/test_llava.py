@@ -138,7 +138,7 @@ def test_incomplete_and_contradictory_configs_are_named(copy: Path) -> None:
     with pytest.raises(MirError, match=r"config\.json lacks hidden_size"):
         load(copy / "model")
     path.write_text(json.dumps(whole | {"num_attention_heads": 5, "num_key_value_heads": 5}))
-    with pytest.raises(MirError, match=r"config\.json describes no llama model"):
+    with pytest.raises(MirError, match=r"base_llm.config\.json has num_attention_heads = 4, but .*config\.json says 5"):
         load(copy / "model")
 
 

@@ -99,7 +99,7 @@ def test_moca_calibrates_every_layer_of_this_family_on_every_forward(tmp_path: P
 
 def clip_config(**llava_config: Any) -> TowerConfig:
     folder = case("mgm_full").folder / case("mgm_full").recorded["vision_tower_path"]
-    return open_tower_config(folder, llava_config)
+    return open_tower_config(folder, llava_config, {})
 
 
 def test_a_single_view_has_no_global_view_beside_it() -> None:
@@ -155,7 +155,7 @@ def unknown_key(tensors: dict[str, Tensor]) -> None:
         (drop("nothing"), {"image_size_aux": None}, "image_size_aux is None"),
         (drop("nothing"), {"model_type": "mgm_gemma"}, r"model_type 'mgm_gemma'; supported: .*mgm"),
         (drop("nothing"), {"model_type": "mgm_mixtral"}, "model_type 'mgm_mixtral'"),
-        (drop("nothing"), {"hidden_size": 32}, r"has shape .* but"),
+        (drop("nothing"), {"intermediate_size": 32}, r"has shape .* but"),
     ],
 )
 def test_a_broken_checkpoint_is_one_error_naming_the_part(
