@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.hf_files import require_finite, require_sound_files
+from mir_plugin.model_adapters.hf_files import require_finite, require_sensible_colours, require_sound_files
 from mir_plugin.model_adapters.moca_training import MOCA_KEY, load_moca
 from mir_plugin.model_adapters.placement import chosen_device, chosen_dtype
 from mir_plugin.model_adapters.weight_files import read_json
@@ -28,7 +28,7 @@ def recognises(checkpoint: Path) -> bool:
     config = read_json(checkpoint / "config.json")
     if "mm_vision_tower" in config:
         return False
-    return config.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or _brings_code(config)
+    return str(config.get("model_type")) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or _brings_code(config)
 
 
 def open_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[Any, Any]:
@@ -78,6 +78,7 @@ def _processor(checkpoint: Path, source: Mapping[str, Any]) -> Any:
             )
         # The PIL backend resizes as the models were trained; torchvision's differs by about 1e-3 in hidden states.
         processor.image_processor = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil", **source)
+    require_sensible_colours(processor.image_processor, checkpoint)
     if getattr(processor.tokenizer, "eos_token", None) is None:
         raise MirError(
             f"the tokenizer of {checkpoint} names no end token (eos_token), so prompts would lack it. Copy "
@@ -109,6 +110,10 @@ def inspect(checkpoint: Path, options: LoadOptions) -> dict[str, str]:
     _require_applicable(options)
     config = read_json(checkpoint / "config.json")
     text, vision = config.get("text_config", config), config.get("vision_config", {})
+    if not (isinstance(text, dict) and isinstance(vision, dict)):
+        raise MirError(
+            f"{checkpoint / 'config.json'} holds a text_config or vision_config that is no object. Copy it again."
+        )
     stored = sorted(path.name for path in checkpoint.glob("*.safetensors")) or sorted(
         path.name for path in checkpoint.glob("pytorch_model*.bin")
     )
@@ -128,7 +133,8 @@ def inspect(checkpoint: Path, options: LoadOptions) -> dict[str, str]:
 
 
 def _brings_code(config: dict[str, Any]) -> bool:
-    return "AutoModelForImageTextToText" in config.get("auto_map", {})
+    auto_map = config.get("auto_map")
+    return isinstance(auto_map, dict) and "AutoModelForImageTextToText" in auto_map
 
 
 def _require_applicable(options: LoadOptions) -> None:

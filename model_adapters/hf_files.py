@@ -27,6 +27,8 @@ _JSON_FILES = (
 )
 # Tied weights are stored once and a saved model may leave its buffers out; a part that is missing is far more.
 _MOST_PARAMETERS_PER_STORED = 1.5
+_LARGEST_EPSILON = 0.01  # it keeps a division from being one by zero; larger, it changes every hidden state
+_LARGEST_STD = 300.0  # of colours from 0 to 255, where they are not rescaled
 
 
 def require_sound_files(checkpoint: Path, config: Mapping[str, Any], *, may_run_code: bool) -> None:
@@ -44,6 +46,7 @@ def require_sound_files(checkpoint: Path, config: Mapping[str, Any], *, may_run_
         raise MirError(f"{template} is empty. Copy it from the base checkpoint, or remove it: there is a fallback.")
     if not may_run_code:
         _refuse_kernels(checkpoint, config)
+    _require_sensible_norms(checkpoint, config)
     if "quantization_config" in config:
         return  # stored in fewer numbers than the model has, and in dtypes of their own
     weights = open_checkpoint_weights(checkpoint)
@@ -61,6 +64,44 @@ def require_finite(model: nn.Module, checkpoint: Path) -> None:
                     f"{name!r} of {checkpoint} holds NaN or infinite values as {str(parameter.dtype)[6:]}. The "
                     "checkpoint is damaged or its training diverged; if it overflows this dtype, use --dtype float32."
                 )
+
+
+def require_sensible_colours(image_processor: Any, checkpoint: Path) -> None:
+    """Raise MirError for settings with which a processor runs and makes noise of every picture."""
+
+    def numbers(value: Any) -> list[Any]:
+        return list(value) if isinstance(value, (list, tuple)) else [value]
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+    checks = {
+        "image_mean": lambda value: all(is_number(one) for one in numbers(value)),
+        "image_std": lambda value: all(is_number(one) and 0 < one < _LARGEST_STD for one in numbers(value)),
+        "rescale_factor": lambda value: is_number(value) and 0 < value <= 1,
+        "resample": lambda value: isinstance(value, int) and not isinstance(value, bool),
+        **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), lambda value: isinstance(value, bool)),
+    }
+    for name, is_sensible in checks.items():
+        value = getattr(image_processor, name, None)
+        if value is not None and not is_sensible(value):
+            raise MirError(
+                f"the image processor of {checkpoint} has {name} = {value!r}, which cannot be. Copy "
+                "preprocessor_config.json or processor_config.json from the base checkpoint."
+            )
+
+
+def _require_sensible_norms(checkpoint: Path, config: Mapping[str, Any]) -> None:
+    for name, value in _fields(config):
+        if (
+            name.endswith("norm_eps")
+            and value is not None
+            and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _LARGEST_EPSILON)
+        ):
+            raise MirError(
+                f"{checkpoint / 'config.json'} has {name} = {value!r}, expected a number such as 1e-06. Copy the "
+                "checkpoint's own config.json."
+            )
 
 
 def _refuse_kernels(checkpoint: Path, config: Mapping[str, Any]) -> None:

@@ -87,10 +87,10 @@ class LoadedModel:
                     **arguments, padding=len(conversations) > 1, padding_side=padding_side, return_tensors="pt"
                 )
             )
-        except (ValueError, TypeError, IndexError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
             raise MirError(
-                f"{type(self.processor).__name__} cannot encode this conversation ({error}). Check that the "
-                "processor's files in the checkpoint's folder belong to this model."
+                f"{type(self.processor).__name__} cannot encode this conversation ({error or type(error).__name__}). "
+                "Check that the processor's files in the checkpoint's folder belong to this model."
             ) from error
         encoded.pop("labels", None)  # a loss is not wanted
         if "qformer_input_ids" in encoded:
