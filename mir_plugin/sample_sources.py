@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TEXT_SUFFIXES = frozenset({".txt", ".story", ".text", ".md"})
 HIGHLIGHT = "@highlight"
 N_PAPER_SAMPLES = 100
+LONGEST_TEXT_BYTES = 20_000_000
 PAPER_IMAGES = ("lmms-lab-encoder/textvqa", "lmms-lab/textvqa")
 PAPER_TEXTS = ("abisee/cnn_dailymail", "3.0.0", "test", "article")
 WITHOUT_NETWORK = "Without network: --embedded (pictures and prose of installed packages), or --images DIR --texts DIR."
@@ -70,6 +71,11 @@ def text_files(folder: Path) -> list[Path]:
 def read_text(path: Path) -> str:
     """A text file's prose: up to the first ``@highlight`` of a CNN story, stripped. Raises MirError naming the file."""
     try:
+        if path.stat().st_size > LONGEST_TEXT_BYTES:
+            raise MirError(
+                f"{path} has {path.stat().st_size:,} bytes; at most {LONGEST_TEXT_BYTES:,} are read, more than any "
+                "model's context holds. Replace it, or cut it into several."
+            )
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise MirError(f"cannot read {path}: {error.strerror}.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import random
 import resource
 import shutil
 import struct
@@ -20,6 +21,10 @@ from faults.battery import Bench, Case, Outcome, Refused, Right, each
 from faults.damage import FULL, MICRO, Damage, config, copy_original, measured
 from PIL import Image, ImageCms
 
+from mir_plugin.errors import MirError
+from mir_plugin.results import MirResult
+from mir_plugin.samples import Sample
+
 PIXELS = np.asarray(Image.effect_mandelbrot((61, 47), (-2, -1.5, 1, 1.5), 40))
 GRADIENT = np.tile(np.linspace(0, 255, 61).astype(np.uint8), (47, 1))
 PICTURE = Image.merge("RGB", [Image.fromarray(PIXELS), Image.fromarray(GRADIENT), Image.fromarray(PIXELS[::-1].copy())])
@@ -27,12 +32,17 @@ GREY = Image.fromarray(GRADIENT)
 PROSE = "A picture of colours that run into each other, with a dark shape in the middle of it."
 
 
-def showing(image: bytes | Image.Image, name: str = "0.png", text: str | bytes = PROSE) -> Callable[[Bench], Outcome]:
-    """Measure the micro checkpoint on this one image and text."""
+def showing(
+    image: bytes | Image.Image | Callable[[], bytes],
+    name: str = "0.png",
+    text: str | bytes | Callable[[], bytes] = PROSE,
+) -> Callable[[Bench], Outcome]:
+    """Measure the micro checkpoint on this one image and text; large ones are made when the case is done."""
 
     def act(bench: Bench) -> Outcome:
         copy_original(MICRO, bench.folder)
-        replace_samples(bench.folder, [(name, image, text)])
+        stored = image() if callable(image) else image
+        replace_samples(bench.folder, [(name, stored, text() if callable(text) else text)])
         return measured(bench)
 
     return act
@@ -164,7 +174,12 @@ CMYK = encoded(PICTURE.convert("CMYK"), "JPEG", quality=95)
 
 
 def refused(
-    name: str, done: str, image: bytes | Image.Image, *words: str, file: str = "0.png", full: bool = False
+    name: str,
+    done: str,
+    image: bytes | Image.Image | Callable[[], bytes],
+    *words: str,
+    file: str = "0.png",
+    full: bool = False,
 ) -> Case:
     return Case(
         name,
@@ -219,14 +234,16 @@ IMAGES = (
     Case(
         "bomb within Pillow's limit",
         "a PNG of 150 kilobytes unpacks to 12000 x 12000",
-        within_memory(showing(black(12_000, 12_000)), 300),
+        within_memory(showing(lambda: black(12_000, 12_000)), 300),
         Refused("0.png", "12000 x 12000", "Replace or remove it"),
         full=True,
     ),
     refused(
         "bomb in a comment",
         "a PNG's comment unpacks to 200 MB",
-        png_of(8, 8, zlib.compress(bytes(72)), more=chunk(b"zTXt", b"c\0\0" + zlib.compress(bytes(200_000_000), 9))),
+        lambda: png_of(
+            8, 8, zlib.compress(bytes(72)), more=chunk(b"zTXt", b"c\0\0" + zlib.compress(bytes(200_000_000), 9))
+        ),
         full=True,
     ),
     refused(
@@ -317,11 +334,11 @@ def llava_showing(bench: Bench, image: Image.Image, text: str = PROSE, damage: D
     return measured(bench)
 
 
-def saying(text: str | bytes) -> Callable[[Bench], Outcome]:
+def saying(text: str | bytes | Callable[[], bytes]) -> Callable[[Bench], Outcome]:
     return showing(PICTURE, text=text)
 
 
-def refused_text(name: str, done: str, text: str | bytes, *words: str) -> Case:
+def refused_text(name: str, done: str, text: str | bytes | Callable[[], bytes], *words: str) -> Case:
     return Case(name, done, saying(text), Refused("0.txt", *words))
 
 
@@ -363,6 +380,9 @@ TEXTS = (
         WORDS * 8000,
         "context is 2048",
         "Shorten",
+    ),
+    refused_text(
+        "text of 25 MB", "the text has 25 MB", lambda: b"words " * 4_200_000, "25,200,000 bytes", "cut it into several"
     ),
     refused_text(
         "text of one word", "the text is one word of 300 000 letters", "abc" * 100_000, "context is 2048", "Shorten"
@@ -454,8 +474,6 @@ def a_pipe(folder: Path) -> None:
 
 
 def three_samples(_: object, bench: Bench) -> str:
-    from mir_plugin.results import MirResult
-
     result = MirResult.load(bench.folder / "out" / "mir.json")
     assert result.n_samples == 3
     return f"MIR {result.mir:.4f} of {result.n_samples} samples"
@@ -522,7 +540,52 @@ SETS = (
         Right(three_samples),
     ),
 )
-CASES = (*IMAGES, *PADDED, *TEXTS, *SETS)
+
+
+def randomly_damaged(data: bytes, chance: random.Random) -> bytes:
+    """Cut short, some bytes exchanged, or noise put in."""
+    kind = chance.randrange(3)
+    damaged = bytearray(data[: chance.randrange(len(data))] if kind == 0 else data)
+    for _ in range(chance.choice((1, 2, 8)) if kind == 1 else 0):
+        damaged[chance.randrange(min(len(damaged), chance.choice((60, 400, 100_000))))] = chance.randrange(256)
+    if kind == 2:
+        at = chance.randrange(len(damaged))
+        damaged[at:at] = chance.randbytes(chance.randrange(1, 50))
+    return bytes(damaged)
+
+
+def random_damages(_: Bench) -> Outcome:
+    """2000 damaged images of ten kinds: each must give a picture of moderate size, or one error."""
+    chance = random.Random(0)
+    kinds = [
+        encoded(PICTURE, kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "PCX", "ICO")
+    ]
+    n_refused = 0
+    for number in range(2000):
+        sample = Sample("one", randomly_damaged(kinds[number % len(kinds)], chance), PROSE)
+        try:
+            assert sample.open_image().mode == "RGB"
+        except MirError:
+            n_refused += 1
+    return Outcome(0, value=n_refused)
+
+
+def most_refused(value: object, _: Bench) -> str:
+    assert isinstance(value, int)
+    assert 500 < value < 2000
+    return f"{value} refused, the others give a picture; no other exception"
+
+
+FUZZED = (
+    Case(
+        "random damages",
+        "2000 random damages to images of ten kinds",
+        random_damages,
+        Right(most_refused),
+        full=True,
+    ),
+)
+CASES = (*IMAGES, *PADDED, *TEXTS, *SETS, *FUZZED)
 
 
 @each(CASES)
