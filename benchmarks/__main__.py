@@ -1,7 +1,8 @@
 """``python -m benchmarks``: all parts, ratios in one run, as a Markdown table each. By hand, on an idle machine.
 
 Part (a) compares with our plain version of the published procedure, (b) with bare forward passes, (c) shows growth with
-samples, layers and width, (d) the routes of the trace term, (e) a model of 7B shape, where there is an accelerator.
+samples, layers, width and processes, (d) the routes of the trace term, (e) a model of 7B shape,
+where there is an accelerator.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ import torch
 
 from benchmarks.checkpoint import VICUNA_7B, Size, write_checkpoint
 
+Runs = Mapping[str, Mapping[str, Any]]
+WHOLE_RUNS = {  # what parts a and b compare; what both need is run once for both
+    "a": ("ours", "published", "published accurate"),
+    "b": ("bare", "ours", "ours with standard errors"),
+}
+
 
 def main() -> None:
     """Parse the options, run the parts, print their tables."""
@@ -27,56 +34,65 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=list("abcde"), help="a b c d e; all by default")
     parser.add_argument("--samples", type=int, default=100, help="samples in parts a and b")
     parser.add_argument(
-        "--repeats", type=int, default=3, help="measurements of each task, alternating; the best counts"
+        "--repeats", type=int, default=1, help="measurements of each task of a and b, in turn; the fastest counts"
     )
     parser.add_argument("--checkpoints", type=Path, default=Path(tempfile.gettempdir()) / "mir-benchmarks")
     options = parser.parse_args()
-    parts: dict[str, Callable[[argparse.Namespace], None]] = {
-        "a": against_published,
-        "b": overhead,
-        "c": growth,
+    tasks = list(dict.fromkeys(task for part in options.parts for task in WHOLE_RUNS.get(part, ())))
+    runs = _best_of(options, tasks) if tasks else {}
+    parts: dict[str, Callable[[], None]] = {
+        "a": lambda: against_published(runs, options.samples),
+        "b": lambda: overhead(runs, options.samples),
+        "c": lambda: growth(options.checkpoints),
         "d": trace_terms,
-        "e": seven_billion,
+        "e": lambda: seven_billion(options.checkpoints),
     }
     for part in options.parts:
-        parts[part](options)
+        parts[part]()
 
 
-def against_published(options: argparse.Namespace) -> None:
+def against_published(runs: Runs, n_samples: int) -> None:
     """(a) wall time and growth of peak memory against the published procedure in both its modes."""
-    best = _best_of(options, ["ours", "published", "published accurate"])
-    ours = best["ours"]
-    print(f"\n### (a) Against the published procedure, {options.samples} samples\n")
+    ours = runs["ours"]
+    print(f"\n### (a) Against the published procedure, {n_samples} samples\n")
     print("| procedure | seconds | growth of peak memory, MB | time ÷ ours | memory ÷ ours |\n|---|---|---|---|---|")
-    for name, one in best.items():
+    for name in WHOLE_RUNS["a"]:
+        one = runs[name]
         ratios = f"{one['seconds'] / ours['seconds']:.2f} | {one['memory'] / ours['memory']:.1f}"
         print(f"| {name} | {one['seconds']:.1f} | {one['memory'] / 1e6:.0f} | {ratios} |")
 
 
-def overhead(options: argparse.Namespace) -> None:
+def overhead(runs: Runs, n_samples: int) -> None:
     """(b) a whole run, with and without standard errors, against its bare forward passes."""
-    best = _best_of(options, ["bare", "ours", "ours with standard errors"])
-    print(f"\n### (b) Overhead over bare forward passes, {options.samples} samples\n")
+    print(f"\n### (b) Overhead over bare forward passes, {n_samples} samples\n")
     print("| run | seconds | ÷ bare |\n|---|---|---|")
-    for name, one in best.items():
-        print(f"| {name} | {one['seconds']:.1f} | {one['seconds'] / best['bare']['seconds']:.2f} |")
+    for name in WHOLE_RUNS["b"]:
+        print(f"| {name} | {runs[name]['seconds']:.1f} | {runs[name]['seconds'] / runs['bare']['seconds']:.2f} |")
 
 
-def growth(options: argparse.Namespace) -> None:
-    """(c) seconds and memory with more samples, layers and width."""
+def growth(checkpoints: Path) -> None:
+    """(c) seconds and memory with more samples, layers, width and processes."""
     small = replace(Size(), n_layers=4, d=256, n_heads=4, intermediate=704)
-    cases = [(small, n) for n in (20, 50, 100, 200, 400)]
-    cases += [(replace(small, n_layers=n_layers), 50) for n_layers in (8, 16)]
-    cases += [(replace(small, d=d, n_heads=d // 64, intermediate=11 * d // 4), 50) for d in (512, 1024)]
-    print("\n### (c) Growth\n\n| layers | d | samples | seconds | seconds a sample | growth of peak memory, MB |")
-    print("|---|---|---|---|---|---|")
-    for size, n_samples in cases:
-        one = _measured(task="ours", checkpoint=str(write_checkpoint(size, options.checkpoints)), n_samples=n_samples)
+    cases = [(small, n, 1) for n in (20, 50, 100, 200, 400)]
+    cases += [(replace(small, n_layers=n_layers), 50, 1) for n_layers in (8, 16)]
+    cases += [(replace(small, d=d, n_heads=d // 64, intermediate=11 * d // 4), 50, 1) for d in (512, 1024)]
+    cases += [(small, 100, 2)]
+    print("\n### (c) Growth; one thread a process\n")
+    print("| layers | d | samples | processes | seconds | seconds a sample | growth of peak memory, MB, process 0 |")
+    print("|---|---|---|---|---|---|---|")
+    for size, n_samples, n_processes in cases:
+        one = _measured(
+            n_processes,
+            task="ours",
+            checkpoint=str(write_checkpoint(size, checkpoints)),
+            n_samples=n_samples,
+            n_threads=1,
+        )
         seconds = f"{one['seconds']:.1f} | {one['seconds'] / n_samples:.3f}"
-        print(f"| {size.n_layers} | {size.d} | {n_samples} | {seconds} | {one['memory'] / 1e6:.0f} |")
+        print(f"| {size.n_layers} | {size.d} | {n_samples} | {n_processes} | {seconds} | {one['memory'] / 1e6:.0f} |")
 
 
-def trace_terms(options: argparse.Namespace) -> None:
+def trace_terms() -> None:
     """(d) seconds of each route of the trace term."""
     cases = [("cpu", d) for d in (512, 1024, 2048, 4096)]
     cases += [("cuda", d) for d in (512, 1024, 2048, 4096, 5120)] if torch.cuda.is_available() else []
@@ -91,13 +107,13 @@ def trace_terms(options: argparse.Namespace) -> None:
         print(f"| {device} | {d} | " + " | ".join(cells) + " |")
 
 
-def seven_billion(options: argparse.Namespace) -> None:
+def seven_billion(checkpoints: Path) -> None:
     """(e) a randomly initialised model of 7B shape in bfloat16."""
     print("\n### (e) 7B shape, bfloat16, 100 samples\n")
     if not torch.cuda.is_available():
         print("Not run: no GPU on this machine.")
         return
-    checkpoint = str(write_checkpoint(VICUNA_7B, options.checkpoints))
+    checkpoint = str(write_checkpoint(VICUNA_7B, checkpoints))
     bare, ours = (_measured(task=task, checkpoint=checkpoint, n_samples=100) for task in ("bare", "ours"))
     print("| run | seconds | growth of GPU memory, MB |\n|---|---|---|")
     for name, one in (("bare forward passes", bare), ("ours", ours)):
@@ -120,8 +136,9 @@ def _best_of(options: argparse.Namespace, tasks: list[str]) -> dict[str, dict[st
     return {task: min(measured, key=lambda one: float(one["seconds"])) for task, measured in runs.items()}
 
 
-def _measured(**arguments: Any) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.measurements", json.dumps(arguments)]
+def _measured(n_processes: int = 1, **arguments: Any) -> dict[str, Any]:
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={n_processes}"] if n_processes > 1 else []
+    command = [sys.executable, *launcher, "-m", "benchmarks.measurements", json.dumps(arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(f"<!-- {arguments} {result} -->", file=sys.stderr, flush=True)

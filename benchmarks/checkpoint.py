@@ -49,7 +49,7 @@ def write_checkpoint(size: Size, parent: Path, seed: int = 0) -> Path:
         return folder
     (folder / "vision_tower").mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
-    _write_tokenizer(folder)
+    _write_tokenizer(folder, size.vocabulary)
     _write_shards(folder, size, generator)
     tower = {"vision_model." + name: value for name, value in _tensors(_tower_shapes(size), torch.float32, generator)}
     save_file(tower, folder / "vision_tower" / "model.safetensors", metadata={"format": "pt"})
@@ -191,12 +191,15 @@ def _preprocessor_config() -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(folder: Path) -> None:
-    """A sentencepiece tokenizer learnt from the embedded prose: 4000 pieces, about as dense as Llama's."""
+def _write_tokenizer(folder: Path, vocabulary: int) -> None:
+    """A sentencepiece tokenizer learnt from the embedded prose: 4000 pieces, about as dense as Llama's, and as many
+    that no text holds as fill the vocabulary."""
+    n_learnt = 4000
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(prose_passages()),
         model_prefix=str(folder / "tokenizer"),
-        vocab_size=4000,
+        vocab_size=vocabulary,
+        user_defined_symbols=[f"<unused-{index}>" for index in range(vocabulary - n_learnt)],
         model_type="bpe",
         byte_fallback=True,
         hard_vocab_limit=False,

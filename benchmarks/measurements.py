@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.published import published_mir
+from mir_plugin.distributed import ALONE, Group, launched_group
 from mir_plugin.embedded import embedded_samples
 from mir_plugin.frechet import trace_term
 from mir_plugin.model_adapters import LoadOptions, load_adapter
@@ -25,11 +26,28 @@ def main() -> None:
     """Run the task that the argument names and print what was measured."""
     arguments = json.loads(sys.argv[1])
     task = arguments.pop("task")
-    print(json.dumps(trace_routes(**arguments) if task == "trace" else measured_run(task, **arguments)))
+    if task == "trace":
+        print(json.dumps(trace_routes(**arguments)))
+        return
+    with launched_group("cpu") as group:
+        measured = measured_run(task, **arguments, group=group)
+        if group.rank == 0:
+            print(json.dumps(measured))
 
 
-def measured_run(task: str, checkpoint: str, n_samples: int, *, uncertainty: bool = False, device: str = "auto") -> Any:
+def measured_run(
+    task: str,
+    checkpoint: str,
+    n_samples: int,
+    *,
+    uncertainty: bool = False,
+    device: str = "auto",
+    n_threads: int | None = None,
+    group: Group = ALONE,
+) -> dict[str, Any]:
     """Seconds and growth of peak memory (bytes) of "ours", "bare", "published" or "published accurate"."""
+    if n_threads:
+        torch.set_num_threads(n_threads)
     adapter: Any = load_adapter(Path(checkpoint), LoadOptions(device=device))
     samples = samples_of(n_samples)
     bare_forwards(adapter, samples.samples[:1])  # what a first call allocates for good belongs to neither side
@@ -37,7 +55,7 @@ def measured_run(task: str, checkpoint: str, n_samples: int, *, uncertainty: boo
     memory_before, started = _peak_memory(on_gpu), time.perf_counter()
     value = None
     if task == "ours":
-        value = measure(adapter, samples, checkpoint=checkpoint, with_uncertainty=uncertainty).mir
+        value = measure(adapter, samples, checkpoint=checkpoint, with_uncertainty=uncertainty, group=group).mir
     elif task == "bare":
         bare_forwards(adapter, samples.samples)
     else:

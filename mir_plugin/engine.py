@@ -8,6 +8,8 @@ depth-first instead, its features spooled to disk.
 
 from __future__ import annotations
 
+import dataclasses
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -98,7 +100,7 @@ class _Running:
     """A batch on its way through the layers.
 
     Between two layers, hidden states of vision and text tokens lie in the pool, at these rows, and those of all other
-    positions in ``others``. Before the first layer, ``state`` holds them all.
+    positions in ``others``. Until the pool is made, ``state`` holds them all.
     """
 
     batch: Batch
@@ -116,19 +118,19 @@ class _Pool:
     def __init__(self, running: Sequence[_Running], batches: Sequence[Sequence[int]]) -> None:
         self.vision_counts = _counts_in_sample_order([one.batch.vision_mask for one in running], batches)
         self.text_counts = _counts_in_sample_order([one.batch.text_mask for one in running], batches)
-        state = running[0].state
-        assert state is not None
+        first = running[0].state
+        assert first is not None
+        self.vision = first.new_empty(sum(self.vision_counts), first.shape[2])
+        self.text = first.new_empty(sum(self.text_counts), first.shape[2])
         for one, indices in zip(running, batches, strict=True):
-            one.vision_rows = _rows_of(indices, self.vision_counts).to(state.device)
-            one.text_rows = _rows_of(indices, self.text_counts).to(state.device)
-        self.vision = state.new_empty(sum(self.vision_counts), state.shape[2])
-        self.text = state.new_empty(sum(self.text_counts), state.shape[2])
+            one.vision_rows = _rows_of(indices, self.vision_counts).to(first.device)
+            one.text_rows = _rows_of(indices, self.text_counts).to(first.device)
+            state, one.state = one.state, None
+            assert state is not None
+            self.put(one, state)
 
     def take(self, one: _Running) -> Tensor:
         """The batch's hidden states as a layer expects them, (samples, tokens, d)."""
-        if one.state is not None:
-            state, one.state = one.state, None
-            return state
         assert one.others is not None, "a batch was taken before it was put"
         mask = one.batch.vision_mask
         state = self.vision.new_empty(*mask.shape, self.vision.shape[1])
@@ -147,13 +149,15 @@ class _Pool:
 def _breadth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int) -> Iterator[TokenFeatures]:
     batches = packed_by_length(samples, batch_size)
     with torch.no_grad():
-        running = [
-            _catch_first_layer_inputs(adapter, adapter.encode([samples[index] for index in indices]))
-            for indices in progress(batches, "images and text", "batch")
-        ]
-        _share_equal_arguments(running)
+        running: list[_Running] = []
+        by_shape: dict[torch.Size, Mapping[str, Any]] = {}
+        for indices in progress(batches, "images and text", "batch"):
+            one = _catch_first_layer_inputs(adapter, adapter.encode([samples[index] for index in indices]))
+            one.kwargs = _shared_if_equal(one, by_shape)
+            running.append(one)
         pool = _Pool(running, batches)
     n_layers = len(adapter.decoder.layers)
+    ids = tuple(sample.sample_id for sample in samples)
     with LayerStream(adapter.decoder, adapter.device) as stream:
         for k in progress(range(n_layers), "decoder layers", "layer"):
             with torch.no_grad(), stream.layer(k) as layer:
@@ -161,7 +165,7 @@ def _breadth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size:
                     with adapter.bound_to(one.batch):
                         state = hidden_states_of(layer(pool.take(one), **one.kwargs))
                     pool.put(one, state if k + 1 < n_layers else adapter.decoder.final_norm(state))
-            yield TokenFeatures(k + 1, pool.vision, pool.text, pool.vision_counts, pool.text_counts)
+            yield TokenFeatures(k + 1, pool.vision, pool.text, pool.vision_counts, pool.text_counts, ids)
 
 
 def _depth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int) -> Iterator[TokenFeatures]:
@@ -175,7 +179,8 @@ def _depth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: i
                 with stream.during_forward(), recorded_outputs(adapter, record), adapter.bound_to(batch):
                     adapter.forward(batch)
         for k in progress(range(n_layers), "decoder layers", "layer"):
-            yield spool.read(k + 1, adapter.device)
+            ids = tuple(sample.sample_id for sample in samples)
+            yield dataclasses.replace(spool.read(k + 1, adapter.device), sample_ids=ids)
 
 
 def _catch_first_layer_inputs(adapter: ModelAdapter, batch: Batch) -> _Running:
@@ -184,7 +189,7 @@ def _catch_first_layer_inputs(adapter: ModelAdapter, batch: Batch) -> _Running:
 
     def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state, others = split_arguments(args, kwargs)
-        caught.append(_Running(masks_only(batch), others, state, other_mask))
+        caught.append(_Running(masks_only(batch), others, _in_own_pages(state), other_mask))
         raise _Caught
 
     handle = adapter.decoder.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
@@ -198,13 +203,22 @@ def _catch_first_layer_inputs(adapter: ModelAdapter, batch: Batch) -> _Running:
     raise MirError("the model's forward pass never reached its first decoder layer; it cannot be measured.")
 
 
-def _share_equal_arguments(running: Sequence[_Running]) -> None:
-    """Keep one copy of masks and rotary tables for all batches of one length that have the same."""
-    by_shape: dict[torch.Size, Mapping[str, Any]] = {}
-    for one in running:
-        known = by_shape.setdefault(one.other_mask.shape, one.kwargs)
-        if first_difference(known, one.kwargs) is None:
-            one.kwargs = known
+def _in_own_pages(state: Tensor) -> Tensor:
+    """A copy in pages of its own, which go back to the system when it is freed.
+
+    Freed pieces of the heap stay with the process: the states of all samples would be held beside the pool that they
+    are moved to.
+    """
+    if state.device.type != "cpu":
+        return state
+    pages = mmap.mmap(-1, state.numel() * state.element_size())
+    return torch.frombuffer(pages, dtype=state.dtype).view(state.shape).copy_(state)
+
+
+def _shared_if_equal(one: _Running, by_shape: dict[torch.Size, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The masks and rotary tables of an earlier batch of the same length, if they are the same: one copy is kept."""
+    known = by_shape.setdefault(one.other_mask.shape, one.kwargs)
+    return known if first_difference(known, one.kwargs) is None else one.kwargs
 
 
 def _counts_in_sample_order(masks: Sequence[Tensor], batches: Sequence[Sequence[int]]) -> tuple[int, ...]:

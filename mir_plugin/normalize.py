@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,18 +66,19 @@ def coordinate_median(features: Tensor, group: Group = ALONE) -> Tensor:
     coordinates, so every median is taken over all tokens and is exact.
     """
     medians = []
-    for block in features.split(128 * group.size, dim=1):
+    for block in features.split(64 * group.size, dim=1):
         # First contiguous, then transposed: torch transposes whole matrices in tiles, and parts element by element.
-        columns = group.gathered_columns(block).contiguous().t().contiguous()
+        columns = group.gathered_columns(block).contiguous().t().clone(memory_format=torch.contiguous_format)
         medians.append(group.gathered(_lower_medians(columns)))
     return torch.cat(medians)
 
 
 def _lower_medians(rows: Tensor) -> Tensor:
-    """Lower median of each row, (rows, n) → (rows,)."""
+    """Lower median of each row, (rows, n) → (rows,); the order of the rows' values is lost."""
     if rows.device.type != "cpu":
         return rows.median(dim=1).values
     # NumPy selects with vector instructions, in a third of torch's time; half precision is exact in float32.
     values = (rows if rows.dtype == torch.float64 else rows.float()).numpy()
     middle = (values.shape[1] - 1) // 2
-    return torch.from_numpy(np.partition(values, middle, axis=1)[:, middle]).to(rows.dtype)
+    values.partition(middle, axis=1)
+    return torch.from_numpy(values[:, middle].copy()).to(rows.dtype)

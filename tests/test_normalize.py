@@ -43,6 +43,14 @@ def test_a_single_token_is_no_outlier() -> None:
     assert outlier_rows(torch.tensor([4.0]), n_sigma=3.0).tolist() == [False]
 
 
+@pytest.mark.parametrize("shape", [(7, 1), (1, 7), (7, 3)])
+def test_taking_the_median_leaves_the_features_in_their_order(shape: tuple[int, int]) -> None:
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    before = features.clone()
+    coordinate_median(features)
+    assert torch.equal(features, before)
+
+
 def test_the_coordinate_median_is_the_lower_one_of_each_column() -> None:
     features = torch.randn(10, 600, generator=torch.Generator().manual_seed(0))
     assert torch.equal(coordinate_median(features), features.sort(dim=0).values[4])
