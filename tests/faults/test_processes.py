@@ -196,19 +196,30 @@ def kills(command: str, number: signal.Signals, n_moments: int) -> Callable[[Ben
 said = Right(lambda value, _: str(value))
 
 
-def kill_cases(n_moments: int, full: bool) -> list[Case]:
-    return [
-        Case(
-            f"{command}, {number.name}" + (f", {n_moments} moments" if full else ""),
-            f"`mir {command}` gets {number.name} at a random moment" + (f", {n_moments} times" if full else ""),
-            kills(command, number, n_moments), said, full=full, seconds=400,
-        )
-        for command in COMMANDS
-        for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
-    ]  # fmt: skip
+# Three signals make fifty moments and more of each command.
+MOMENTS = {"run": 17, "run of a model that spools": 6, "sweep": 17, "report": 17}
 
 
-@each([*kill_cases(1, full=False), *kill_cases(17, full=True)])
+def kill_case(command: str, number: signal.Signals, n_moments: int, full: bool) -> Case:
+    return Case(
+        f"{command}, {number.name}" + (f", {n_moments} moments" if full else ""),
+        f"`mir {command}` gets {number.name} at a random moment" + (f", {n_moments} times" if full else ""),
+        kills(command, number, n_moments),
+        said,
+        full=full,
+        seconds=400,
+    )
+
+
+KILLS = [
+    kill_case(command, number, MOMENTS[command] if full else 1, full)
+    for full in (False, True)
+    for command in COMMANDS
+    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+]
+
+
+@each(KILLS)
 def test_a_killed_command_done_again_gives_the_undisturbed_result(case: Case, bench: Bench) -> None:
     bench.hold("processes", case)
 

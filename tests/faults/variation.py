@@ -1,6 +1,6 @@
-"""How far MIR of one checkpoint moves with what should not matter; ``python tests/faults/variation.py CHECKPOINT …``.
+"""How far MIR of one checkpoint moves with what should not matter: ``python tests/faults/variation.py CHECKPOINT``.
 
-The options are those of ``mir run``. Prints one line for each variation: MIR, its difference, and the same of the
+Prints one line for each variation: MIR, its difference, and the same of the
 layer that moves most. The first line is one thread, one sample at a time, breadth-first.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from mir_plugin.embedded import embedded_samples
 from mir_plugin.model_adapters import LoadOptions, load_adapter
 from mir_plugin.replay import check_replay
 from mir_plugin.results import MirResult
@@ -58,10 +59,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--vision-tower", type=Path)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--texts", type=Path, required=True)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--texts", type=Path)
+    parser.add_argument(
+        "--embedded", type=int, default=24, help="so many embedded samples, without --images and --texts"
+    )
     asked = parser.parse_args()
-    samples = from_folders(asked.images, asked.texts)
+    samples = from_folders(asked.images, asked.texts) if asked.images else embedded_samples(asked.embedded)
     first: MirResult | None = None
     print(f"{'':28} {'MIR':>19} {'difference':>12} {'of a layer, relative':>22}")
     for name, result in variations(asked.checkpoint, asked.vision_tower, samples):
