@@ -110,14 +110,22 @@ def test_a_layer_that_was_loaded_ahead_in_vain_is_released() -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "n_layers_in_memory"), [("llava_full", 1), ("llava_full", 2), ("llava_moca", 2), ("llava_lora", 2)]
+    ("case", "n_layers_in_memory"),
+    [
+        ("llava/llava_full", 1),
+        ("llava/llava_full", 2),
+        ("llava/llava_moca", 2),
+        ("llava/llava_lora", 2),
+        ("sharegpt4v/share4v_full", 2),
+        ("mini_gemini/mgm_full", 2),
+    ],
 )
 def test_a_checkpoint_streamed_from_disk_has_the_features_of_the_loaded_one(case: str, n_layers_in_memory: int) -> None:
-    folder = require_golden(f"llava/{case}")
+    folder = require_golden(case)
     samples = from_folders(folder / "samples", folder / "samples", n_samples=2).samples
     resident = load_adapter(folder / "model", LoadOptions(device="cpu", merge_lora=False))
     total, layer = (
-        sum(4 * p.numel() for p in module.parameters()) for module in (resident.model, resident.decoder.layers[0])
+        sum(p.numel() * p.element_size() for p in module.parameters()) for module in (resident.model, resident.decoder.layers[0])
     )
     rest = total - len(resident.decoder.layers) * layer
     limit = int((rest + (n_layers_in_memory + 0.5) * layer) / 0.7)
