@@ -67,6 +67,7 @@ class Pairs:
         return len(self.samples)
 
 
+@functools.cache
 def embedded_images() -> tuple[Images, ...]:
     """A hundred images of each embedded kind: those of the embedded samples first."""
     digits = [digit.image for digit in _cycling_digits("test", N_EMBEDDED_SAMPLES)]
@@ -77,6 +78,7 @@ def embedded_images() -> tuple[Images, ...]:
     )
 
 
+@functools.cache
 def embedded_texts() -> tuple[Texts, ...]:
     """A hundred texts of each embedded kind, about equally long: those of the embedded samples first."""
     return (
@@ -85,6 +87,7 @@ def embedded_texts() -> tuple[Texts, ...]:
     )
 
 
+@functools.cache
 def embedded_pairs(split: Split = "test") -> Pairs:
     """Handwritten digits, each with a sentence that names it; neighbours are different digits."""
     digits = _cycling_digits(split, N_EMBEDDED_SAMPLES)
