@@ -130,10 +130,13 @@ def _metavar(kind: Any) -> str:
 def host_options() -> str:
     """Options of the task and of the model inside lmms-eval and VLMEvalKit."""
     from mir_plugin.model_adapters import LoadOptions
+    from mir_plugin.results import MirConfig
     from mir_plugin.tasks import mir_options
     from mir_plugin.tasks.generation_arguments import HANDLED
 
-    texts = described(mir_options.MirOptions)
+    texts = described(mir_options.MirOptions) | {
+        name: text for name, text in described(MirConfig).items() if name in mir_options.OPTIONS
+    }
     defaults = {one.name: one.default for one in dataclasses.fields(mir_options.MirOptions)}
     measuring = [
         [code(name), code(f"mir_{name}"), code(f"MIR_{name.upper()}"), code(_default(defaults[name])), texts[name]]

@@ -40,7 +40,7 @@ def _documented(place: str) -> str:
 def _arguments(member: Any) -> tuple[list[str], str]:
     """Each argument as the source has it, and the annotation of what is returned."""
     if dataclasses.is_dataclass(member):
-        return [str(one).replace("'", "") for one in inspect.signature(member).parameters.values()], ""
+        return _class_body(member), ""
     function = member.__init__ if inspect.isclass(member) else member
     definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     assert isinstance(definition, ast.FunctionDef)
@@ -52,5 +52,19 @@ def _arguments(member: Any) -> tuple[list[str], str]:
     return [*plain, *(["*"] if keywords else []), *keywords], returned
 
 
+def _class_body(cls: Any) -> list[str]:
+    """The fields of a dataclass, each as its source has it; a default that is made for each object as ``...``."""
+    definition = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(definition, ast.ClassDef)
+    fields = [node for node in definition.body if isinstance(node, ast.AnnAssign)]
+    return [f"{ast.unparse(one.target)}: {ast.unparse(one.annotation)}{_default_text(one.value)}" for one in fields]
+
+
+def _default_text(value: ast.expr | None) -> str:
+    if value is None:
+        return ""
+    return " = ..." if isinstance(value, ast.Call) else f" = {ast.unparse(value)}"
+
+
 def _argument_text(argument: ast.arg, default: ast.expr | None) -> str:
-    return ast.unparse(argument) + (f" = {ast.unparse(default)}" if default else "")
+    return ast.unparse(argument) + _default_text(default)
