@@ -45,7 +45,9 @@ def estimate_memory(adapter: ModelAdapter, samples: Sequence[Sample], check: Rep
     first = adapter.encode(samples[:1])
     n_vision, n_text = int(first.vision_mask.sum()), int(first.text_mask.sum())
     n_tokens = len(samples) * n_vision + n_text * sum(len(one.text) for one in samples) // len(samples[0].text)
-    norm = next(adapter.decoder.final_norm.parameters())
+    # A final norm may be missing or without weights; those inside the layers have the same width.
+    modules = (adapter.decoder.final_norm, *adapter.decoder.layers)
+    norm = next(p for module in modules for p in module.parameters() if p.dim() == 1)
     d, dtype = norm.shape[-1], norm.dtype
     features = n_tokens * d * dtype.itemsize
     return MemoryEstimate(

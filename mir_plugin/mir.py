@@ -78,12 +78,13 @@ def prepared_layer(features: TokenFeatures, config: MirConfig, group: Group = AL
         own_vision_norms = _finite_norms(features.vision, "vision", features)
         own_text_norms = _finite_norms(features.text, "text", features)
     vision_norms, text_norms = group.gathered(own_vision_norms), group.gathered(own_text_norms)
+    scale = text_centric_scale(text_norms)  # also refuses text of norm zero where it is not normalized
     own_text_counts = torch.tensor(features.text_counts, dtype=torch.long, device=features.text.device)
     return PreparedLayer(
         layer=features.layer,
         vision=_prepared_tokens(features.vision, features.vision_counts, own_vision_norms, vision_norms, config, group),
         text=_prepared_tokens(features.text, features.text_counts, own_text_norms, text_norms, config, group),
-        scale=text_centric_scale(text_norms) if config.normalize else torch.ones((), dtype=torch.float64),
+        scale=scale if config.normalize else torch.ones_like(scale),
         vision_norms=vision_norms,
         text_norms=text_norms,
         own_text_norms=own_text_norms,
