@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.checkpoint import build_empty
 from mir_plugin.model_adapters.weight_files import StoredTensor, open_checkpoint_weights, read_json
 
 _JSON_FILES = (
@@ -132,10 +133,12 @@ def _require_described_size(checkpoint: Path, config: Mapping[str, Any], weights
                 f"{path} says {name} = {value}, but the weights files hold {len(weights)} tensors in all. Copy the "
                 "checkpoint's own config.json."
             )
-    with torch.device("meta"):
-        described = transformers.AutoModelForImageTextToText.from_config(
+    # Only parameters are without memory: some models compute with numbers of tensors while they are built.
+    described = build_empty(
+        lambda: transformers.AutoModelForImageTextToText.from_config(
             transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
         )
+    )
     n_described = sum(parameter.numel() for parameter in described.parameters())
     n_stored = sum(math.prod(weight.shape) for weight in weights.values())
     if n_described > _MOST_PARAMETERS_PER_STORED * n_stored:

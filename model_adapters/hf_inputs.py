@@ -89,7 +89,7 @@ class LoadedModel:
             )
         except (ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
             raise MirError(
-                f"{type(self.processor).__name__} cannot encode this conversation ({error or type(error).__name__}). "
+                f"{type(self.processor).__name__} cannot encode this conversation ({str(error) or type(error).__name__}). "
                 "Check that the processor's files in the checkpoint's folder belong to this model."
             ) from error
         encoded.pop("labels", None)  # a loss is not wanted

@@ -246,7 +246,7 @@ def _unpickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         refused = _REFUSED_OBJECT.search(str(error))
         if refused is None:
-            raise _damaged(path, "it is no pickle of tensors") from error
+            raise _damaged(path, "it is no pickle of tensors, and nothing in it was run") from error
         raise MirError(
             f"{path} holds a Python object besides tensors ({refused[1]}), which could run code; it was not loaded. "
             f"If you trust it, convert it to safetensors elsewhere."

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +122,11 @@ class Case:
     expected: Refused | Right
     full: bool = False
     seconds: int = 60
+
+
+def in_full(*cases: Case) -> tuple[Case, ...]:
+    """These only with ``--full``: others of their kind are held always."""
+    return tuple(replace(case, full=True) for case in cases)
 
 
 def each(cases: Sequence[Case]) -> pytest.MarkDecorator:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from faults.battery import Bench, Case, Outcome, Refused, each
+from faults.battery import Bench, Case, Outcome, Refused, each, in_full
 from faults.damage import (
     FULL,
     LORA,
@@ -983,7 +983,7 @@ FOLDERS = (
     Case("text locked", "one text may not be read", locked("samples/03.txt"), Refused("03.txt", "Permission denied")),
 )
 
-CASES = (*CONFIGS, *TOKENIZERS, *TOWERS, *BASES, *MOCAS, *FOLDERS)
+CASES = (*CONFIGS, *TOKENIZERS, *in_full(*TOWERS[::2]), *TOWERS[1::2], *BASES, *MOCAS, *in_full(*FOLDERS))
 
 
 @each(CASES)

@@ -280,7 +280,7 @@ CASES = (
         "layer missing",
         "the last decoder layer is missing from model.safetensors",
         damaged(FULL, tensors(WEIGHTS, without("model.layers.3."))),
-        Refused("layers.3.", "model.safetensors", "incomplete"),
+        Refused("config.json", "num_hidden_layers = 4", "have 3", "incomplete"),
     ),
     Case(
         "layer too many",
@@ -294,7 +294,7 @@ CASES = (
                 ),
             ),
         ),
-        Refused("layers.4.", "model.safetensors", "config"),
+        Refused("config.json", "num_hidden_layers = 4", "have 5"),
     ),
     Case(
         "key unknown",
@@ -445,13 +445,13 @@ CASES = (
         "pickle runs code inside the archive",
         "the pickle inside mm_projector.bin was exchanged for one that runs a command",
         nothing_ran(damaged(PROJECTOR, hostile_inside_zip)),
-        Refused("mm_projector.bin", "could run code", "convert it to safetensors"),
+        Refused("mm_projector.bin", "no pickle of tensors", "nothing in it was run"),
     ),
     Case(
         "pickle runs code in an old layout",
         "mm_projector.bin is a bare pickle that runs a command",
         nothing_ran(damaged(PROJECTOR, written(BIN, pickle.dumps(RunsCode())))),
-        Refused("mm_projector.bin", "could run code", "convert it to safetensors"),
+        Refused("mm_projector.bin", "no pickle of tensors", "nothing in it was run"),
     ),
     Case(
         "pickle runs code in a whole model",
