@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mir_plugin.errors import MirError
 from mir_plugin.output import write_atomically
+from mir_plugin.strict_json import json_document, read_as
 
 SCHEMA_VERSION = 1
 FILE_NAME = "pictures.json"
 FOLDER_NAME = "pictures"
 NORMS = "norms"
 METHODS = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
-WIDE_RATIO = 20.0  # longest to shortest token
+WIDE_RATIO = 50.0  # longest to shortest token
 Points = tuple[tuple[float, float], ...]
 
 
@@ -112,17 +112,19 @@ class Pictures:
             MirError: if the file cannot be read or is not whole; names it.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json_document(path.read_text(encoding="utf-8"))
             data["layers"] = tuple(data["layers"])
-            data["maps"] = tuple(TokenMap(**_known(TokenMap, one)) for one in data["maps"])
-            data["norms"] = tuple(NormHistogram(**_known(NormHistogram, one)) for one in data["norms"])
-            return cls(**_known(cls, data))
+            data["maps"] = tuple(read_as(TokenMap, _frozen(one)) for one in data["maps"])
+            data["norms"] = tuple(read_as(NormHistogram, _frozen(one)) for one in data["norms"])
+            return read_as(cls, data)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise MirError(
                 f"{path} does not hold the data of pictures ({error}). Make it again with `mir pictures`."
             ) from error
 
 
-def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    names = {one.name for one in dataclasses.fields(cls)}
-    return {name: value for name, value in data.items() if name in names}
+def _frozen(value: Any) -> Any:
+    """An object with its lists, and the lists in them, as tuples."""
+    if isinstance(value, dict):
+        return {name: _frozen(part) for name, part in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

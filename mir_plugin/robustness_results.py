@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mir_plugin.errors import MirError
 from mir_plugin.output import write_atomically
+from mir_plugin.strict_json import json_document, read_as
 
 SCHEMA_VERSION = 1
 FILE_NAME = "robustness.json"
@@ -172,11 +172,11 @@ class Robustness:
             MirError: if the file cannot be read or is no whole report; names it.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json_document(path.read_text(encoding="utf-8"))
             for name, kind in (("conditions", ConditionResult), ("choices", ChoiceResult), ("verdicts", Verdict)):
-                data[name] = tuple(kind(**_known(kind, one)) for one in data[name])
+                data[name] = tuple(read_as(kind, one) for one in data[name])
             data["notes"] = tuple(data["notes"])
-            return cls(**_known(cls, data))
+            return read_as(cls, data)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise MirError(
                 f"{path} is not a complete robustness report ({error}). Make it again with `mir robustness`."
@@ -206,8 +206,3 @@ def _number_row(choices: Sequence[ChoiceResult], of_checkpoint: Sequence[ChoiceR
         deviation=statistics.stdev(values) if len(values) > 1 else None,
         bias=mean - everything.mir,
     )
-
-
-def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    names = {one.name for one in dataclasses.fields(cls)}
-    return {name: value for name, value in data.items() if name in names}

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from mir_plugin.picture_data import METHODS, NORMS, NormHistogram, Pictures, TokenMap
 from mir_plugin.reports.cell_text import storable
@@ -76,6 +77,9 @@ def norms_figure(pictures: Pictures) -> Figure:
             axes.tick_params(labelsize=7)
             if any(one.logarithmic for one in of_layer):
                 axes.set_xscale("log")
+                # The usual ones are formulas, which stay unset: names may hold dollar signs (figure_style).
+                axes.xaxis.set_major_formatter("{x:g}")
+                axes.xaxis.set_minor_formatter(NullFormatter())
             else:
                 axes.locator_params(axis="x", nbins=5)
         panels[0].set_ylabel("Share of tokens")

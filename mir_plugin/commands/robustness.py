@@ -192,10 +192,11 @@ def _kinds(
     if (seen is None) != (unseen is None):
         raise MirError("--seen and --unseen go together: one is compared with the other.")
     known = {path.resolve() for path in micro_checkpoints()}
-    if seen is None and all(checkpoint.resolve() in known for checkpoint in checkpoints):
+    of_training: tuple[contents.Pairs | None, contents.Pairs | None] = (None, None)
+    if seen and unseen:
+        of_training = contents.folder_pairs(*seen), contents.folder_pairs(*unseen)
+    elif all(checkpoint.resolve() in known for checkpoint in checkpoints):
         of_training = contents.embedded_pairs("train"), contents.embedded_pairs("test")
-    else:
-        of_training = contents.folder_pairs(*seen) if seen else None, contents.folder_pairs(*unseen) if unseen else None
     kinds = Kinds(
         images=tuple(map(contents.folder_images, images)) if images else contents.embedded_images(),
         texts=tuple(map(contents.folder_texts, texts)) if texts else contents.embedded_texts(),

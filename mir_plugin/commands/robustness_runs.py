@@ -23,6 +23,7 @@ from mir_plugin.robustness import ChoiceDistances
 from mir_plugin.robustness_results import TEMPLATE, ChoiceResult, ConditionResult, Robustness
 from mir_plugin.robustness_studies import Condition, Plan
 from mir_plugin.robustness_verdict import verdicts
+from mir_plugin.strict_json import json_document, read_as
 from mir_plugin.types import ModelAdapter
 
 
@@ -116,9 +117,9 @@ class _KeptChoices:
         self._key = fingerprint([request, indices, dataclasses.asdict(config)])
         self.results: tuple[ChoiceResult, ...] = ()
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json_document(path.read_text(encoding="utf-8"))
             if data["key"] == self._key:
-                self.results = tuple(ChoiceResult(**one) for one in data["choices"])
+                self.results = tuple(read_as(ChoiceResult, one) for one in data["choices"])
         except (OSError, ValueError, TypeError, KeyError):  # none yet, or cut short: they are computed again
             return
 

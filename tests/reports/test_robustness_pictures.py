@@ -160,6 +160,9 @@ def test_norms_show_their_thresholds_and_stretch_the_axis_where_needed():
     thresholds = [line.get_xdata()[0] for line in left.get_lines()]
     assert thresholds == [2.5, 2.5]  # those below 0 are beyond the axis
     assert left.get_xscale() == "log"
+    figure.draw_without_rendering()
+    texts = [tick.get_text() for tick in (*left.get_xticklabels(), *left.get_xticklabels(minor=True))]
+    assert "10" in texts and not any("$" in text for text in texts)
     assert "outliers: 1 vision, 1 text" in left.get_title()
     assert [axes.get_title() for axes in tokens_figure(pictures(), "pca").axes] == ["layer 1\nnote", "layer 8\nnote"]
 
