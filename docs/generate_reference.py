@@ -237,7 +237,8 @@ def files() -> str:
         "All are written atomically: a reader sees the old file or the whole new one. Numbers are plain JSON numbers,\n"
         "never NaN; what is not known is `null`. Later versions may add keys.\n",
         "`mir.json` is also what lmms-eval's results file holds under `configs.mir.metadata.mir_result`, and\n"
-        "VLMEvalKit's tree as `…_MIR_mir.json`. `sweep.csv` has the columns of the `checkpoints` in `sweep.json`.\n",
+        "VLMEvalKit's tree as `…_MIR_mir.json`. `sweep.csv` has the columns of the `checkpoints` in `sweep.json`,\n"
+        "and one for each of their indicators.\n",
     ]
     for name, make in SCHEMAS.items():
         schema = make()

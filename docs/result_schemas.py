@@ -150,6 +150,11 @@ def sweep_json() -> Schema:
         mir_published_upper=_or_null(_number("see mir.json")),
         n_samples=_or_null(_whole("image-text pairs")),
         seconds=_or_null(_number("from loading to saving")),
+        indicators={
+            "type": "object",
+            "description": "what indicators.json beside its mir.json holds, if it is of the same samples and weights",
+            "additionalProperties": {"type": "number"},
+        },
         checkpoint=IDENTITY["checkpoint"],
         result=_or_null(_text("its mir.json, relative to this file")),
         error=_or_null(_text("why it failed")),
@@ -171,6 +176,7 @@ def indicators_json() -> Schema:
     reasons = {"type": "object", "additionalProperties": {"type": "string"}}
     document = _record(
         checkpoint=IDENTITY["checkpoint"],
+        checkpoint_fingerprint=_text("hash of its files, as fingerprints.checkpoint in mir.json"),
         values=numbers | {"description": "by name, see how-to/compare-indicators.md"},
         not_computed=reasons | {"description": "name → why there is no value"},
         samples={

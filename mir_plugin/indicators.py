@@ -47,6 +47,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "in_context_accuracy": "per cent of multiple-choice questions answered right after two examples",
 }
 
+HIGHER_IS_BETTER = frozenset({"mutual_information_input", "mutual_information_sum", "in_context_accuracy"})
+
 
 @runtime_checkable
 class PredictsText(Protocol):

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +19,11 @@ from mir_plugin.redaction import without_secrets
 from mir_plugin.results import MirResult
 from mir_plugin.selection import Candidate, Selection, select
 from mir_plugin.steps import in_training_order, run_of, step_in_name, step_of
+from mir_plugin.strict_json import is_number, json_document
 
 State = Literal["waiting", "running", "measured", "kept", "failed"]
 SCHEMA_VERSION = 1
-RESULT_NAME = "mir.json"
+RESULT_NAME, INDICATORS_NAME = "mir.json", "indicators.json"
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class SweepEntry:
         name: of its folder below the output folder; unique in the sweep.
         state: "kept" is a result that an earlier sweep had saved for the same request.
         seconds: from loading to saving.
+        indicators: those that were recorded beside the result, on the same samples and weights.
     """
 
     checkpoint: Path
@@ -45,6 +47,7 @@ class SweepEntry:
     result: MirResult | None = None
     error: str | None = None
     seconds: float | None = None
+    indicators: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ class Sweep:
             gone = not checkpoint.exists() and checkpoint.absolute().is_relative_to(below.absolute())
             if gone and result.fingerprints.get("samples") == samples_fingerprint and result.config == config:
                 entry = SweepEntry(checkpoint, path.parent.name, run_of(checkpoint), step_of(checkpoint))
-                self.entries.append(dataclasses.replace(entry, state="kept", result=result))
+                found = recorded_indicators(path.parent, result)
+                self.entries.append(dataclasses.replace(entry, state="kept", result=result, indicators=found))
         self._changed()
 
     def run(self) -> None:
@@ -160,6 +164,7 @@ class Sweep:
             state="kept" if measured.kept else "measured",
             result=measured.result,
             seconds=time.perf_counter() - started,
+            indicators=recorded_indicators(self.out_dir / entry.name, measured.result),
         )
 
     def _set(self, index: int, entry: SweepEntry) -> None:
@@ -187,13 +192,32 @@ def result_name(checkpoint: Path, taken: Iterable[str] = ()) -> str:
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The rows of sweep.json as a table; what is not known is an empty cell."""
+    """The rows of sweep.json as a table, a column for each indicator; what is not known is an empty cell."""
     rows = list(rows)
+    facts = [name for name in _row(SweepEntry(Path(), "", "", None)) if name != "indicators"]
+    names = dict.fromkeys(name for row in rows for name in row["indicators"] if name not in facts)
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(_row(SweepEntry(Path(), "", "", None))), lineterminator="\n")
+    writer = csv.DictWriter(text, [*facts, *names], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({**row["indicators"], **row} for row in rows)
     return text.getvalue()
+
+
+def recorded_indicators(folder: Path, result: MirResult) -> dict[str, float]:
+    """The values of an ``indicators.json`` beside a result; none if it is of other samples, weights, or unreadable."""
+    try:
+        document = json_document((folder / INDICATORS_NAME).read_text(encoding="utf-8"))
+        found = {"samples": document["samples"]["fingerprint"], "checkpoint": document["checkpoint_fingerprint"]}
+        same = found.items() <= result.fingerprints.items()
+        values: dict[str, float] = document["values"]
+        if not all(map(is_number, values.values())):
+            raise ValueError("a value is no number")
+        return values if same else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        logger.warning("%s is not used: it cannot be read (%r)", folder / INDICATORS_NAME, error)
+        return {}
 
 
 def _row(entry: SweepEntry) -> dict[str, Any]:
@@ -212,6 +236,7 @@ def _row(entry: SweepEntry) -> dict[str, Any]:
         "mir_published_upper": result.mir_published_upper if result else None,
         "n_samples": result.n_samples if result else None,
         "seconds": entry.seconds,
+        "indicators": dict(entry.indicators),
         "checkpoint": str(entry.checkpoint),
         "result": f"{entry.name}/{RESULT_NAME}" if result else None,
         "error": entry.error,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import sys
@@ -256,6 +257,44 @@ def test_only_process_0_of_a_launched_run_prints_and_writes(tmp_path: Path, monk
     assert MirResult.from_json(printed).engine["processes"] == 2
     assert written == ["mir.json"]
     assert others == ("", [])
+
+
+def test_a_launched_sweep_shares_every_checkpoint_and_process_0_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two gloo processes, as torchrun starts them; what one process alone finds is found by both."""
+    from typer.testing import CliRunner
+
+    from mir_plugin.cli import app
+
+    for step in (1, 2):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "config.json").write_text("{}")
+    monkeypatch.setattr("mir_plugin.model_adapters.checkpoint_spec", lambda path, *_: (path, None))
+    monkeypatch.setattr(
+        "mir_plugin.model_adapters.load_adapter", lambda path, *_, **__: ToyAdapter(seed=int(path.name[-1]))
+    )
+    monkeypatch.setattr("mir_plugin.commands.options.chosen_samples", lambda *_: SampleSet(tuple(toy_samples(3))))
+
+    def swept(group: Group, *more: str) -> tuple[int, str, Any]:
+        out = tmp_path / f"out-of-{group.size}"
+        arguments = ["sweep", f"{tmp_path}/checkpoint-*", "--out", str(out), "--no-report", "--json", *more]
+        run = CliRunner().invoke(app, arguments)
+        rows = json.loads(run.stdout)["checkpoints"] if run.stdout else None
+        return run.exit_code, str(run.exception or ""), rows
+
+    _, _, alone = swept(ALONE)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (code, _, rows), others = together(2, swept, tmp_path)
+    assert (code, others) == (0, (0, "", None))
+    assert [row["step"] for row in rows] == [1, 2]
+    assert [row["mir"] for row in rows] == pytest.approx([row["mir"] for row in alone], rel=REL)
+    results = sorted((tmp_path / "out-of-2").glob("*/mir.json"))
+    assert [MirResult.load(path).engine["processes"] for path in results] == [2, 2]
+
+    (tmp_path / "rendezvous").unlink()
+    refused = together(2, lambda group: swept(group, "--indicators"), tmp_path)
+    assert ["measured by one process, and there are 2" in message for _, message, _ in refused] == [True, True]
 
 
 @pytest.mark.parametrize(("rank", "bars"), [("0", True), ("1", False)])

@@ -226,6 +226,50 @@ def test_a_sweep_prints_its_verdict_goes_on_after_a_failure_and_resumes(
     assert verdict["sentence"] in capsys.readouterr().out
 
 
+def test_indicators_recorded_beside_results_are_columns_if_they_are_of_the_same_samples_and_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = {"samples": {"fingerprint": SAMPLES.fingerprint}, "values": {"mir": 9.0, "kid_sum": 0.5}}
+    documents = {
+        1: json.dumps({**right, "checkpoint_fingerprint": "toy-1-8-1"}),
+        2: json.dumps({**right, "checkpoint_fingerprint": "toy-1-8-1"}),  # step 2 had other weights when it was made
+        3: json.dumps({**right, "checkpoint_fingerprint": "toy-1-8-3", "samples": {"fingerprint": "of others"}}),
+        4: "{",
+    }
+    for step, text in documents.items():
+        (tmp_path / f"a_checkpoint-{step}").mkdir()
+        (tmp_path / f"a_checkpoint-{step}" / "indicators.json").write_text(text)
+    sweep = Sweep(tmp_path, measured_by_step)
+    sweep.add([Path(f"a/checkpoint-{step}") for step in (1, 2, 3, 4, 5)])
+    sweep.run()
+    assert [row["indicators"] for row in saved(tmp_path)["checkpoints"]] == [right["values"], {}, {}, {}, {}]
+    table = list(csv.DictReader((tmp_path / "sweep.csv").open()))
+    assert [row["kid_sum"] for row in table] == ["0.5", "", "", "", ""]
+    assert float(table[0]["mir"]) == saved(tmp_path)["checkpoints"][0]["mir"]
+    assert caplog.text.count("indicators.json is not used") == 1
+
+
+def test_a_sweep_adds_indicators_to_what_it_measured_before_and_to_the_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, runs: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["sweep", runs / "checkpoint-20", *options(), "--out", out]
+    assert mir(monkeypatch, *arguments, "--no-report") == 0
+    measured = (out / "runs_checkpoint-20" / "mir.json").read_bytes()
+    assert mir(monkeypatch, *arguments, "--indicators", "--n-questions", 0) == 0
+    [row] = saved(out)["checkpoints"]
+    assert row["state"] == "kept"
+    assert (out / "runs_checkpoint-20" / "mir.json").read_bytes() == measured
+    assert row["indicators"]["mir"] == pytest.approx(row["mir"], abs=1e-9)
+    [line] = csv.DictReader((out / "sweep.csv").open())
+    assert float(line["caption_loss"]) == row["indicators"]["caption_loss"]
+    [shown] = csv.DictReader((out / "report" / "report.csv").open())
+    assert float(shown["caption_loss"]) == pytest.approx(row["indicators"]["caption_loss"])
+    capsys.readouterr()
+    assert mir(monkeypatch, *arguments, "--indicators", "--device-memory", "1GB") == 1
+    assert "leave out --device-memory or --indicators" in capsys.readouterr().err
+
+
 def test_a_watch_measures_what_is_there_and_what_lands(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, runs: Path
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mir_plugin.types import ModelAdapter
 
 IN_CONTEXT = "In-context questions"
+N_QUESTIONS = 50
+EMBEDDED_DIGITS = "embedded digits"
 
 
 def indicators(
@@ -39,7 +41,9 @@ def indicators(
             rich_help_panel=IN_CONTEXT,
         ),
     ] = None,
-    n_questions: Annotated[int, typer.Option(min=0, help="How many; 0 asks none.", rich_help_panel=IN_CONTEXT)] = 50,
+    n_questions: Annotated[
+        int, typer.Option(min=0, help="How many; 0 asks none.", rich_help_panel=IN_CONTEXT)
+    ] = N_QUESTIONS,
     dtype: options.Dtype = options.DtypeChoice.AUTO,
     device: options.Device = "auto",
     batch_size: options.BatchSize = 1,
@@ -63,7 +67,7 @@ def indicators(
     """
     from mir_plugin.commands.run import name_of
     from mir_plugin.model_adapters import LoadOptions, checkpoint_spec, load_adapter
-    from mir_plugin.output import write_atomically
+    from mir_plugin.sweep import INDICATORS_NAME
 
     # A mistaken name is told at once, not after samples were fetched.
     folder, _ = checkpoint_spec(checkpoint, family)
@@ -78,21 +82,14 @@ def indicators(
         merge_lora=merge_lora,
         trust_remote_code=trust_remote_code,
     )
-    asked = _questions(questions, n_questions)
+    asked = chosen_questions(questions, n_questions)
     adapter = load_adapter(checkpoint, load)
     found = measure_indicators(adapter, folder, sample_set, asked, batch_size=batch_size, seed=seed)
-    path = (out or Path("mir-out") / name_of(checkpoint)) / "indicators.json"
-    document: dict[str, Any] = {
-        "checkpoint": str(checkpoint),
-        "values": dict(found.values),
-        "not_computed": dict(found.not_computed),
-        "samples": {**sample_set.description, "fingerprint": sample_set.fingerprint},
-        "questions": {"source": str(questions or "embedded digits"), "n_questions": len(asked), "seed": seed},
-    }
-    text = json_format.dumps(document, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, text)
+    path = (out or Path("mir-out") / name_of(checkpoint)) / INDICATORS_NAME
+    about_questions = {"source": str(questions or EMBEDDED_DIGITS), "n_questions": len(asked), "seed": seed}
+    save_indicators(path, found, adapter, checkpoint, sample_set, about_questions)
     if json:
-        typer.echo(text, nl=False)
+        typer.echo(path.read_text(encoding="utf-8"), nl=False)
     else:
         _print(found, checkpoint, path)
 
@@ -135,7 +132,30 @@ def measure_indicators(
     return found.merged(indicator(["in_context_accuracy"], accuracy))
 
 
-def _questions(path: Path | None, n: int) -> list[ChoiceQuestion]:
+def save_indicators(
+    path: Path,
+    found: Indicators,
+    adapter: ModelAdapter,
+    checkpoint: Path,
+    sample_set: SampleSet,
+    questions: Mapping[str, Any],
+) -> None:
+    """Write ``indicators.json``: values, reasons, and of which weights, samples and questions they are."""
+    from mir_plugin.output import write_atomically
+
+    document: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "checkpoint_fingerprint": adapter.facts["checkpoint_fingerprint"],
+        "values": dict(found.values),
+        "not_computed": dict(found.not_computed),
+        "samples": {**sample_set.description, "fingerprint": sample_set.fingerprint},
+        "questions": questions,
+    }
+    write_atomically(path, json_format.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def chosen_questions(path: Path | None = None, n: int = N_QUESTIONS) -> list[ChoiceQuestion]:
+    """The first n questions of a TSV file, or of the embedded digits."""
     from mir_plugin.embedded import digit_questions
     from mir_plugin.tasks.in_context import questions_from_tsv
 

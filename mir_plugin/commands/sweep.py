@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mir_plugin.commands import options
+from mir_plugin.commands.indicators import N_QUESTIONS
 from mir_plugin.errors import MirError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SOME_FAILED = 5
 INTERRUPTED = 130
 WATCHING = "Watching"
+INDICATORS = "Indicators"
 
 
 def sweep(
@@ -49,6 +51,18 @@ def sweep(
     batch_size: options.BatchSize = None,
     merge_lora: options.MergeLora = True,
     trust_remote_code: options.TrustRemoteCode = False,
+    indicators: Annotated[
+        bool,
+        typer.Option(
+            "--indicators",
+            help="Also measure what `mir indicators` does, as further columns.",
+            rich_help_panel=INDICATORS,
+        ),
+    ] = False,
+    n_questions: Annotated[
+        int,
+        typer.Option(min=0, help="In-context questions with --indicators; 0 asks none.", rich_help_panel=INDICATORS),
+    ] = N_QUESTIONS,
     tolerance: options.Tolerance = 0.0,
     watch: Annotated[
         Path | None,
@@ -119,10 +133,18 @@ def sweep(
         merge_lora=merge_lora,
         trust_remote_code=trust_remote_code,
     )
+    if indicators and load.device_memory is not None:
+        raise MirError("--indicators need all weights in memory; leave out --device-memory or --indicators.")
     interrupted = False
     with launched_group(load.device) as group:
+        if indicators and group.size > 1:
+            raise MirError(
+                f"--indicators are measured by one process, and there are {group.size}. Sweep with all processes, then "
+                "once more with --indicators and one: what is measured is kept."
+            )
         display = SweepDisplay(shown=group.rank == 0, watching=watch is not None)
-        measure = _measuring(load, sample_set, config, batch_size, force, group)
+        asked = n_questions if indicators else None
+        measure = _measuring(load, sample_set, config, batch_size, force, group, asked)
         running = Sweep(out, measure, tolerance=tolerance, on_change=display.refresh, writes=group.rank == 0)
         try:
             with held(out, group), display.of(running):
@@ -171,26 +193,45 @@ def found_checkpoints(patterns: list[str]) -> list[Path]:
 
 
 def _measuring(
-    load: LoadOptions, sample_set: SampleSet, config: MirConfig, batch_size: int | None, force: bool, group: Group
+    load: LoadOptions,
+    sample_set: SampleSet,
+    config: MirConfig,
+    batch_size: int | None,
+    force: bool,
+    group: Group,
+    n_questions: int | None,
 ) -> Callable[[Path, Path], Measured]:
-    """What measures one checkpoint of the sweep, keeping what the next one may share."""
+    """What measures one checkpoint of the sweep, keeping what the next one may share.
+
+    Args:
+        n_questions: of the in-context accuracy; None measures no indicators.
+    """
+    from mir_plugin.commands.indicators import (
+        EMBEDDED_DIGITS,
+        chosen_questions,
+        measure_indicators,
+        save_indicators,
+    )
     from mir_plugin.commands.run import earlier_result, held, measure_and_save
     from mir_plugin.model_adapters import load_adapter
     from mir_plugin.model_adapters.sharing import SharedParts
-    from mir_plugin.sweep import Measured
+    from mir_plugin.sweep import INDICATORS_NAME, Measured, recorded_indicators
 
     shared = SharedParts()
+    questions = chosen_questions(n=n_questions) if n_questions else []
 
     def measure(checkpoint: Path, result_path: Path) -> Measured:
         existing, request = earlier_result(
             checkpoint, load, sample_set, config, result_path, with_uncertainty=True, force=force, group=group
         )
-        if existing:
+        recorded = recorded_indicators(result_path.parent, existing) if existing else {}
+        missing = n_questions is not None and not recorded
+        if existing and not missing:
             return Measured(existing, kept=True)
         with held(result_path.parent, group):
             with group.agreed(f"loading {checkpoint}"):
                 adapter = load_adapter(checkpoint, load, shared=shared)
-            result = measure_and_save(
+            result = existing or measure_and_save(
                 adapter,
                 sample_set,
                 config,
@@ -202,7 +243,12 @@ def _measuring(
                 force=force,
                 group=group,
             )
-        return Measured(result, kept=False)
+            if missing:
+                found = measure_indicators(adapter, checkpoint, sample_set, questions, batch_size=batch_size)
+                about = {"source": EMBEDDED_DIGITS, "n_questions": len(questions), "seed": 0}
+                path = result_path.with_name(INDICATORS_NAME)
+                save_indicators(path, found, adapter, checkpoint, sample_set, about)
+        return Measured(result, kept=existing is not None)
 
     return measure
 
@@ -218,11 +264,22 @@ def _follow(running: Sweep, watcher: Watch, settle: float, idle: float | None, g
 
 def _report(running: Sweep) -> list[Path]:
     """The joint report of all that is measured; none without a result."""
+    from mir_plugin.indicators import DESCRIPTIONS, HIGHER_IS_BETTER
+    from mir_plugin.output import write_atomically
     from mir_plugin.reports.build import build_report
+    from mir_plugin.reports.config import ReportConfig
+    from mir_plugin.reports.indicator_columns import indicator_table, with_indicators
     from mir_plugin.sweep import RESULT_NAME
 
-    results = [running.out_dir / one.name / RESULT_NAME for one in running.entries if one.result]
-    return list(build_report(results, running.out_dir / "report").paths.values()) if results else []
+    sources = [running.out_dir / one.name / RESULT_NAME for one in running.entries if one.result]
+    if not sources:
+        return []
+    recorded = {str(one.checkpoint): one.indicators for one in running.entries if one.indicators}
+    if recorded:
+        sources.append(running.out_dir / "indicators.csv")
+        write_atomically(sources[-1], indicator_table(recorded))
+    config = ReportConfig(benchmarks=with_indicators(DESCRIPTIONS, HIGHER_IS_BETTER))
+    return list(build_report(sources, running.out_dir / "report", config).paths.values())
 
 
 def _exit_code(running: Sweep) -> int:

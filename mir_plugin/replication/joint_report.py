@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
 from pathlib import Path
 
 from mir_plugin.output import write_atomically
 from mir_plugin.replication.findings import INDICATORS
 from mir_plugin.replication.outcomes import CheckpointPlan, Outcome, planned
 from mir_plugin.replication.replicate import Replication
-from mir_plugin.reports.benchmarks import BENCHMARKS, TRAINING_LOSS, Benchmark
 from mir_plugin.reports.build import ReportFiles, build_report
 from mir_plugin.reports.config import ModelEntry, ReportConfig
+from mir_plugin.reports.indicator_columns import indicator_table, with_indicators
 
 DIGITS = "mir_digits"
-IN_MIR_JSON = {"mir", "mir_published", "mir_published_upper"}
-KNOWN_TO_REPORTS = {"training_loss": TRAINING_LOSS}
 
 
 def write_report(replication: Replication, out: Path) -> ReportFiles:
@@ -27,18 +22,18 @@ def write_report(replication: Replication, out: Path) -> ReportFiles:
     """
     seeds = sorted({one.seed for one in replication.outcomes})
     plans = list(planned(out, replication.recipe, seeds))
+    shown = {one.name for one in INDICATORS}
+    found = {str(plan.folder): Outcome.load(plan.outcome_path).indicators for plan in plans}
     table = out / "indicators.csv"
-    write_atomically(table, _indicator_table(plans))
-    known = [one for one in BENCHMARKS if one.key in {DIGITS, *KNOWN_TO_REPORTS.values()}]
-    others = [
-        Benchmark(name, name, columns=(name,), unit="points", higher_is_better=sign > 0, averaged=False, decimals=3)
-        for name, sign in _tabled().items()
-        if name not in KNOWN_TO_REPORTS
-    ]
+    write_atomically(
+        table,
+        indicator_table({path: {n: v for n, v in row.items() if n in shown} for path, row in found.items()}),
+    )
+    columns = with_indicators(sorted(shown), {one.name for one in INDICATORS if one.useful_sign > 0})
     config = ReportConfig(
         title="Miniature replication: before and after fine-tuning",
         models=tuple(_entry(plan) for plan in plans),
-        benchmarks=(*sorted(known, key=lambda one: one.key != DIGITS), *others),
+        benchmarks=tuple(sorted(columns, key=lambda one: one.key != DIGITS)),
         notes=(
             "MIR and indicators were measured before fine-tuning, Digits after it.",
             "Checkpoints of one run are not independent; intervals of correlations over checkpoints are too narrow.",
@@ -57,19 +52,3 @@ def _entry(plan: CheckpointPlan) -> ModelEntry:
         group=name,
         step=plan.step,
     )
-
-
-def _tabled() -> dict[str, int]:
-    """Indicators that reports have from nowhere else, and the sign that is useful."""
-    return {one.name: one.useful_sign for one in INDICATORS if one.name not in IN_MIR_JSON}
-
-
-def _indicator_table(plans: Sequence[CheckpointPlan]) -> str:
-    """One row per checkpoint, by its path."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["checkpoint", *(KNOWN_TO_REPORTS.get(name, name) for name in _tabled())])
-    for plan in plans:
-        found = Outcome.load(plan.outcome_path).indicators
-        writer.writerow([plan.folder, *(found.get(name, "") for name in _tabled())])
-    return text.getvalue()
