@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mir_plugin.comparison import Difference
 from mir_plugin.results import MirResult
-from mir_plugin.robustness_results import Robustness
+from mir_plugin.robustness_results import NumberRow, Robustness
 from mir_plugin.selection import Outcome, Trend
 from mir_plugin.sweep import State
 
@@ -197,7 +197,13 @@ def indicators_json() -> Schema:
 
 def robustness_json() -> Schema:
     """Of ``robustness.json``."""
-    return _document("robustness.json", "What moves MIR besides the checkpoint.", _object(Robustness))
+    schema = _object(Robustness)
+    schema["properties"]["number_rows"] = {
+        "type": "array",
+        "items": _object(NumberRow),
+        "description": "`choices` summed up by number of samples",
+    }
+    return _document("robustness.json", "What moves MIR besides the checkpoint.", schema)
 
 
 SCHEMAS = {

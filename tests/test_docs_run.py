@@ -82,17 +82,9 @@ def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
 
 
 def test_a_result_with_a_key_that_no_schema_describes_is_found(validators: dict[str, Any]) -> None:
-    with pytest.raises(jsonschema.ValidationError, match="'surprise' was unexpected"):
-        validators["indicators.json"].validate(
-            {
-                "checkpoint": "x",
-                "values": {},
-                "not_computed": {},
-                "samples": {"fingerprint": "f"},
-                "questions": {"source": "s", "n_questions": 1, "seed": 0},
-                "surprise": 1,
-            }
-        )
+    for validator in validators.values():
+        messages = [error.message for error in validator.iter_errors({"surprise": 1})]
+        assert any("'surprise' was unexpected" in message for message in messages)
 
 
 @pytest.mark.parametrize(
