@@ -9,6 +9,7 @@ from pathlib import Path
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.weight_files import has_checkpoint_weights
 
+_LONGEST_SHOWN = 500
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -30,6 +31,10 @@ def find_folder(name: str, near: Sequence[Path], *, what: str, option: str, mark
     reason = hub_folder(name)
     if isinstance(reason, Path):
         return reason
+    if len(name) > _LONGEST_SHOWN:
+        raise MirError(
+            f"the {what} has a name of {len(name)} letters, {name[:20]!r}... Name its folder with {option} DIR."
+        )
     searched = ", ".join(str(place) for place in places)
     raise MirError(
         f"the {what} {name!r} was not found ({reason}); no {marker} in: {searched}. Name its folder with {option} DIR."

@@ -42,6 +42,7 @@ PARTS = {
     "secrets": "Secrets",
     "soak": "Long use and repetition",
 }
+_LONGEST_CELL = 800
 INTRODUCTION = """# What was done to it, and what came out
 
 Every row is a test in `tests/faults/`: one thing is done to an otherwise good run. What must come out is one message
@@ -182,13 +183,14 @@ class Bench:
         with _time_limit(case.seconds):
             outcome = case.act(self)
         came_out = case.expected.check(outcome, self)
-        self.table.setdefault(part, {})[case.name] = (case.done, self.without_paths(came_out))
+        # Cases of different files may have one name.
+        self.table.setdefault(part, {})[f"{case.name}: {case.done}"] = (case.done, self.without_paths(came_out))
 
     def without_paths(self, text: str) -> str:
         """The text with this machine's folders shortened, so that the table is the same everywhere."""
         for folder, name in ((self.folder, "…"), (self.folder.resolve(), "…"), (REPOSITORY, "."), (Path.home(), "~")):
             text = text.replace(str(folder), name)
-        return text
+        return text.replace("python -m pytest.mir", "mir")  # how the option parser calls a command run by pytest
 
 
 @contextlib.contextmanager
@@ -221,6 +223,7 @@ def table_page(rows: Mapping[str, Mapping[str, tuple[str, str]]], earlier: str) 
 
 def _cell(text: str) -> str:
     """Text of a Markdown table's cell: one line, nothing that a page would run or a table would break at."""
+    text = text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]} …"
     text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
     for mark, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", "<br>")):
         text = text.replace(mark, shown)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 
 from faults.battery import Bench, Case, Outcome, Refused, Right, each
-from faults.damage import FULL, MICRO, Damage, all_of, config, copy_original, cut, measured, removed, undamaged
+from faults.damage import FULL, MICRO, Damage, all_of, copy_original, cut, measured, removed, undamaged
 from faults.test_checkpoints_files import hostile, nothing_ran
 from pytest import approx
 
@@ -50,20 +50,6 @@ CASES = (
         "pytorch_model.bin of a Hugging Face checkpoint runs a command; as a program",
         nothing_ran(in_a_process(MICRO, all_of(removed(WEIGHTS), hostile("model/pytorch_model.bin")))),
         Refused("pytorch_model.bin", "could run code"),
-        full=True,
-    ),
-    Case(
-        "program: config contradicts",
-        "config.json says 10^9 layers; as a program",
-        in_a_process(FULL, config("model/config.json", num_hidden_layers=10**9)),
-        Refused("config.json", "num_hidden_layers"),
-        full=True,
-    ),
-    Case(
-        "program: image cut",
-        "the image ends in the middle; as a program",
-        in_a_process(MICRO, cut("samples/03.png", 0.5)),
-        Refused("03.png", "cannot be read", "Replace or remove it"),
         full=True,
     ),
     Case("program: undamaged", "nothing was done; as a program with --json", as_json, Right(the_number), full=True),
