@@ -32,7 +32,7 @@ said = Right(lambda value, _: str(value))
 
 @pytest.fixture(scope="module")
 def examples(request: pytest.FixtureRequest) -> int:
-    return 3000 if request.config.getoption("--full", default=False) else 60
+    return 3000 if request.config.getoption("--full", default=False) else 40
 
 
 def fuzz(n: int) -> Any:
