@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
@@ -43,13 +44,14 @@ class Parts:
 def load_parts(checkpoint: Path) -> Parts:
     """Tower and language model of a packaged checkpoint, bit for bit, and the tokenizer that lies beside it."""
     model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    config = model.config.text_config.to_dict() | {"vocab_size": VOCABULARY}
+    whole: Any = model.config
+    config = whole.text_config.to_dict() | {"vocab_size": VOCABULARY}
     language_model = LlamaForCausalLM(LlamaConfig(**config))
     weights = {f"model.{name}": tensor for name, tensor in model.model.language_model.state_dict().items()}
     weights["lm_head.weight"] = model.lm_head.weight.detach()
     n_rows = {"model.embed_tokens.weight": VOCABULARY, "lm_head.weight": VOCABULARY}
     language_model.load_state_dict({name: tensor[: n_rows.get(name)] for name, tensor in weights.items()})
-    tower = CLIPVisionModel(model.config.vision_config)
+    tower = CLIPVisionModel(whole.vision_config)
     tower.load_state_dict(model.model.vision_tower.state_dict())
     tokenizer_model = (checkpoint.parent / TOKENIZER_NAME).read_bytes()
     return Parts(tokenizer_model, language_model.eval(), tower.eval())

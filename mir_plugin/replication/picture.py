@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -26,7 +27,8 @@ def write_picture(replication: Replication, relations: Sequence[Relation], path:
     outcomes = replication.outcomes
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 10.5), layout="constrained")
-        above, below = figure.subfigures(2, 1)
+        halves: Any = figure.subfigures(2, 1)
+        above, below = halves
         for axes, study in zip(above.subplots(2, 2).flat, STUDIES, strict=True):
             _draw_study(axes, study, of_study(study, outcomes, replication.recipe))
         _draw_relations(below.subplots(), relations)

@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -75,7 +76,10 @@ def replicate(
 def _finished(executor: Executor, recipe: Recipe, pending: Sequence[CheckpointPlan]) -> Iterator[str]:
     """Do all work; yields a line for each checkpoint when it is finished."""
     runs = [list(group) for _, group in groupby(pending, key=lambda plan: plan.run_dir)]
-    trainings = [(_prepare, (pending[0].out,)), *((_pretrain, (recipe, run)) for run in runs)]
+    trainings: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
+        (_prepare, (pending[0].out,)),
+        *((_pretrain, (recipe, run)) for run in runs),
+    ]
     for _ in tqdm(results_of(executor, trainings), "pre-training", len(trainings), unit="run", disable=None):
         pass
     studies = [(_study_checkpoint, (recipe, plan)) for plan in pending]

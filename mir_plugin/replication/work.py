@@ -6,7 +6,7 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +97,7 @@ def prepare(out: Path) -> None:
     (folder / "parts").rmdir()
 
 
-def pretrain(recipe: Recipe, plans: list[CheckpointPlan]) -> float:
+def pretrain(recipe: Recipe, plans: Sequence[CheckpointPlan]) -> float:
     """Pre-train one projector and save what is missing of its checkpoints; returns the seconds it took.
 
     Args:
