@@ -126,7 +126,8 @@ def _require_sizes_of_weights(path: Path, clip: CLIPVisionConfig, weights: Mappi
     stored = {"num_hidden_layers": len(layers)}
     positions = weights.get("vision_tower.encoder.embeddings.position_embedding.weight")
     if positions is not None:
-        described |= {"hidden_size": clip.hidden_size, "image_size": (clip.image_size // clip.patch_size) ** 2 + 1}
+        side = cast("int", clip.image_size) // cast("int", clip.patch_size)
+        described |= {"hidden_size": clip.hidden_size, "image_size": side**2 + 1}
         stored |= {"hidden_size": positions.shape[1], "image_size": positions.shape[0]}
     for name, size in stored.items():
         if size and described[name] != size:
