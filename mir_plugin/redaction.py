@@ -16,7 +16,7 @@ _PATTERNS = (
     ),
     re.compile(r"(?:(?<=://)|(?<=:/)(?!/))[^/\s@]+(?=@)"),  # https://user:password@host, also where a path made it :/
     re.compile(r"(?<=Bearer )[\w.~+/=-]{8,}"),
-    re.compile(r"(?i)(?:(?<=token=)|(?<=api_key=)|(?<=apikey=)|(?<=secret=)|(?<=password=))[^\s,;&'\"]+"),
+    re.compile(r"(?i)(?:(?<=token=)|(?<=api_key=)|(?<=apikey=)|(?<=secret=)|(?<=password=))[^\s,;:&'\"]+"),
 )
 SHORTEST = 8  # characters; a shorter value of the environment would be found in ordinary words
 

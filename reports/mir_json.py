@@ -28,9 +28,8 @@ def read_mir_json(path: Path, beside: CheckpointRef | None = None) -> Harvest:
     try:
         result = MirResult.load(path)
     except MirError as error:
-        return Harvest(
-            problems=(Problem("error", "unreadable", str(path), str(error), "Measure again, or delete it."),)
-        )
+        what = str(error).removeprefix(f"{path} ")
+        return Harvest(problems=(Problem("error", "unreadable", str(path), what, "Or delete it."),))
     run = Run(
         run_id=str(path),
         host=result.host,

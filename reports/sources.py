@@ -46,7 +46,9 @@ def _expand(source: str) -> list[Path]:
         return [Path(source)]
     matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 - patterns may be absolute
     if not matches:
-        raise MirError(f"source {source!r} does not exist and matches nothing; expected a file, a folder or a glob.")
+        raise MirError(
+            f"source {source!r:.200} does not exist and matches nothing; expected a file, a folder or a glob."
+        )
     return [Path(match) for match in matches]
 
 

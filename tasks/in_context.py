@@ -150,5 +150,6 @@ def _decoded(encoded: str, place: str) -> Image:
         image.load()
     # Pillow raises what it likes for damaged and for hostile bytes, also a class of its own for decompression bombs.
     except Exception as error:
-        raise MirError(f"{place}: the image cannot be decoded ({error}). Download the file again.") from error
+        why = "it is none" if isinstance(error, PIL.UnidentifiedImageError) else error
+        raise MirError(f"{place}: the image cannot be decoded ({why}). Download the file again.") from error
     return image

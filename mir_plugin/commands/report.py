@@ -95,7 +95,7 @@ def print_report(files: ReportFiles) -> None:
         console.print(f"[yellow]warning:[/yellow] {escape(on_a_line(warning))}")
     errors = ["mir: not everything could be used:"]
     for problem in board.problems:
-        told = on_a_line(f"{problem.where}: {problem.what} {problem.remedy}")
+        told = on_a_line(f"{problem.where}: {problem.what.rstrip('.')}. {problem.remedy}")
         if problem.severity == "error":
             errors.append(f"  {told}")
         else:
