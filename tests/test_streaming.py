@@ -125,7 +125,8 @@ def test_a_checkpoint_streamed_from_disk_has_the_features_of_the_loaded_one(case
     samples = from_folders(folder / "samples", folder / "samples", n_samples=2).samples
     resident = load_adapter(folder / "model", LoadOptions(device="cpu", merge_lora=False))
     total, layer = (
-        sum(p.numel() * p.element_size() for p in module.parameters()) for module in (resident.model, resident.decoder.layers[0])
+        sum(p.numel() * p.element_size() for p in module.parameters())
+        for module in (resident.model, resident.decoder.layers[0])
     )
     rest = total - len(resident.decoder.layers) * layer
     limit = int((rest + (n_layers_in_memory + 0.5) * layer) / 0.7)
