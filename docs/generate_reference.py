@@ -326,7 +326,7 @@ PAGES = {
 
 def generated() -> dict[Path, str]:
     """What every generated file should hold."""
-    texts = {REFERENCE / name: f"{GENERATED}\n{make().strip()}\n" for name, make in PAGES.items()}
+    texts = {REFERENCE / name: f"{make().strip()}\n\n{GENERATED}" for name, make in PAGES.items()}
     schemas = {
         REFERENCE / "schemas" / f"{name}.schema.json": json.dumps(make(), indent=2, ensure_ascii=False) + "\n"
         for name, make in SCHEMAS.items()
