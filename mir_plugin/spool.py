@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -62,10 +61,11 @@ class Spool:
     def _appended(self, rows: Tensor) -> tuple[int, int]:
         """Write rows to the end of the file; where they begin, and how many bytes they take."""
         start = self._end
-        content = memoryview(rows.detach().cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+        content = rows.detach().cpu().contiguous().view(torch.uint8).flatten().numpy().data
         try:
+            self._file.seek(start)
             while content:
-                n_written = os.pwrite(self._file.fileno(), content, self._end)
+                n_written = self._file.write(content)
                 content, self._end = content[n_written:], self._end + n_written
         except OSError as error:
             raise MirError(
@@ -81,7 +81,8 @@ class Spool:
         content = bytearray(sum(size for _, size in parts))
         rest = memoryview(content)
         for offset, size in parts:
+            self._file.seek(offset)
             while size:
-                n_read = os.preadv(self._file.fileno(), [rest[:size]], offset)
-                rest, offset, size = rest[n_read:], offset + n_read, size - n_read
+                n_read = self._file.readinto(rest[:size])
+                rest, size = rest[n_read:], size - n_read
         return torch.frombuffer(content, dtype=self._dtype).view(-1, self._width)

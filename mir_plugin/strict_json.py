@@ -40,7 +40,8 @@ def read_as(cls: type[D], data: Any) -> D:
     """
     if not isinstance(data, dict):
         raise TypeError(f"{data!r:.60} stands where an object belongs")
-    known = {name: (data[name], hint) for name, hint in _hints(cls).items() if name in data}
+    # mypy asks whether instances are hashable, not whether the class is.
+    known = {name: (data[name], hint) for name, hint in _hints(cls).items() if name in data}  # type: ignore[arg-type]
     for name, (value, hint) in known.items():
         if not _fits(value, hint):
             raise TypeError(f"{name} is {value!r:.60}")

@@ -90,7 +90,8 @@ class LoadedModel:
         except (ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
             raise MirError(
                 f"{type(self.processor).__name__} cannot encode this conversation "
-                f"({str(error) or type(error).__name__}). Check that the processor's files in the checkpoint's folder belong to this model."
+                f"({str(error) or type(error).__name__}). "
+                "Check that the processor's files in the checkpoint's folder belong to this model."
             ) from error
         encoded.pop("labels", None)  # a loss is not wanted
         if "qformer_input_ids" in encoded:

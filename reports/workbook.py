@@ -50,7 +50,7 @@ def write_workbook(board: Board, path: Path) -> Path:
     return path
 
 
-class _Writer(ExcelWriter):
+class _Writer(ExcelWriter):  # type: ignore[misc]  # openpyxl has no types
     """openpyxl's, without its temporary file for each sheet, which a kill or a full disk would leave behind."""
 
     def write_worksheet(self, sheet: Worksheet) -> None:
