@@ -33,7 +33,8 @@ def find_folder(name: str, near: Sequence[Path], *, what: str, option: str, mark
         return reason
     if len(name) > _LONGEST_SHOWN:
         raise MirError(
-            f"the {what} has a name of {len(name)} letters, {name[:20]!r}... Name its folder with {option} DIR."
+            f"the {what} that config.json or {option} names has a name of {len(name)} letters: {name[:20]!r}... Name "
+            f"its folder with {option} DIR."
         )
     searched = ", ".join(str(place) for place in places)
     raise MirError(
