@@ -54,9 +54,12 @@ def replacing(path: Path) -> Iterator[Path]:
 def only_writer(folder: Path) -> Iterator[None]:
     """Hold an output folder for the length of the block, so that no second run mixes its layers with this one's.
 
+    It is made where it is missing, and goes again if nothing was written.
+
     Raises:
         MirError: if another process holds it, or it cannot be written to.
     """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
@@ -75,6 +78,9 @@ def only_writer(folder: Path) -> Iterator[None]:
             pass
         yield
     finally:
+        for one in made:
+            with contextlib.suppress(OSError):  # it holds something
+                one.rmdir()
         os.close(handle)
 
 
