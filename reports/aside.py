@@ -37,6 +37,8 @@ def aside(function: Callable[..., T], *arguments: Any) -> Iterator[Callable[[], 
         yield lambda: _outcome(receiver, function)
     except BaseException:
         process.terminate()
+        process.join(5)
+        process.kill()  # one that was just starting may have lost the first signal
         raise
     finally:
         process.join()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     runs = list(recorded_runs())
     n_present = len({run.folder for run in runs})
     terminalreporter.write_line(f"golden cases at hand: {n_present} of {n_cases}, {len(runs)} recorded MIR runs")
+
+
+@pytest.fixture(autouse=True)
+def one_environment() -> Iterator[None]:
+    """datasets puts a copy in the place of os.environ, but rich and others keep the first one they saw."""
+    environment = os.environ
+    yield
+    os.environ = environment  # noqa: B003 - the very object is wanted back
+
+
+@pytest.fixture(autouse=True)
+def signals_as_in_a_shell() -> Iterator[None]:
+    """A job in the background ignores Ctrl-C, and so would all it starts; ``main`` handles SIGTERM in its own way."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 # What loads checkpoints, trains, or starts other programs; `make unit` leaves it out.
