@@ -14,7 +14,11 @@ CHUNK_ROWS = 4096
 
 def row_norms(features: Tensor) -> Tensor:
     """L2 norm of each row in float64, (tokens, d) → (tokens,); never holds a float64 copy of all features."""
-    return torch.cat([torch.linalg.vector_norm(chunk.double(), dim=1) for chunk in features.split(CHUNK_ROWS)])
+    norms = torch.empty(len(features), dtype=torch.float64, device=features.device)
+    # Into one tensor: small results allocated between the copies would keep the heap from using their room again.
+    for rows, own in zip(features.split(CHUNK_ROWS), norms.split(CHUNK_ROWS), strict=True):
+        torch.linalg.vector_norm(rows.double(), dim=1, out=own)
+    return norms
 
 
 def text_centric_scale(text_norms: Tensor) -> Tensor:
@@ -65,12 +69,13 @@ def coordinate_median(features: Tensor, group: Group = ALONE) -> Tensor:
     slower, and a whole transposed copy would double the memory of a layer. Several processes share each block's
     coordinates, so every median is taken over all tokens and is exact.
     """
-    medians = []
-    for block in features.split(64 * group.size, dim=1):
+    medians = features.new_empty(features.shape[1])
+    width = 64 * group.size
+    for block, own in zip(features.split(width, dim=1), medians.split(width), strict=True):
         # First contiguous, then transposed: torch transposes whole matrices in tiles, and parts element by element.
         columns = group.gathered_columns(block).contiguous().t().clone(memory_format=torch.contiguous_format)
-        medians.append(group.gathered(_lower_medians(columns)))
-    return torch.cat(medians)
+        own.copy_(group.gathered(_lower_medians(columns)))
+    return medians
 
 
 def _lower_medians(rows: Tensor) -> Tensor:
