@@ -178,8 +178,8 @@ def _depth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: i
                 record = _SpoolRecorder(spool, batch)
                 with stream.during_forward(), recorded_outputs(adapter, record), adapter.bound_to(batch):
                     adapter.forward(batch)
+        ids = tuple(sample.sample_id for sample in samples)
         for k in progress(range(n_layers), "decoder layers", "layer"):
-            ids = tuple(sample.sample_id for sample in samples)
             yield dataclasses.replace(spool.read(k + 1, adapter.device), sample_ids=ids)
 
 

@@ -41,7 +41,7 @@ def from_folders(images_dir: Path, texts_dir: Path, n_samples: int | None = None
             f"{images_dir} holds {len(images)} images and {texts_dir} {len(texts)} texts, but pairs are needed. "
             f"Remove what has no partner, or say --n-samples N (at most {fewer}) to use the first {fewer} of both."
         )
-    pairs = list(zip(images, texts, strict=False))
+    pairs = list(zip(images, texts, strict=False))  # unequal only where --n-samples was said
     choice = seeded_choice(len(pairs), len(pairs) if n_samples is None else n_samples, seed)
     chosen = [pairs[index] for index in choice]
     description = _description("folders", len(pairs), n_samples, seed, choice)

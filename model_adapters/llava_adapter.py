@@ -210,6 +210,7 @@ class LlavaAdapter:
         without = prompt_ids(self.tokenizer, question, n_images, self._image_mark)
         answer = self.conversation.answer.format(continuation.lstrip())
         ids = prompt_ids(self.tokenizer, question + answer, n_images, self._image_mark)
+        # Not strict: the continuation makes ``ids`` longer, and a merged token may make it differ before that.
         n_common = next((k for k, (a, b) in enumerate(zip(ids, without, strict=False)) if a != b), len(without))
         whole = self._expanded(question + answer, n_images)
         if whole.n_tokens > self._n_positions:

@@ -209,6 +209,7 @@ def _binding(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def bound(self: _BindingModel, *args: Any, **kwargs: Any) -> Any:
+        # Not strict: callers give fewer positional arguments than there are parameters.
         mask = self.vision_tokens_in({**dict(zip(names, args, strict=False)), **kwargs})
         if mask is None:
             raise MirError(

@@ -27,6 +27,7 @@ PANEL_WIDTH, ACROSS = 2.6, 4
 def write_pictures(pictures: Pictures, folder: Path) -> list[Path]:
     """Write every picture as PNG and SVG; the same data give the same files. Returns the PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Not strict: the last name is that of the norms, which no method draws.
     for method, name in zip(pictures.methods, pictures.file_names, strict=False):
         save(tokens_figure(pictures, method), folder / name)
     save(norms_figure(pictures), folder / NORMS)
@@ -52,7 +53,7 @@ def tokens_figure(pictures: Pictures, method: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         maps = [one for one in pictures.maps if one.method == method]
         figure, panels = _panels(len(maps), 2.75)
-        for axes, one in zip(panels, maps, strict=False):
+        for axes, one in zip(panels, maps, strict=False):  # the last row of panels may not be full
             _draw_map(axes, one)
         n_vision, n_text = len(maps[0].vision), len(maps[0].text)
         _finish(
@@ -68,7 +69,7 @@ def norms_figure(pictures: Pictures) -> Figure:
     """Histograms of the norms of vision and text tokens, a panel for each layer, with the outlier thresholds."""
     with matplotlib.rc_context(STYLE):
         figure, panels = _panels(len(pictures.layers), 2.5)
-        for axes, layer in zip(panels, pictures.layers, strict=False):
+        for axes, layer in zip(panels, pictures.layers, strict=False):  # as above
             of_layer = [one for one in pictures.norms if one.layer == layer]
             for one in of_layer:
                 _draw_norms(axes, one)

@@ -65,7 +65,7 @@ def scores_figure(board: Board) -> Figure | None:
     panels = list(figure.subplots(down, across, squeeze=False).flat)
     scope, places = scopes(board)[0], _places(board)
     rho = {c.benchmark: c.spearman.value for c in board.correlations if c.scope == scope.key}
-    for (key, label), axes in zip(columns, panels, strict=False):
+    for (key, label), axes in zip(columns, panels, strict=False):  # the last row may not be full
         points = scatter(scope, key)
         _draw_points(axes, points, places, size=16)
         _draw_line(axes, points)

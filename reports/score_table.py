@@ -88,6 +88,7 @@ def _score_columns(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> tu
 
 
 def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence[Any], named_by: int) -> Harvest:
+    # Not strict: a row may end early; cells beyond the last heading are told below.
     row = {heading: cell for heading, cell in zip(headings, cells, strict=False) if heading}
     name = without_apostrophe(_text(cells[named_by])) if named_by < len(cells) else ""
     where = f"{source} row {number}"

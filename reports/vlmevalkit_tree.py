@@ -160,6 +160,7 @@ def score_values(path: Path) -> Iterator[tuple[str, float]]:
 def _rows(path: Path) -> list[Mapping[str, Any]]:
     if path.suffix != ".json":
         header, *lines = read_grid(path) or [[]]
+        # Not strict: spreadsheets leave out empty cells at the end of a row.
         return [dict(zip(map(str, header), line, strict=False)) for line in lines]
     data = json_document(path.read_text(encoding="utf-8"))
     if isinstance(data, dict) and all(isinstance(value, dict) for value in data.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import itertools
 import random
 import sys
 from collections.abc import Sequence
@@ -119,7 +120,7 @@ def questions_from_tsv(path: Path, n: int | None = None) -> list[LetteredQuestio
     csv.field_size_limit(sys.maxsize)  # images stand in the cells
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = [row for _, row in zip(range(n or sys.maxsize), csv.DictReader(file, delimiter="\t"), strict=False)]
+            rows = list(itertools.islice(csv.DictReader(file, delimiter="\t"), n or None))
     except (OSError, ValueError, csv.Error) as error:
         raise MirError(f"{path} cannot be read as a table with tabs: {error}") from error
     images = {row.get("index"): row.get("image") or "" for row in rows}

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import mir
 
-from mir_plugin.cli import main
 from mir_plugin.commands.options import bytes_of
 from mir_plugin.errors import MirError
 from mir_plugin.results import MirResult
 
 from golden_data import require_golden
-
-
-def mir(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run the command line in this process; return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["mir", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-        sys.exit(0)
-    return int(exit_.value.code or 0)
 
 
 @pytest.fixture

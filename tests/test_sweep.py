@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import mir
 
-from mir_plugin.cli import main
 from mir_plugin.commands.sweep import found_checkpoints
 from mir_plugin.commands.sweep_table import SweepDisplay
 from mir_plugin.errors import MirError
@@ -179,15 +179,6 @@ def runs(tmp_path: Path) -> Path:
     weights = tmp_path / "runs" / "checkpoint-40" / "mm_projector.bin"
     weights.write_bytes(weights.read_bytes()[:2000])
     return tmp_path / "runs"
-
-
-def mir(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run the command line in this process; return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["mir", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-        sys.exit(0)
-    return int(exit_.value.code or 0)
 
 
 def options() -> list[object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from mir_plugin.commands.indicators import measure_indicators
+from mir_plugin.commands.indicators import EMBEDDED_DIGITS, measure_indicators, save_indicators
 from mir_plugin.embedded import digit_questions, embedded_samples, micro_checkpoints
 from mir_plugin.model_adapters import LoadOptions, load_adapter
-from mir_plugin.output import write_atomically
 from mir_plugin.replication.captions import CAPTIONS, captions_of
 from mir_plugin.replication.micro_llava import (
     BASE_LLM,
@@ -33,6 +31,7 @@ from mir_plugin.replication.scoring import digits_score
 from mir_plugin.replication.training import Pictures, Stage, finetune, make_repeatable, train_projector
 from mir_plugin.run import measure
 from mir_plugin.samples import Sample, SampleSet
+from mir_plugin.sweep import INDICATORS_NAME
 
 BATCH = 16  # samples per forward pass
 
@@ -160,8 +159,8 @@ def measured(recipe: Recipe, plan: CheckpointPlan) -> tuple[dict[str, float], di
     found = measure_indicators(
         adapter, plan.folder, captioned, digit_questions("test", recipe.n_in_context), batch_size=BATCH
     )
-    document = {"checkpoint": str(plan.folder), "values": dict(found.values), "not_computed": dict(found.not_computed)}
-    write_atomically(plan.results_dir / "indicators.json", json.dumps(document, indent=2, allow_nan=False) + "\n")
+    about = {"source": EMBEDDED_DIGITS, "n_questions": recipe.n_in_context, "seed": 0}
+    save_indicators(plan.results_dir / INDICATORS_NAME, found, adapter, plan.folder, captioned, about)
     by_captions = measure(adapter, captioned, checkpoint=str(plan.folder), batch_size=BATCH)
     by_captions.save(plan.results_dir / "mir.json")
     by_prose, by_photographs = (

@@ -88,6 +88,7 @@ def gradients(model: Any) -> list[Tensor]:
 
 def moved(scales_and_shifts: Iterable[Tensor]) -> bool:
     """Whether none is 1 or 0 everywhere, where they start."""
+    # Not strict: the starting values repeat without end.
     return all((one != start).any() for one, start in zip(scales_and_shifts, itertools.cycle((1, 0)), strict=False))
 
 

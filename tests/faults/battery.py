@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).parents[2]
 TABLE = REPOSITORY / "docs" / "reference" / "faults.md"
@@ -163,7 +164,7 @@ class Bench:
                 main()
             except SystemExit as exit_:
                 code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-            except Exception:
+            except Exception:  # a traceback is an outcome to be judged: cases refuse it
                 traceback.print_exc()
                 code = 1
             finally:
@@ -228,3 +229,11 @@ def _cell(text: str) -> str:
     for mark, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", "<br>")):
         text = text.replace(mark, shown)
     return text
+
+
+def fuzz(n: int) -> settings:
+    """The same examples every time; the folder may be shared, as each example writes its file anew."""
+    return settings(
+        max_examples=n, derandomize=True, deadline=None, database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )  # fmt: skip

@@ -46,3 +46,9 @@ def bench(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     """An empty folder to work in, which is also the working directory."""
     monkeypatch.chdir(tmp_path)
     return Bench(tmp_path, request.config.stash[ROWS])
+
+
+@pytest.fixture(scope="module")
+def examples(request: pytest.FixtureRequest) -> int:
+    """How many examples a property is tried on."""
+    return 3000 if request.config.getoption("--full", default=False) else 40

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import PIL.Image
-import pytest
-from faults.battery import Bench, Case, Outcome, Refused, Right, each
-from hypothesis import HealthCheck, given, settings
+from faults.battery import Bench, Case, Outcome, Refused, Right, each, fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mir_plugin.commands.options import bytes_of
@@ -28,18 +27,6 @@ from mir_plugin.training_loss import training_loss
 from mir_plugin.watch import Watch, why_incomplete
 
 said = Right(lambda value, _: str(value))
-
-
-@pytest.fixture(scope="module")
-def examples(request: pytest.FixtureRequest) -> int:
-    return 3000 if request.config.getoption("--full", default=False) else 40
-
-
-def fuzz(n: int) -> Any:
-    return settings(
-        max_examples=n, derandomize=True, deadline=None, database=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )  # fmt: skip
 
 
 def noted(bench: Bench, what: str, came_out: str) -> None:

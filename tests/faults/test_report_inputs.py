@@ -14,8 +14,8 @@ from typing import Any
 
 import openpyxl
 import pytest
-from faults.battery import Bench, Case, Outcome, Refused, Right, each
-from hypothesis import HealthCheck, given, settings
+from faults.battery import Bench, Case, Outcome, Refused, Right, each, fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from report_boards import save_mir
 
@@ -572,19 +572,6 @@ def test_damaged_results_are_not_compared(case: Case, bench: Bench) -> None:
 
 
 # ---- property-based --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def examples(request: pytest.FixtureRequest) -> int:
-    return 3000 if request.config.getoption("--full", default=False) else 40
-
-
-def fuzz(n: int) -> Any:
-    """The same examples every time; the folder may be shared, as each example writes its file anew."""
-    return settings(
-        max_examples=n, derandomize=True, deadline=None, database=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )  # fmt: skip
 
 
 damage = st.lists(
