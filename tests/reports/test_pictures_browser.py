@@ -14,6 +14,9 @@ from mir_plugin.reports.page import write_page
 from mir_plugin.reports.records import Picture
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install '.[dev]')")
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
@@ -26,8 +29,6 @@ pytestmark = [
 
 @pytest.fixture
 def page(tmp_path):
-    from selenium.webdriver.chrome.service import Service
-
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
@@ -52,5 +53,8 @@ def test_a_picture_is_shown_in_light_and_dark_and_fits_a_phone(page):
         filters.append(image.value_of_css_property("filter"))
     assert filters == ["none", "invert(0.9) hue-rotate(180deg)"]
     page.set_window_size(500, 800)
-    assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    # The charts take the new width in a later frame: a narrowed page fits soon, not in the same call.
+    WebDriverWait(page, 10).until(
+        lambda _: page.execute_script("return innerWidth <= 500 && document.documentElement.scrollWidth <= innerWidth")
+    )
     assert [entry for entry in page.get_log("browser") if entry["level"] != "INFO"] == []
