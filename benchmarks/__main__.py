@@ -28,11 +28,18 @@ WHOLE_RUNS = {  # what parts a and b compare; what both need is run once for bot
 }
 
 
+# The published protocol's texts are CNN/DailyMail articles: 781 words on average (See et al. 2017, arXiv 1704.04368).
+ARTICLE_WORDS = 781
+
+
 def main() -> None:
     """Parse the options, run the parts, print their tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", default=list("abcde"), help="a b c d e; all by default")
     parser.add_argument("--samples", type=int, default=100, help="samples in parts a and b")
+    parser.add_argument(
+        "--text-words", type=int, default=ARTICLE_WORDS, help="words of each text in parts a and b; the mean of CNN/DM"
+    )
     parser.add_argument(
         "--repeats", type=int, default=1, help="measurements of each task of a and b, in turn; the fastest counts"
     )
@@ -41,8 +48,8 @@ def main() -> None:
     tasks = list(dict.fromkeys(task for part in options.parts for task in WHOLE_RUNS.get(part, ())))
     runs = _best_of(options, tasks) if tasks else {}
     parts: dict[str, Callable[[], None]] = {
-        "a": lambda: against_published(runs, options.samples),
-        "b": lambda: overhead(runs, options.samples),
+        "a": lambda: against_published(runs, options),
+        "b": lambda: overhead(runs, options),
         "c": lambda: growth(options.checkpoints),
         "d": trace_terms,
         "e": lambda: seven_billion(options.checkpoints),
@@ -51,10 +58,10 @@ def main() -> None:
         parts[part]()
 
 
-def against_published(runs: Runs, n_samples: int) -> None:
+def against_published(runs: Runs, options: argparse.Namespace) -> None:
     """(a) wall time and growth of peak memory against the published procedure in both its modes."""
     ours = runs["ours"]
-    print(f"\n### (a) Against the published procedure, {n_samples} samples\n")
+    print(f"\n### (a) Against the published procedure, {_described(options)}\n")
     print("| procedure | seconds | growth of peak memory, MB | time ÷ ours | memory ÷ ours |\n|---|---|---|---|---|")
     for name in WHOLE_RUNS["a"]:
         one = runs[name]
@@ -62,12 +69,14 @@ def against_published(runs: Runs, n_samples: int) -> None:
         print(f"| {name} | {one['seconds']:.1f} | {one['memory'] / 1e6:.0f} | {ratios} |")
 
 
-def overhead(runs: Runs, n_samples: int) -> None:
+def overhead(runs: Runs, options: argparse.Namespace) -> None:
     """(b) a whole run, with and without standard errors, against its bare forward passes."""
-    print(f"\n### (b) Overhead over bare forward passes, {n_samples} samples\n")
-    print("| run | seconds | ÷ bare |\n|---|---|---|")
+    print(f"\n### (b) Overhead over bare forward passes, {_described(options)}\n")
+    print("| run | seconds | ÷ bare | growth of peak memory, MB |\n|---|---|---|---|")
     for name in WHOLE_RUNS["b"]:
-        print(f"| {name} | {runs[name]['seconds']:.1f} | {runs[name]['seconds'] / runs['bare']['seconds']:.2f} |")
+        one = runs[name]
+        ratio = one["seconds"] / runs["bare"]["seconds"]
+        print(f"| {name} | {one['seconds']:.1f} | {ratio:.2f} | {one['memory'] / 1e6:.0f} |")
 
 
 def growth(checkpoints: Path) -> None:
@@ -86,6 +95,7 @@ def growth(checkpoints: Path) -> None:
             task="ours",
             checkpoint=str(write_checkpoint(size, checkpoints)),
             n_samples=n_samples,
+            text_words=1,  # one passage
             n_threads=1,
         )
         seconds = f"{one['seconds']:.1f} | {one['seconds'] / n_samples:.3f}"
@@ -114,7 +124,8 @@ def seven_billion(checkpoints: Path) -> None:
         print("Not run: no GPU on this machine.")
         return
     checkpoint = str(write_checkpoint(VICUNA_7B, checkpoints))
-    bare, ours = (_measured(task=task, checkpoint=checkpoint, n_samples=100) for task in ("bare", "ours"))
+    settings = {"checkpoint": checkpoint, "n_samples": 100, "text_words": ARTICLE_WORDS}
+    bare, ours = (_measured(task=task, **settings) for task in ("bare", "ours"))
     print("| run | seconds | growth of GPU memory, MB |\n|---|---|---|")
     for name, one in (("bare forward passes", bare), ("ours", ours)):
         print(f"| {name} | {one['seconds']:.1f} | {one['memory'] / 1e6:.0f} |")
@@ -122,18 +133,21 @@ def seven_billion(checkpoints: Path) -> None:
 
 def _best_of(options: argparse.Namespace, tasks: list[str]) -> dict[str, dict[str, Any]]:
     """Every task several times, in turn, so that another load on the machine meets all of them; the fastest of each."""
-    checkpoint = str(write_checkpoint(Size(), options.checkpoints))
+    settings = {
+        "checkpoint": str(write_checkpoint(Size(), options.checkpoints)),
+        "n_samples": options.samples,
+        "text_words": options.text_words,
+    }
     runs: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks}
     for _ in range(options.repeats):
         for task in tasks:
-            with_errors = task.endswith("with standard errors")
-            name = "ours" if with_errors else task
-            runs[task].append(
-                _measured(task=name, checkpoint=checkpoint, n_samples=options.samples, uncertainty=with_errors)
-                if name == "ours"
-                else _measured(task=name, checkpoint=checkpoint, n_samples=options.samples)
-            )
+            name = task.removesuffix(" with standard errors")
+            runs[task].append(_measured(task=name, uncertainty=name != task, **settings))
     return {task: min(measured, key=lambda one: float(one["seconds"])) for task, measured in runs.items()}
+
+
+def _described(options: argparse.Namespace) -> str:
+    return f"{options.samples} samples, texts of {options.text_words} words"
 
 
 def _measured(n_processes: int = 1, **arguments: Any) -> dict[str, Any]:

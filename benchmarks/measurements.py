@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.published import published_mir
 from mir_plugin.distributed import ALONE, Group, launched_group
-from mir_plugin.embedded import embedded_samples
+from mir_plugin.embedded import N_EMBEDDED_SAMPLES, embedded_samples, prose_passages
 from mir_plugin.frechet import trace_term
 from mir_plugin.model_adapters import LoadOptions, load_adapter
 from mir_plugin.moments import Moments, moments
@@ -40,6 +40,7 @@ def measured_run(
     checkpoint: str,
     n_samples: int,
     *,
+    text_words: int,
     uncertainty: bool = False,
     device: str = "auto",
     n_threads: int | None = None,
@@ -49,7 +50,7 @@ def measured_run(
     if n_threads:
         torch.set_num_threads(n_threads)
     adapter: Any = load_adapter(Path(checkpoint), LoadOptions(device=device))
-    samples = samples_of(n_samples)
+    samples = samples_of(n_samples, text_words)
     bare_forwards(adapter, samples.samples[:1])  # what a first call allocates for good belongs to neither side
     on_gpu = adapter.device.type == "cuda"
     memory_before, started = _peak_memory(on_gpu), time.perf_counter()
@@ -72,15 +73,18 @@ def bare_forwards(adapter: Any, samples: Sequence[Sample]) -> None:
         adapter.forward(adapter.encode([sample]))
 
 
-def samples_of(n: int) -> SampleSet:
-    """The embedded samples, over and over for more than there are of them."""
-    embedded = embedded_samples(min(n, 100)).samples
-    return SampleSet(
-        tuple(
-            Sample(f"{index}", embedded[index % len(embedded)].image, embedded[index % len(embedded)].text)
-            for index in range(n)
-        )
-    )
+def samples_of(n: int, text_words: int) -> SampleSet:
+    """The embedded images, over and over where there are too few, each with passages of at least so many words."""
+    images = embedded_samples(min(n, N_EMBEDDED_SAMPLES)).samples
+    passages = itertools.cycle(prose_passages())
+
+    def text() -> str:
+        words: list[str] = []
+        while len(words) < text_words:
+            words += next(passages).split()
+        return " ".join(words)
+
+    return SampleSet(tuple(Sample(f"{index}", images[index % len(images)].image, text()) for index in range(n)))
 
 
 def trace_routes(d: int, device: str = "cpu", with_scipy: bool = True) -> dict[str, float]:
@@ -126,7 +130,8 @@ def _singular(one: Moments) -> Moments:
 def _peak_memory(on_gpu: bool) -> int:
     if on_gpu:
         return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not ru_maxrss: a started process takes over the peak of the one that started it.
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 if __name__ == "__main__":

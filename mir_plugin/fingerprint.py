@@ -6,11 +6,11 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
 
@@ -62,10 +62,14 @@ def _add_file(digest: hashlib._Hash, path: Path) -> None:
             digest.update(file.read(SAMPLED_BYTES))
 
 
-def module_fingerprint(model: nn.Module) -> str:
-    """Hash of a loaded model: every parameter's name, shape, and first and last values."""
+def module_fingerprint(model: nn.Module, read: Callable[[str, Tensor], Tensor] = lambda _, parameter: parameter) -> str:
+    """Hash of a loaded model: every parameter's name, shape, and first and last values.
+
+    ``read`` gives the value of a named parameter whose weights are not loaded.
+    """
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, current in model.named_parameters():
+        parameter = read(name, current)
         flat = parameter.detach().flatten()
         ends = [*flat[:8].float().tolist(), *flat[-8:].float().tolist()]
         digest.update(f"{name}\0{tuple(parameter.shape)}\0{ends}\0".encode())

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.hf_files import require_finite, require_sensible_colours, require_sound_files
+from mir_plugin.model_adapters.hf_streaming import (
+    Placement,
+    StreamedCheckpoint,
+    placed_as_told,
+    placement_within,
+    streamed_checkpoint,
+)
 from mir_plugin.model_adapters.moca_training import MOCA_KEY, load_moca
 from mir_plugin.model_adapters.placement import chosen_device, chosen_dtype
 from mir_plugin.model_adapters.weight_files import read_json
@@ -31,12 +41,21 @@ def recognises(checkpoint: Path) -> bool:
     return str(config.get("model_type")) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or _brings_code(config)
 
 
-def open_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[Any, Any]:
-    """Model in eval mode on its device, and processor with its PIL backend where there is one.
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """Model in eval mode on its device, processor with its PIL backend where there is one, and what streams layers."""
+
+    model: Any
+    processor: Any
+    streamed: StreamedCheckpoint | None
+
+
+def open_checkpoint(checkpoint: Path, options: LoadOptions) -> OpenedCheckpoint:
+    """Load a folder strictly.
 
     Raises:
         MirError: if an option does not apply, files are missing or damaged, remote code would have to run, or weights
-            are missing, unknown or of another shape.
+            are missing, unknown, of another shape, or too large for the allowed memory.
     """
     import transformers
 
@@ -47,23 +66,46 @@ def open_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[Any, Any]:
             f"{checkpoint} is loaded by Python code in its own folder (auto_map in config.json), which may do "
             "anything. Read it, then allow it with --trust-remote-code."
         )
-    device, dtype = chosen_device(options.device), chosen_dtype(options.dtype) or "auto"
+    device, dtype = chosen_device(options.device), chosen_dtype(options.dtype)
     source: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
     with _told_by_its_folder(checkpoint, "config.json or the weights files"):
         if not _brings_code(config):
             require_sound_files(checkpoint, config, may_run_code=options.trust_remote_code)
-        # Mismatched sizes are "ignored" so that the report names their keys; _require_complete refuses them.
-        loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-            checkpoint, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **source
-        )
+        placement = _placement(checkpoint, device, dtype, options)
+        with placed_as_told(placement):
+            # Mismatched sizes are "ignored" so that the report names their keys; _require_complete refuses them.
+            loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+                checkpoint,
+                dtype=dtype or "auto",
+                device_map=placement and placement.device_map,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **source,
+            )
     model, report = loaded
     with_moca = _takes_moca(checkpoint, config, report)
     _require_complete(checkpoint, report)
+    if placement and with_moca:
+        raise MirError(
+            f"{checkpoint} holds MoCa's calibration, and Hugging Face checkpoints with it are not streamed. Leave out "
+            "--device-memory."
+        )
+    streamed = streamed_checkpoint(model, device, placement) if placement else None
     if with_moca:
         load_moca(model, checkpoint)
-    model = model.to(device).eval()
+    model = model.eval() if streamed else model.to(device).eval()
     require_finite(model, checkpoint)
-    return model, _processor(checkpoint, source)
+    return OpenedCheckpoint(model, _processor(checkpoint, source), streamed)
+
+
+def _placement(
+    checkpoint: Path, device: torch.device, dtype: torch.dtype | None, options: LoadOptions
+) -> Placement | None:
+    if options.device_memory is None:
+        return None
+    return placement_within(
+        options.device_memory, checkpoint, device, dtype=dtype, trust_remote_code=options.trust_remote_code
+    )
 
 
 def _processor(checkpoint: Path, source: Mapping[str, Any]) -> Any:
@@ -145,11 +187,6 @@ def _require_applicable(options: LoadOptions) -> None:
                 "vision tower itself. Leave the option out, or name the family with --family if this is an "
                 "original-format folder."
             )
-    if options.device_memory is not None:
-        raise MirError(
-            "--device-memory streams decoder weights of original-format checkpoints only. Leave it out, and choose "
-            "--dtype bfloat16 or --device cpu if this checkpoint does not fit the device."
-        )
 
 
 def _takes_moca(checkpoint: Path, config: dict[str, Any], report: dict[str, Any]) -> bool:

@@ -55,10 +55,23 @@ def require_sound_files(checkpoint: Path, config: Mapping[str, Any], *, may_run_
     _require_described_size(checkpoint, config, weights)
 
 
+def skeleton(checkpoint: Path, *, trust_remote_code: bool = False) -> Any:
+    """The model that a folder's config describes, its parameters without memory."""
+    import transformers
+
+    code = {"trust_remote_code": trust_remote_code}
+    # Only parameters are without memory: some models compute with numbers of tensors while they are built.
+    return build_empty(
+        lambda: transformers.AutoModelForImageTextToText.from_config(
+            transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True, **code), **code
+        )
+    )
+
+
 def require_finite(model: nn.Module, checkpoint: Path) -> None:
-    """Raise MirError naming the first parameter of the loaded model that holds NaN or infinity."""
+    """Raise MirError naming the first parameter that holds NaN or infinity; streamed ones are checked when read."""
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.numel() > 0:
+        if parameter.is_floating_point() and parameter.numel() > 0 and not parameter.is_meta:
             low, high = torch.aminmax(parameter.detach())
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise MirError(
@@ -124,8 +137,6 @@ def _require_floats(weights: Mapping[str, StoredTensor]) -> None:
 
 
 def _require_described_size(checkpoint: Path, config: Mapping[str, Any], weights: Mapping[str, StoredTensor]) -> None:
-    import transformers
-
     path = checkpoint / "config.json"
     for name, value in _fields(config):
         if name == "num_hidden_layers" and isinstance(value, int) and value > len(weights):
@@ -133,12 +144,7 @@ def _require_described_size(checkpoint: Path, config: Mapping[str, Any], weights
                 f"{path} says {name} = {value}, but the weights files hold {len(weights)} tensors in all. Copy the "
                 "checkpoint's own config.json."
             )
-    # Only parameters are without memory: some models compute with numbers of tensors while they are built.
-    described = build_empty(
-        lambda: transformers.AutoModelForImageTextToText.from_config(
-            transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
-        )
-    )
+    described = skeleton(checkpoint)
     n_described = sum(parameter.numel() for parameter in described.parameters())
     n_stored = sum(math.prod(weight.shape) for weight in weights.values())
     if n_described > _MOST_PARAMETERS_PER_STORED * n_stored:

@@ -20,6 +20,7 @@ from mir_plugin.model_adapters.decoder_discovery import find_decoder, unwrapped
 from mir_plugin.model_adapters.hf_answers import generate_answers, score_continuations
 from mir_plugin.model_adapters.hf_checkpoint import open_checkpoint, recognises
 from mir_plugin.model_adapters.hf_inputs import LoadedModel, evaluation_mode
+from mir_plugin.model_adapters.hf_streaming import StreamedCheckpoint
 from mir_plugin.model_adapters.image_positions import (
     checked_positions,
     image_token_id,
@@ -27,6 +28,7 @@ from mir_plugin.model_adapters.image_positions import (
     text_mask,
     vision_mask,
 )
+from mir_plugin.model_adapters.layer_weights import require_resident
 from mir_plugin.model_adapters.moca_training import has_moca
 from mir_plugin.types import Batch, Decoder
 
@@ -70,17 +72,24 @@ class HuggingFaceAdapter:
         max_batch: most samples that ``encode`` takes at once; None means any number.
     """
 
-    def __init__(self, model: Any, processor: Any, *, family: str, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, model: Any, processor: Any, *, family: str, streamed: StreamedCheckpoint | None = None) -> None:
         self._loaded = LoadedModel(unwrapped(model), processor)
         require_countable_features(self._loaded.model)
-        _require_whole_parameters(self._loaded.model)
+        if streamed is None:
+            _require_whole_parameters(self._loaded.model)
         self._image_token_id = image_token_id(self._loaded.model, processor)
         self.family = family
         self.device: torch.device = self._loaded.device
-        self.decoder: Decoder = find_decoder(self._loaded.model)
+        self.decoder: Decoder = dataclasses.replace(
+            find_decoder(self._loaded.model), streamed=streamed.layers if streamed else None
+        )
         can_pad = getattr(processor.tokenizer, "pad_token_id", None) is not None
         self.max_batch: int | None = None if can_pad and self._loaded.model_type in PROVEN_IN_BATCHES else 1
-        self.facts: Mapping[str, Any] = {**self._recognised(), **(facts or {})}
+        self.facts: Mapping[str, Any] = {
+            **self._recognised(),
+            "streamed": streamed is not None,
+            "checkpoint_fingerprint": streamed.fingerprint if streamed else module_fingerprint(self._loaded.model),
+        }
 
     def encode(self, samples: Sequence[Sample]) -> Batch:
         """Prompt, ids, pixels and masks of the samples, right-padded. Runs no decoder layer.
@@ -162,6 +171,7 @@ class HuggingFaceAdapter:
         until: Sequence[str] = (),
     ) -> list[str]:
         """One answer per prompt; see ``generation.Generator``."""
+        require_resident(self.decoder)
         samples = temperature > 0
         with evaluation_mode(self._loaded.model):
             return generate_answers(
@@ -178,6 +188,7 @@ class HuggingFaceAdapter:
 
     def loglikelihood(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[tuple[float, bool]]:
         """Log probability of each continuation, and whether greedy decoding gives it; see ``generation.Generator``."""
+        require_resident(self.decoder)
         with evaluation_mode(self._loaded.model):
             return score_continuations(self._loaded, prompts, continuations, max_batch=self.max_batch)
 
@@ -215,7 +226,6 @@ class HuggingFaceAdapter:
             "image_token_id": self._image_token_id,
             "moca": has_moca(model),
             **self._prompt_facts(),
-            "checkpoint_fingerprint": module_fingerprint(model),
             "max_batch": self.max_batch,
         }
 
@@ -242,8 +252,8 @@ def load(checkpoint: Path, options: LoadOptions) -> HuggingFaceAdapter:
     Raises:
         MirError: as ``hf_checkpoint.open_checkpoint`` and ``from_loaded``.
     """
-    model, processor = open_checkpoint(checkpoint, options)
-    return from_loaded(model, processor)
+    opened = open_checkpoint(checkpoint, options)
+    return HuggingFaceAdapter(opened.model, opened.processor, family="huggingface", streamed=opened.streamed)
 
 
 def from_loaded(model: Any, processor: Any, *, family: str = "huggingface") -> HuggingFaceAdapter:

@@ -6,14 +6,16 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.checkpoint import assign, check_fit, release, weights_below
 from mir_plugin.model_adapters.weight_files import Weight
+from mir_plugin.types import Decoder
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class StreamedLayers:
         self._layers, self._weights, self._device, self._dtype = layers, weights, device, dtype
         self.layer_bytes = max(n_bytes(own.values(), dtype) for own in weights)
         self.room_for_two = room_for_two
+        logger.info("%d decoder layers of %.0f MB are streamed from disk", len(layers), self.layer_bytes / 1e6)
 
     def load(self, layer_index: int) -> None:
         """Read a layer's weights. Raises MirError if they are damaged."""
@@ -46,6 +49,35 @@ class StreamedLayers:
     def release(self, layer_index: int) -> None:
         """Return a layer's parameters to the meta device."""
         release(self._layers[layer_index])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What has room in the allowed device memory: the whole decoder, two layers at a time, or one."""
+
+    whole: bool
+    two_layers: bool
+
+
+def fit_within(device_memory: int, *, layers: Sequence[int], others: int) -> Fit:
+    """How decoder layers fit beside all other weights.
+
+    Args:
+        device_memory: bytes to stay within.
+        layers: bytes of each decoder layer.
+        others: bytes of what stays on the device.
+    Raises:
+        MirError: if not even one layer fits.
+    """
+    room = SHARE_FOR_WEIGHTS * device_memory - others
+    if max(layers) > room:
+        least = (max(layers) + others) / SHARE_FOR_WEIGHTS
+        raise MirError(
+            f"{device_memory / 1e9:.2f} GB of device memory are too little: vision tower, projector and embeddings "
+            f"take {others / 1e9:.2f} GB and one decoder layer {max(layers) / 1e9:.2f} GB. "
+            f"With features and statistics, --device-memory {least / 1e9:.1f}GB is the least."
+        )
+    return Fit(whole=sum(layers) <= room, two_layers=2 * max(layers) <= room)
 
 
 def assign_within(
@@ -65,32 +97,36 @@ def assign_within(
     Returns:
         What loads the decoder layers, or None if they are loaded for good.
     Raises:
-        MirError: as ``assign``, or if not even one layer fits.
+        MirError: as ``assign`` and ``fit_within``.
     """
     if device_memory is None:
         assign(model, weights, device, dtype)
         return None
     by_layer = [weights_below(weights, f"{layers}.{k}.") for k in range(len(_list_at(model, layers)))]
     others = {name: weight for name, weight in weights.items() if not name.startswith(f"{layers}.")}
-    room = SHARE_FOR_WEIGHTS * device_memory - n_bytes(others.values(), dtype)
-    layer_bytes = max(n_bytes(own.values(), dtype) for own in by_layer)
-    if sum(n_bytes(own.values(), dtype) for own in by_layer) <= room:
+    fit = fit_within(
+        device_memory,
+        layers=[n_bytes(own.values(), dtype) for own in by_layer],
+        others=n_bytes(others.values(), dtype),
+    )
+    if fit.whole:
         assign(model, weights, device, dtype)
         return None
-    if layer_bytes > room:
-        least = (layer_bytes + n_bytes(others.values(), dtype)) / SHARE_FOR_WEIGHTS
-        raise MirError(
-            f"{device_memory / 1e9:.2f} GB of device memory are too little: vision tower, projector and embeddings "
-            f"take {n_bytes(others.values(), dtype) / 1e9:.2f} GB and one decoder layer {layer_bytes / 1e9:.2f} GB. "
-            f"With features and statistics, --device-memory {least / 1e9:.1f}GB is the least."
-        )
     with _taken_out(model, layers) as taken:
         assign(model, others, device, dtype)
-    logger.info("%d decoder layers of %.0f MB are streamed from disk", len(by_layer), layer_bytes / 1e6)
-    return StreamedLayers(list(taken), by_layer, device, dtype, room_for_two=2 * layer_bytes <= room)
+    return StreamedLayers(list(taken), by_layer, device, dtype, room_for_two=fit.two_layers)
 
 
-def n_bytes(weights: Iterable[Weight], dtype: torch.dtype) -> int:
+def require_resident(decoder: Decoder) -> None:
+    """Raise MirError where decoder layers are streamed: generating would read every layer once a token."""
+    if decoder.streamed is not None:
+        raise MirError(
+            "this checkpoint's decoder layers are streamed from disk (--device-memory): that measures MIR, but "
+            "answers no prompts. Load it without --device-memory, or with more of it."
+        )
+
+
+def n_bytes(weights: Iterable[Weight | Tensor], dtype: torch.dtype) -> int:
     """Memory of the weights once they are loaded as ``dtype``."""
     return sum(math.prod(weight.shape) for weight in weights) * dtype.itemsize
 

@@ -24,6 +24,7 @@ from mir_plugin.model_adapters.conversation import (
     question_with_marks,
 )
 from mir_plugin.model_adapters.generation import IMAGE_MARK, Prompt
+from mir_plugin.model_adapters.layer_weights import require_resident
 from mir_plugin.model_adapters.llava_files import LlavaFiles
 from mir_plugin.model_adapters.llava_model import LlavaModel
 from mir_plugin.model_adapters.moca import VisionPositions
@@ -127,7 +128,7 @@ class LlavaAdapter:
         until: Sequence[str] = (),
     ) -> list[str]:
         """One answer per prompt, see ``Generator``; none goes beyond the room that the longest prompt leaves."""
-        self._require_resident_layers()
+        require_resident(self.decoder)
         if not prompts:
             return []
         questions = [self._expanded(*self._question(prompt)) for prompt in prompts]
@@ -155,7 +156,7 @@ class LlavaAdapter:
     @torch.no_grad()
     def loglikelihood(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[tuple[float, bool]]:
         """Log likelihood of each continuation as the answer, and whether it is the greedy one; see ``Generator``."""
-        self._require_resident_layers()
+        require_resident(self.decoder)
         if len(prompts) != len(continuations):
             raise MirError(f"{len(prompts)} prompts but {len(continuations)} continuations; give one per prompt.")
         if not prompts:
@@ -173,13 +174,6 @@ class LlavaAdapter:
         bare.conversation = BARE
         bare.facts = {**self.facts, **_conversation_facts(BARE)}
         return bare
-
-    def _require_resident_layers(self) -> None:
-        if self.decoder.streamed is not None:
-            raise MirError(
-                "this checkpoint's decoder layers are streamed from disk (--device-memory): that measures MIR, but "
-                "answers no prompts. Load it without --device-memory, or with more of it."
-            )
 
     def _calibrating(self, vision_mask: Tensor) -> AbstractContextManager[None]:
         return nullcontext() if self._positions is None else self._positions.bound_to(vision_mask)

@@ -119,7 +119,7 @@ def test_a_folder_without_image_processor_is_an_error(tmp_path: Path) -> None:
     [
         (LoadOptions(base_llm=Path("x")), "--base-llm does not apply"),
         (LoadOptions(vision_tower=Path("x")), "--vision-tower does not apply"),
-        (LoadOptions(device_memory=1), "--device-memory"),
+        (LoadOptions(device="cpu", device_memory=1), "one decoder layer"),
         (LoadOptions(device="cpu", dtype="int8"), "dtype is 'int8'"),
         (LoadOptions(device="nowhere"), "device is 'nowhere'"),
     ],
