@@ -106,13 +106,15 @@ def trace_terms() -> None:
     """(d) seconds of each route of the trace term."""
     cases = [("cpu", d) for d in (512, 1024, 2048, 4096)]
     cases += [("cuda", d) for d in (512, 1024, 2048, 4096, 5120)] if torch.cuda.is_available() else []
-    print("\n### (d) Trace term, seconds\n\n| device | d | cross | gram | cholesky | eigh | scipy sqrtm |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "\n### (d) Trace term, seconds\n\n| device | d | cross | gram | cholesky | eigh | with errors | scipy sqrtm |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for device, d in cases:
         one = _measured(task="trace", d=d, device=device, with_scipy=d <= 1024 and device == "cpu")
         cells = [
             f"{one[name]:.2f}" if name in one else "not run"
-            for name in ("cross", "gram", "cholesky", "eigh", "scipy sqrtm")
+            for name in ("cross", "gram", "cholesky", "eigh", "with errors", "scipy sqrtm")
         ]
         print(f"| {device} | {d} | " + " | ".join(cells) + " |")
 
@@ -125,9 +127,9 @@ def seven_billion(checkpoints: Path) -> None:
         return
     checkpoint = str(write_checkpoint(VICUNA_7B, checkpoints))
     settings = {"checkpoint": checkpoint, "n_samples": 100, "text_words": ARTICLE_WORDS}
-    bare, ours = (_measured(task=task, **settings) for task in ("bare", "ours"))
     print("| run | seconds | growth of GPU memory, MB |\n|---|---|---|")
-    for name, one in (("bare forward passes", bare), ("ours", ours)):
+    for name in WHOLE_RUNS["b"]:
+        one = _measured_run(name, settings)
         print(f"| {name} | {one['seconds']:.1f} | {one['memory'] / 1e6:.0f} |")
 
 
@@ -141,9 +143,13 @@ def _best_of(options: argparse.Namespace, tasks: list[str]) -> dict[str, dict[st
     runs: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks}
     for _ in range(options.repeats):
         for task in tasks:
-            name = task.removesuffix(" with standard errors")
-            runs[task].append(_measured(task=name, uncertainty=name != task, **settings))
+            runs[task].append(_measured_run(task, settings))
     return {task: min(measured, key=lambda one: float(one["seconds"])) for task, measured in runs.items()}
+
+
+def _measured_run(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    name = task.removesuffix(" with standard errors")
+    return _measured(task=name, uncertainty=name != task, **settings)
 
 
 def _described(options: argparse.Namespace) -> str:

@@ -53,7 +53,7 @@ def _distance(vision: Tensor, text: Tensor, accurate: bool) -> float:
     if not accurate:
         return float(reference_fast_distance(vision, text))
     vision_cov, text_cov = torch.cov(vision.t()), torch.cov(text.t())
-    root = scipy.linalg.sqrtm((vision_cov @ text_cov).double().numpy())
+    root = scipy.linalg.sqrtm((vision_cov @ text_cov).double().cpu().numpy())
     mean_term = (vision.mean(dim=0) - text.mean(dim=0)).square().sum()
     return float(mean_term + vision_cov.trace() + text_cov.trace() - 2 * root.real.trace())
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,12 +101,18 @@ class _Running:
 
     Between two layers, hidden states of vision and text tokens lie in the pool, at these rows, and those of all other
     positions in ``others``. Until the pool is made, ``state`` holds them all.
+
+    The places of vision, text and other tokens in the flattened batch are kept as numbers: with masks a GPU would have
+    to count again, and the CPU to wait for it, in every layer.
     """
 
     batch: Batch
     kwargs: Mapping[str, Any]
+    autocast: Callable[[], AbstractContextManager[None]]
     state: Tensor | None
-    other_mask: Tensor
+    vision_places: Tensor
+    text_places: Tensor
+    other_places: Tensor
     others: Tensor | None = None
     vision_rows: Tensor | None = None
     text_rows: Tensor | None = None
@@ -131,19 +137,22 @@ class _Pool:
 
     def take(self, one: _Running) -> Tensor:
         """The batch's hidden states as a layer expects them, (samples, tokens, d)."""
-        assert one.others is not None, "a batch was taken before it was put"
-        mask = one.batch.vision_mask
-        state = self.vision.new_empty(*mask.shape, self.vision.shape[1])
-        state[mask] = self.vision[one.vision_rows]
-        state[one.batch.text_mask] = self.text[one.text_rows]
-        state[one.other_mask] = one.others
-        return state
+        assert one.others is not None and one.vision_rows is not None and one.text_rows is not None
+        shape = (*one.batch.vision_mask.shape, self.vision.shape[1])
+        state = self.vision.new_empty(shape[0] * shape[1], shape[2])
+        state.index_copy_(0, one.vision_places, self.vision.index_select(0, one.vision_rows))
+        state.index_copy_(0, one.text_places, self.text.index_select(0, one.text_rows))
+        state.index_copy_(0, one.other_places, one.others)
+        return state.view(shape)
 
     def put(self, one: _Running, state: Tensor) -> None:
         """Keep what a layer returned, in place of what it was given."""
-        self.vision[one.vision_rows] = state[one.batch.vision_mask]
-        self.text[one.text_rows] = state[one.batch.text_mask]
-        one.others = state[one.other_mask]
+        assert one.vision_rows is not None and one.text_rows is not None
+        # Where a model is spread over several GPUs, a layer's output lies on the layer's.
+        state = state.flatten(0, 1).to(self.vision.device)
+        self.vision.index_copy_(0, one.vision_rows, state.index_select(0, one.vision_places))
+        self.text.index_copy_(0, one.text_rows, state.index_select(0, one.text_places))
+        one.others = state.index_select(0, one.other_places)
 
 
 def _breadth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int) -> Iterator[TokenFeatures]:
@@ -162,9 +171,10 @@ def _breadth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size:
         for k in progress(range(n_layers), "decoder layers", "layer"):
             with torch.no_grad(), stream.layer(k) as layer:
                 for one in running:
-                    with adapter.bound_to(one.batch):
+                    with adapter.bound_to(one.batch), one.autocast():
                         state = hidden_states_of(layer(pool.take(one), **one.kwargs))
-                    pool.put(one, state if k + 1 < n_layers else adapter.decoder.final_norm(state))
+                        state = state if k + 1 < n_layers else adapter.decoder.final_norm(state)
+                    pool.put(one, state)
             yield TokenFeatures(k + 1, pool.vision, pool.text, pool.vision_counts, pool.text_counts, ids)
 
 
@@ -185,11 +195,12 @@ def _depth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: i
 
 def _catch_first_layer_inputs(adapter: ModelAdapter, batch: Batch) -> _Running:
     caught: list[_Running] = []
-    other_mask = ~(batch.vision_mask | batch.text_mask)
+    vision, text = batch.vision_mask, batch.text_mask
+    places = [mask.flatten().nonzero().squeeze(1) for mask in (vision, text, ~(vision | text))]
 
     def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state, others = split_arguments(args, kwargs)
-        caught.append(_Running(masks_only(batch), others, _in_own_pages(state), other_mask))
+        caught.append(_Running(masks_only(batch), others, _autocast_here(state), _in_own_pages(state), *places))
         raise _Caught
 
     handle = adapter.decoder.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
@@ -201,6 +212,13 @@ def _catch_first_layer_inputs(adapter: ModelAdapter, batch: Batch) -> _Running:
     finally:
         handle.remove()
     raise MirError("the model's forward pass never reached its first decoder layer; it cannot be measured.")
+
+
+def _autocast_here(state: Tensor) -> Callable[[], AbstractContextManager[None]]:
+    """What switches autocast to what it is now: a model may switch it on inside its forward pass."""
+    kind = state.device.type
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
 
 
 def _in_own_pages(state: Tensor) -> Tensor:
@@ -217,7 +235,7 @@ def _in_own_pages(state: Tensor) -> Tensor:
 
 def _shared_if_equal(one: _Running, by_shape: dict[torch.Size, Mapping[str, Any]]) -> Mapping[str, Any]:
     """The masks and rotary tables of an earlier batch of the same length, if they are the same: one copy is kept."""
-    known = by_shape.setdefault(one.other_mask.shape, one.kwargs)
+    known = by_shape.setdefault(one.batch.vision_mask.shape, one.kwargs)
     return known if first_difference(known, one.kwargs) is None else one.kwargs
 
 
@@ -242,5 +260,6 @@ class _SpoolRecorder:
     def __call__(self, state: Tensor) -> None:
         self._layer += 1
         vision, text = self._batch.vision_mask, self._batch.text_mask
+        state = state.to(vision.device)  # a model may be spread over several GPUs
         counts = tuple(vision.sum(dim=1).tolist()), tuple(text.sum(dim=1).tolist())
         self._spool.add(TokenFeatures(self._layer, state[vision], state[text], *counts))

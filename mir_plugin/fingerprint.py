@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
 
-# Weight files are hashed by size and by this much of their beginning and end: a safetensors header names every tensor
-# and shape, and training changes the last bytes of any weight file, while hashing 27 GB whole would take minutes.
+# Hashing 27 GB whole would take minutes. Of larger files count the size, this much of beginning and end (the end of a
+# pickled state dict holds a checksum of every tensor), and of safetensors the first and last bytes of every tensor:
+# training changes a tensor everywhere, but not every tensor.
 SAMPLED_BYTES = 1 << 20
 WHOLE_UP_TO_BYTES = 8 << 20
+TENSOR_END_BYTES = 64
+LARGEST_HEADER = 100 << 20  # bytes; the format's own limit
 IGNORED_NAMES = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"})
 HASHED_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".model", ".txt"})
 
@@ -56,10 +60,27 @@ def _add_file(digest: hashlib._Hash, path: Path) -> None:
     with path.open("rb") as file:
         if size <= WHOLE_UP_TO_BYTES:
             digest.update(file.read())
-        else:
-            digest.update(file.read(SAMPLED_BYTES))
-            file.seek(-SAMPLED_BYTES, 2)
-            digest.update(file.read(SAMPLED_BYTES))
+            return
+        digest.update(file.read(SAMPLED_BYTES))
+        file.seek(-SAMPLED_BYTES, os.SEEK_END)
+        digest.update(file.read(SAMPLED_BYTES))
+        for start, end in _tensors_in(file) if path.suffix == ".safetensors" else ():
+            for position in (start, max(start, end - TENSOR_END_BYTES)):
+                file.seek(position)
+                digest.update(file.read(min(TENSOR_END_BYTES, end - start)))
+
+
+def _tensors_in(file: BinaryIO) -> list[tuple[int, int]]:
+    """Where the tensors of a safetensors file lie; none where the header is damaged, which loading will say."""
+    file.seek(0)
+    n_header = int.from_bytes(file.read(8), "little")
+    try:
+        header = json.loads(file.read(min(n_header, LARGEST_HEADER)))
+        offsets = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+        first = 8 + n_header
+        return sorted((first + start, first + end) for start, end in offsets if 0 <= start <= end)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return []
 
 
 def module_fingerprint(model: nn.Module, read: Callable[[str, Tensor], Tensor] = lambda _, parameter: parameter) -> str:

@@ -35,14 +35,15 @@ def trace_term(vision: Moments, text: Moments) -> TraceTerm:
 
     With roots R (RᵀR = Σ) the term is the sum of the singular values of R_v R_tᵀ. Routes, by what is available:
 
-    * "cross": fewer tokens than dimensions in both modalities; singular values of the (n_v, n_t) cross matrix.
-    * "gram": in one of them; eigenvalues of R Σ Rᵀ, (n, n), R being the smaller modality's root.
+    * "cross": fewer tokens than dimensions in both modalities; singular values of the (n_v, n_t) cross matrix. On CPUs:
+      a GPU's singular value decomposition is many times slower than its eigenvalues.
+    * "gram": in one of them; eigenvalues of R Σ Rᵀ, (n, n), R being that modality's root.
     * "cholesky": in neither; eigenvalues of Lᵀ Σ_t L with L Lᵀ = Σ_v, (d, d).
     * "eigh": the same with a symmetric square root, where Cholesky finds Σ_v singular.
 
     Negative eigenvalues are rounding (the matrices are positive semi-definite) and count as 0.
     """
-    if vision.root is not None and text.root is not None:
+    if vision.root is not None and text.root is not None and vision.cov.device.type == "cpu":
         return TraceTerm(torch.linalg.svdvals(vision.root @ text.root.t()).sum(), "cross")
     if text.root is not None:
         return TraceTerm(_sum_of_root_eigenvalues(text.root @ vision.cov @ text.root.t()), "gram")
@@ -77,7 +78,7 @@ def transport(vision: Moments, text: Moments) -> Transport:
         back = transport(text, vision)
         return Transport(back.to_vision, back.to_text, back.trace_term)
     root, route = _root(text)
-    if vision.root is not None:
+    if vision.root is not None and vision.cov.device.type == "cpu":
         vectors, scales, _ = torch.linalg.svd(root @ vision.root.t(), full_matrices=False)
         route = "cross"
     else:

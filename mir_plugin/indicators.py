@@ -17,6 +17,7 @@ from mir_plugin.engine import default_batch_size, layer_features
 from mir_plugin.errors import MirError
 from mir_plugin.mir import distance_at, mir, prepared_layer
 from mir_plugin.normalize import row_norms, text_centric_scale
+from mir_plugin.precision import full_float32
 from mir_plugin.progress import progress
 from mir_plugin.replay import split_arguments
 from mir_plugin.results import MirConfig
@@ -82,6 +83,7 @@ def indicator(names: Sequence[str], compute: Callable[[], Sequence[float]]) -> I
         return Indicators({}, dict.fromkeys(names, str(reason)))
 
 
+@full_float32()
 def indicators(
     adapter: ModelAdapter, sample_set: SampleSet, *, batch_size: int | None = None, seed: int = 0
 ) -> Indicators:

@@ -10,6 +10,8 @@ Outlier thresholds and the median that replaces outliers are held fixed: few row
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -59,24 +61,39 @@ def _contributions(tokens: PreparedTokens, gap: Tensor, factor: Tensor) -> Tenso
     In float32: a standard error needs no more digits, and these products are what the pass costs.
     """
     n, mean = tokens.moments.n, tokens.moments.mean.float()
-    triangle = torch.linalg.qr(factor, mode="r").R.float()
     direction = gap.float()
+    if factor.device.type == "cpu":
+        lengths = partial(_lengths_under, torch.linalg.qr(factor, mode="r").R.float())
+    else:
+        lengths = partial(_lengths_of_products, factor.float())
     parts = []
     for chunk in token_chunks(tokens.features, tokens.replaced, tokens.replacement, torch.float32):
         centred = chunk.sub_(mean)
-        spread = torch.linalg.vector_norm(centred, dim=1).square() - _lengths_under(triangle, centred)
+        spread = _squared_norms(centred) - lengths(centred)
         parts.append((2 / n * (centred @ direction) + spread / (n - 1)).double())
     return torch.cat(parts)
 
 
+def _lengths_of_products(factor: Tensor, rows: Tensor) -> Tensor:
+    """‖R x‖² of each row x."""
+    return _squared_norms(rows @ factor.t())
+
+
 def _lengths_under(triangle: Tensor, rows: Tensor) -> Tensor:
-    """‖R x‖² of each row x under an upper triangular (or trapezoidal) R: block by block, without the zeros."""
+    """The same under an upper triangular (or trapezoidal) R: block by block, without the zeros.
+
+    It saves half of the products, which on a CPU outweighs the decomposition that makes R a triangle; not on a GPU.
+    """
     width = -(-triangle.shape[1] // 4)
     lengths = torch.zeros(len(rows), dtype=rows.dtype, device=rows.device)
     for start in range(0, len(triangle), width):
         carried = rows[:, start:] @ triangle[start : start + width, start:].t()
-        lengths += torch.linalg.vector_norm(carried, dim=1).square()
+        lengths += _squared_norms(carried)
     return lengths
+
+
+def _squared_norms(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1).square()
 
 
 def _centred(sums: Tensor, counts: Tensor) -> Tensor:

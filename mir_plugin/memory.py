@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from mir_plugin.errors import MirError
 from mir_plugin.normalize import CHUNK_ROWS
 from mir_plugin.replay import ReplayCheck
@@ -45,10 +48,7 @@ def estimate_memory(adapter: ModelAdapter, samples: Sequence[Sample], check: Rep
     first = adapter.encode(samples[:1])
     n_vision, n_text = int(first.vision_mask.sum()), int(first.text_mask.sum())
     n_tokens = len(samples) * n_vision + n_text * sum(len(one.text) for one in samples) // len(samples[0].text)
-    # A final norm may be missing or without weights; those inside the layers have the same width.
-    modules = (adapter.decoder.final_norm, *adapter.decoder.layers)
-    norm = next(p for module in modules for p in module.parameters() if p.dim() == 1)
-    d, dtype = norm.shape[-1], norm.dtype
+    d, dtype = _hidden_states(adapter.decoder)
     features = n_tokens * d * dtype.itemsize
     return MemoryEstimate(
         decoder=_decoder_bytes(adapter.decoder),
@@ -56,6 +56,20 @@ def estimate_memory(adapter: ModelAdapter, samples: Sequence[Sample], check: Rep
         statistics=8 * d * (3 * min(CHUNK_ROWS, n_tokens) + N_MATRICES * d),
         spool=len(adapter.decoder.layers) * features if check.path == "depth-first" else 0,
     )
+
+
+def _hidden_states(decoder: Decoder) -> tuple[int, torch.dtype]:
+    """Width and dtype, from a norm's weight, or what a layer's first projection takes where norms have none."""
+    modules = (decoder.final_norm, *decoder.layers)
+    norms = [p for module in modules for p in module.parameters() if p.dim() == 1]
+    projections = [one.weight for layer in decoder.layers for one in layer.modules() if isinstance(one, nn.Linear)]
+    if not norms and not projections:
+        raise MirError(
+            f"{type(decoder.layers[0]).__name__} has neither norms with weights nor linear projections, so the width "
+            "of its hidden states is unknown. This architecture needs an adapter of its own."
+        )
+    weight = (norms or projections)[0]
+    return weight.shape[-1], weight.dtype
 
 
 def require_disk_space(estimate: MemoryEstimate) -> None:

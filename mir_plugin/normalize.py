@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -70,7 +73,7 @@ def coordinate_median(features: Tensor, group: Group = ALONE) -> Tensor:
     coordinates, so every median is taken over all tokens and is exact.
     """
     medians = features.new_empty(features.shape[1])
-    width = 64 * group.size
+    width = (64 if features.device.type == "cpu" else 1024) * group.size  # a GPU takes one thread block a coordinate
     for block, own in zip(features.split(width, dim=1), medians.split(width), strict=True):
         # First contiguous, then transposed: torch transposes whole matrices in tiles, and parts element by element.
         columns = group.gathered_columns(block).contiguous().t().clone(memory_format=torch.contiguous_format)
@@ -78,10 +81,22 @@ def coordinate_median(features: Tensor, group: Group = ALONE) -> Tensor:
     return medians
 
 
+@contextmanager
+def _any_index_of_equal_values() -> Iterator[None]:
+    """Torch's deterministic mode off: on a GPU it refuses medians for their indices, which nobody reads here."""
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+
+
 def _lower_medians(rows: Tensor) -> Tensor:
     """Lower median of each row, (rows, n) → (rows,); the order of the rows' values is lost."""
     if rows.device.type != "cpu":
-        return rows.median(dim=1).values
+        with _any_index_of_equal_values():
+            return rows.median(dim=1).values
     # NumPy selects with vector instructions, in a third of torch's time; half precision is exact in float32.
     values = (rows if rows.dtype == torch.float64 else rows.float()).numpy()
     middle = (values.shape[1] - 1) // 2

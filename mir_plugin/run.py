@@ -21,6 +21,7 @@ from mir_plugin.frechet import transport
 from mir_plugin.influence import sample_influences
 from mir_plugin.memory import estimate_memory, require_disk_space
 from mir_plugin.mir import distance_at, mir, prepared_layer
+from mir_plugin.precision import full_float32
 from mir_plugin.replay import ReplayCheck, check_replay
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.resume import FinishedLayer, Journal
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 ESTIMATOR = "exact"
 
 
+@full_float32()
 def measure(
     adapter: ModelAdapter,
     sample_set: SampleSet,
@@ -98,11 +100,11 @@ def measure(
             watch(features)
         if features.layer in finished:
             continue
+        _wait_for(adapter.device)
         begun = time.perf_counter()
-        layer = _finished_layer(features, config, with_uncertainty, group)
-        finished[features.layer] = layer
+        finished[features.layer] = _finished_layer(features, config, with_uncertainty, group)
         if journal:
-            journal.add(layer)
+            journal.add(finished[features.layer])
         statistics_seconds += time.perf_counter() - begun
     ended = time.perf_counter()
 
@@ -171,6 +173,12 @@ def _finished_layer(features: TokenFeatures, config: MirConfig, with_uncertainty
         distance = distance_at(prepared, maps.trace_term)
     influences = sample_influences(prepared, maps, distance.distance, normalized=config.normalize, group=group)
     return FinishedLayer(distance, tuple(influences.tolist()))
+
+
+def _wait_for(device: torch.device) -> None:
+    """Let a GPU finish what it was given, so that the time is booked where it belongs."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _uncertainty(finished: Mapping[int, FinishedLayer]) -> dict[str, Any]:

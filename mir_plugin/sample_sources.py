@@ -109,6 +109,26 @@ def natural_order(name: str) -> tuple[tuple[int, int | str], ...]:
     return (*key, (2, name))  # names that differ in case or leading zeros only still have one order
 
 
+def from_dataset_address(address: str, n_samples: int | None = N_PAPER_SAMPLES, seed: int = 0) -> SampleSet:
+    """``from_dataset`` of ``NAME[,config=...][,split=...][,image=COLUMN][,text=COLUMN]``.
+
+    Raises:
+        MirError: as ``from_dataset``, or for an address that is not of this form.
+    """
+    name, *fields = address.split(",")
+    parameters = {"config": "config", "split": "split", "image": "image_column", "text": "text_column"}
+    named: dict[str, str] = {}
+    for field in fields:
+        key, _, value = field.partition("=")
+        if key not in parameters or not value or parameters[key] in named:
+            raise MirError(
+                f"{field!r} in the dataset {address!r} is not understood; expected NAME, and behind commas what is to "
+                f"be chosen: {', '.join(f'{key}=...' for key in parameters)}, each once."
+            )
+        named[parameters[key]] = value
+    return from_dataset(name, n_samples, seed, **named)
+
+
 def from_dataset(
     name: str,
     n_samples: int | None = N_PAPER_SAMPLES,
@@ -250,7 +270,7 @@ def _guess_image_column(name: str, rows: Dataset) -> str:
     found = [column for column, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     if len(found) != 1:
         has = f"columns {', '.join(found)} hold images" if found else "no column holds images"
-        raise MirError(f"in {name}, {has}; name one of: {', '.join(rows.column_names)}.")
+        raise MirError(f"in {name}, {has}; name one of {', '.join(rows.column_names)}: NAME,image=COLUMN.")
     column: str = found[0]
     return column
 
@@ -260,7 +280,9 @@ def _guess_text_column(name: str, rows: Dataset) -> str:
     for column in likely:
         if column in rows.column_names and _text_of(rows.select_columns([column])[0][column]):
             return column
-    raise MirError(f"in {name}, no column is known to hold text; name one of: {', '.join(rows.column_names)}.")
+    raise MirError(
+        f"in {name}, no column is known to hold text; name one of {', '.join(rows.column_names)}: NAME,text=COLUMN."
+    )
 
 
 def _require_columns(name: str, rows: Dataset, columns: Iterable[str]) -> None:

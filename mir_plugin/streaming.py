@@ -1,7 +1,8 @@
 """Decoder layers one after another, each with its weights on the device while it is in use.
 
-Where a checkpoint does not fit, its adapter says how to load and release one layer (``types.LayerWeights``). Layers are
-used for all samples before the next one, so every weight is read once; the next layer is read in a thread meanwhile.
+Where a checkpoint does not fit, its adapter says how to load and release one layer (``types.LayerWeights``). A layer is
+used for all samples before the next one, so that a measurement reads every weight once, after the proof of the replay
+has read it once; the next layer is read in a thread meanwhile.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class LayerStream:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="layer-weights")
         self._ahead: tuple[int, Future[None]] | None = None
         self._in_use: int | None = None
+        # Copies run on a stream of their own, beside the kernels of the layer in use. One for all layers: memory that
+        # was allocated on one stream is not used again on another.
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __enter__(self) -> LayerStream:
         return self
@@ -95,14 +99,12 @@ class LayerStream:
     def _load(self, k: int) -> None:
         weights = self._decoder.streamed
         assert weights is not None
-        if self._device.type != "cuda":
+        if self._copies is None:
             weights.load(k)
             return
-        # On a stream of its own, so that copies run beside the kernels of the layer in use.
-        stream = torch.cuda.Stream(self._device)
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._copies):
             weights.load(k)
-        stream.synchronize()
+        self._copies.synchronize()
 
     def _forget_ahead(self) -> None:
         if self._ahead and self._decoder.streamed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ TAKES_ANSWER_AS_SUFFIX = frozenset({"paligemma"})
 class LoadedModel:
     """A model and its processor, used as they are: reading from them changes neither.
 
+    Passes through the model run inside ``evaluation_mode``, which switches dropout off and leaves it as it was.
     ``bare_prompts`` leaves the conversation around image and text out when texts are teacher-forced.
     """
 
@@ -52,6 +54,11 @@ class LoadedModel:
         """Most positions the language model was made for; None where its configuration names no limit."""
         limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         return int(limit) if limit else None
+
+    @property
+    def fewest_logits(self) -> dict[str, int]:
+        """The argument by which a forward pass computes the logits of the last position only, where it has one."""
+        return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
 
     @property
     def takes_answer_as_suffix(self) -> bool:

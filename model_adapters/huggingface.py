@@ -18,7 +18,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.fingerprint import module_fingerprint
 from mir_plugin.model_adapters.decoder_discovery import find_decoder, unwrapped
 from mir_plugin.model_adapters.hf_answers import generate_answers, score_continuations
-from mir_plugin.model_adapters.hf_checkpoint import open_checkpoint, recognises
+from mir_plugin.model_adapters.hf_checkpoint import open_checkpoint
 from mir_plugin.model_adapters.hf_inputs import LoadedModel, evaluation_mode
 from mir_plugin.model_adapters.hf_streaming import StreamedCheckpoint
 from mir_plugin.model_adapters.image_positions import (
@@ -30,14 +30,13 @@ from mir_plugin.model_adapters.image_positions import (
 )
 from mir_plugin.model_adapters.layer_weights import require_resident
 from mir_plugin.model_adapters.moca_training import has_moca
+from mir_plugin.model_adapters.placement import dtype_name
 from mir_plugin.types import Batch, Decoder
 
 if TYPE_CHECKING:
     from mir_plugin.model_adapters import LoadOptions
     from mir_plugin.model_adapters.generation import Prompt
     from mir_plugin.samples import Sample
-
-__all__ = ["HuggingFaceAdapter", "from_loaded", "load", "recognises"]
 
 # Model types whose batches were proven to give the numbers of single samples (tests/adapters/test_huggingface.py).
 # All others are encoded one by one: a processor may pad images or positions in ways that change results.
@@ -61,7 +60,8 @@ PROVEN_IN_BATCHES = frozenset(
 class HuggingFaceAdapter:
     """A transformers model and its processor, as the engine and the host tools see them.
 
-    The model is used as it is: neither its parameters nor its train or eval mode change, and every hook comes off.
+    The model is used as it is: its parameters never change, its train or eval mode only for the length of a pass, and
+    every hook comes off.
 
     Attributes:
         family: name in the adapter table, or what a host calls the model.
@@ -133,10 +133,12 @@ class HuggingFaceAdapter:
         hook = self.decoder.final_norm.register_forward_hook(lambda _, __, output: last.append(output))
         try:
             with self.bound_to(batch), checked_positions(self._loaded.model, batch.vision_mask):
-                self._loaded.model(**batch.inputs, use_cache=False)
+                self._loaded.model(**batch.inputs, use_cache=False, **self._loaded.fewest_logits)
         except torch.OutOfMemoryError:
             raise
         except (IndexError, ValueError, RuntimeError) as error:
+            if "cuda" in str(error).lower():  # the GPU failed, whatever it was given
+                raise
             raise MirError(
                 f"sample {', '.join(batch.sample_ids)}: {type(self._loaded.model).__name__} cannot run on what its "
                 f"processor made of it ({error}). Check that config.json and the processor's files belong together."
@@ -221,7 +223,7 @@ class HuggingFaceAdapter:
             "processor_class": type(processor).__name__,
             "image_processor_class": type(processor.image_processor).__name__,
             "n_layers": len(self.decoder.layers),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": dtype_name(model.dtype),
             "attention": model.config.get_text_config(decoder=True)._attn_implementation,
             "image_token_id": self._image_token_id,
             "moca": has_moca(model),
@@ -276,8 +278,8 @@ def _require_whole_parameters(model: Any) -> None:
                 f"parameter {name!r} is offloaded, so layers cannot be run one by one. Load the model on one device "
                 "(device_map=cpu or cuda), or measure the saved checkpoint: `mir run CHECKPOINT`."
             )
-        if hasattr(parameter, "ds_id") or parameter.numel() == 0:
+        if hasattr(parameter, "ds_id") or hasattr(parameter, "device_mesh") or parameter.numel() == 0:
             raise MirError(
-                f"parameter {name!r} is partitioned between processes (ZeRO stage 3 or FSDP), so layers cannot be run "
-                "one by one. Measure the saved checkpoint instead: `mir run CHECKPOINT`."
+                f"parameter {name!r} is partitioned between processes (ZeRO stage 3, FSDP or tensor parallelism), so "
+                "layers cannot be run one by one. Measure the saved checkpoint instead: `mir run CHECKPOINT`."
             )

@@ -55,6 +55,22 @@ def test_padding_a_batch_changes_no_feature(batch_size: int) -> None:
         assert many.text_counts == one.text_counts
 
 
+def test_autocast_that_a_model_switches_on_itself_holds_for_every_layer() -> None:
+    adapter, samples = ToyAdapter(), toy_samples(3)
+    plain = adapter.model.forward
+
+    def under_autocast(*args: object, **kwargs: object) -> object:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return plain(*args, **kwargs)
+
+    adapter.model.forward = under_autocast  # as accelerate's prepared models do
+    assert check_replay(adapter, samples[0]).path == "breadth-first"
+    deep = list(layer_features(adapter, samples, check=DEPTH_FIRST))
+    for wide, spooled in zip(layer_features(adapter, samples), deep, strict=True):
+        assert torch.equal(wide.vision, spooled.vision)
+        assert torch.equal(wide.text, spooled.text)
+
+
 def test_something_added_between_layers_is_noticed_and_run_depth_first() -> None:
     adapter = ToyAdapter()
     adapter.model.layers[1].register_forward_pre_hook(lambda _, args: (args[0] + 1, *args[1:]))

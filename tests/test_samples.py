@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from mir_plugin.errors import MirError
-from mir_plugin.sample_sources import from_dataset, from_folders, paper_samples
+from mir_plugin.sample_sources import from_dataset, from_dataset_address, from_folders, paper_samples
 from mir_plugin.samples import Sample, SampleSet
 
 from golden_data import require_golden
@@ -146,6 +146,23 @@ def test_a_dataset_gives_its_columns_by_guess_or_by_name(hub_folder):
     assert {sample.text for sample in named.samples} <= set("abcde")
     with pytest.raises(MirError, match=r"no column 'capton'.*question"):
         from_dataset("lmms-lab-encoder/textvqa", text_column="capton")
+
+
+def test_a_dataset_s_address_names_what_is_to_be_chosen(hub_folder):
+    chosen = from_dataset_address("lmms-lab-encoder/textvqa,text=image_id,split=validation,image=image", n_samples=2)
+    assert chosen.description["columns"] == {"image": "image", "text": "image_id"}
+    assert chosen.description["dataset"] == "lmms-lab-encoder/textvqa"
+    articles = "abisee/cnn_dailymail,config=3.0.0,split=test"
+    with pytest.raises(MirError, match="no column holds images; name one of article: NAME,image=COLUMN"):
+        from_dataset_address(articles)
+
+
+@pytest.mark.parametrize("address", ["name,split", "name,split=", "name,columns=a", "name,split=a,split=b", "name,"])
+def test_an_address_that_is_not_understood_says_what_one_is(address):
+    with pytest.raises(
+        MirError, match=r"expected NAME, and behind commas .*config=\.\.\., split=\.\.\., image=\.\.\., text="
+    ):
+        from_dataset_address(address)
 
 
 def test_without_network_the_error_names_what_works(tmp_path, monkeypatch):

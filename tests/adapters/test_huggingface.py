@@ -15,6 +15,8 @@ from adapters.tiny_models import TINY_MODELS, TinyModel
 
 from mir_plugin.engine import layer_features
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.conversation import VICUNA_V1
+from mir_plugin.model_adapters.generation import Prompt
 from mir_plugin.model_adapters.huggingface import HuggingFaceAdapter, from_loaded
 from mir_plugin.replay import check_replay
 from mir_plugin.samples import Sample
@@ -176,9 +178,7 @@ def test_a_beginning_written_by_the_chat_template_is_not_added_again() -> None:
 
 
 def test_llava_without_chat_template_gets_the_published_prompt() -> None:
-    template = adapter("llava").facts["prompt_template"]
-    assert template.startswith("A chat between a curious user and an artificial intelligence assistant. ")
-    assert template.endswith("USER: <image>\n ASSISTANT: {text}</s>")
+    assert adapter("llava").facts["prompt_template"] == VICUNA_V1.answered("<image>\n", "{text}")
 
 
 def test_features_of_instructblip_do_not_depend_on_what_the_assistant_says() -> None:
@@ -189,20 +189,28 @@ def test_features_of_instructblip_do_not_depend_on_what_the_assistant_says() -> 
 
 
 def test_a_live_model_keeps_its_modes_parameters_gradients_and_hooks_even_after_an_error() -> None:
-    model, processor = TINY_MODELS["llava"]().model, tiny("llava").processor
+    fresh = TINY_MODELS["llava"]()
+    model, processor = fresh.model, fresh.processor
     model.config.text_config.attention_dropout = 0.5
     model.train()
     model.model.vision_tower.eval()
     with torch.no_grad():  # transformers sets up its own recording of outputs on the first forward pass
         model(**adapter("llava").encode(SAMPLES[:1]).inputs)
+    tokenizer = processor.tokenizer
+    tokenizer.padding_side = "left"
     before = state_of(model)
     live = from_loaded(model, processor)
     list(layer_features(live, SAMPLES[:1]))
+    live.encode(SAMPLES)
+    live.text_token_losses(live.encode(SAMPLES[:1]))
+    live.generate([Prompt("What?", (SAMPLES[0].open_image(),))], max_new_tokens=2)
+    live.loglikelihood([Prompt("What?", (SAMPLES[0].open_image(),))], ["This."])
     batch = live.encode(SAMPLES[:1])
     broken = dataclasses.replace(batch, inputs={**batch.inputs, "pixel_values": torch.zeros(1, 5, 2, 2)})
     with pytest.raises(MirError, match="cannot run on what its processor made"):
         live.forward(broken)
     assert state_of(model) == before
+    assert tokenizer.padding_side == "left"
 
 
 def state_of(model: torch.nn.Module) -> list[Any]:
@@ -264,6 +272,22 @@ def test_an_image_that_the_processor_refuses_is_an_error_naming_the_sample() -> 
 def test_an_offloaded_model_is_refused() -> None:
     with pytest.raises(MirError, match="is offloaded"):
         from_loaded(TINY_MODELS["llava"]().model.to("meta"), tiny("llava").processor)
+
+
+@pytest.mark.parametrize("mark", ["ds_id", "device_mesh"])  # of ZeRO stage 3, and of FSDP 2 and tensor parallelism
+def test_a_partitioned_model_is_refused(mark: str) -> None:
+    model = TINY_MODELS["llava"]().model
+    setattr(next(model.parameters()), mark, 1)
+    with pytest.raises(MirError, match="is partitioned between processes"):
+        from_loaded(model, tiny("llava").processor)
+
+
+def test_no_logits_are_computed_that_nobody_reads() -> None:
+    seen = []
+    hook = tiny("llava").model.lm_head.register_forward_hook(lambda _, __, logits: seen.append(logits.shape[1]))
+    adapter("llava").forward(adapter("llava").encode(SAMPLES[:1]))
+    hook.remove()
+    assert seen == [1]
 
 
 @pytest.mark.parametrize(
