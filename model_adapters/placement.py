@@ -10,13 +10,26 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the accelerator if there is one. Raises MirError for a name that is none."""
+    """The device of that name, tried out; "auto" is the GPU if there is one.
+
+    Raises:
+        MirError: for a name that is none, and for a device that holds no numbers: absent, full or without driver.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise MirError(f"device is {name!r}; expected auto, cpu, cuda, cuda:1 or the like.") from error
+    if device.type == "meta":
+        raise MirError(f"device is {name!r}, where weights have no values. {_choices()}")
+    try:
+        torch.zeros(1, device=device, dtype=torch.float64)  # as statistics are computed; mps has no such numbers
+    # What a backend that is not compiled in raises differs by backend.
+    except (AssertionError, ImportError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise MirError(f"device {name!r} cannot be used: {reason.rstrip('.')}. {_choices()}") from error
+    return device
 
 
 def chosen_dtype(name: str) -> torch.dtype | None:
@@ -26,3 +39,21 @@ def chosen_dtype(name: str) -> torch.dtype | None:
     if name not in _DTYPES:
         raise MirError(f"dtype is {name!r}; expected one of auto, {', '.join(_DTYPES)}.")
     return _DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype as configs and options have it.
+
+    >>> dtype_name(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
+def _choices() -> str:
+    n_cuda = torch.cuda.device_count()
+    present = ["cpu", *(f"cuda:{k}" for k in range(n_cuda))]
+    return (
+        f"CUDA devices that torch sees here: {n_cuda}. Choose {', '.join(present)} or auto, or check driver and "
+        "CUDA_VISIBLE_DEVICES."
+    )
