@@ -9,6 +9,7 @@ one with the lowest value, which may be lowest by luck.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -194,24 +195,37 @@ def _recommendation(
         return best, "undecided", "without uncertainties nobody can tell by how much it may be wrong"
     if all(one.tied for one in ranking):
         return best, "undecided", f"on {best.result.n_samples} samples no other can be told from it; measure more"
-    if best.step is None and sum(one.tied is True for one in ranking) > 1:
-        return best, "undecided", "others cannot be told from it, and their steps are unknown"
-    elsewhere = [one for one in ranking if one.tied and one.candidate.run != best.run]
-    if elsewhere:
-        n = len(elsewhere)
-        return best, "undecided", f"{n} checkpoint{'s' * (n > 1)} of other runs cannot be told from it"
-    if best.step is None:
-        return best, "clear", ""
-    members = by_run[best.run]
+    row = _tied_around(best, ranking, by_run)
+    in_row = {id(one) for one in row}
+    apart = [one.candidate for one in ranking if one.tied and id(one.candidate) not in in_row]
+    if apart:
+        return best, "undecided", _why_not_these(best, apart)
     trend = next((one.trend for one in trends if one.run == best.run), None)
-    earliest = _tied_around(best, ranking, members)[0]
-    if trend == "still falling" and best is members[-1]:
+    if trend == "still falling" and best is by_run[best.run][-1]:
         return best, "still falling", ""
-    return earliest, "clear", ""
+    return row[0], "clear", ""
 
 
-def _tied_around(best: Candidate, ranking: Sequence[Ranked], members: Sequence[Candidate]) -> Sequence[Candidate]:
-    """The unbroken row of steps around the best that cannot be told from it."""
+def _why_not_these(best: Candidate, apart: Sequence[Candidate]) -> str:
+    """That the best is not the only choice: checkpoints outside its row of steps cannot be told from it either."""
+
+    def where(one: Candidate) -> str:
+        if one.run != best.run:
+            return "of other runs"
+        return "of unknown step" if None in (one.step, best.step) else "with distinguishably worse ones in between"
+
+    numbers = Counter(map(where, apart))
+    found = [f"{n} checkpoint{'s' * (n > 1)} {which}" for which, n in numbers.items()]
+    return f"{' and '.join(found)} cannot be told from it"
+
+
+def _tied_around(
+    best: Candidate, ranking: Sequence[Ranked], by_run: Mapping[str, Sequence[Candidate]]
+) -> Sequence[Candidate]:
+    """The unbroken row of steps around the best that cannot be told from it; the best alone if its step is unknown."""
+    if best.step is None:
+        return (best,)
+    members = by_run[best.run]
     tied = {id(one.candidate) for one in ranking if one.tied}
     first = last = members.index(best)
     while first > 0 and id(members[first - 1]) in tied:
@@ -264,11 +278,13 @@ def _sentence(
     if outcome == "still falling":
         return f"Train further: MIR still falls at {name}, the last and best; if training is over, fine-tune {name}."
     best = ranking[0].candidate
-    tied = [best] if best.step is None else list(_tied_around(best, ranking, by_run[best.run]))
-    if len(tied) == 1:
+    row = _tied_around(best, ranking, by_run)
+    if len(row) == 1:
         return f"Fine-tune {name}; every other checkpoint is distinguishably worse."
-    joined = f"{label[id(tied[0])]} to {label[id(tied[-1])].removeprefix('step ')}"
-    return f"Fine-tune {name}; {joined.replace('step', 'steps', 1)} ({len(tied)} checkpoints) are indistinguishable."
+    first, last = label[id(row[0])], label[id(row[-1])]
+    if first.startswith("step ") and last.startswith("step "):
+        first, last = f"steps {first.removeprefix('step ')}", last.removeprefix("step ")
+    return f"Fine-tune {name}; {first} to {last} ({len(row)} checkpoints) are indistinguishable."
 
 
 def _reasons(

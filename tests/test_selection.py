@@ -81,12 +81,30 @@ def test_a_run_that_rises_again_recommends_its_lowest() -> None:
     assert trend(selection) == ("rising again", None)
 
 
-def test_an_early_tie_that_the_training_left_again_is_no_part_of_the_plateau() -> None:
-    values = [2.002, 2.5, 2.0, 2.001, 2.0005]
+@pytest.mark.parametrize("values", [[2.002, 2.5, 2.0, 2.001, 2.0005], [2.002, 2.5, 2.0, 2.5]])
+def test_a_tie_with_an_early_step_that_the_training_left_again_is_undecided(values: list[float]) -> None:
     selection = select(run_of(values, size=0.01))
-    assert selection.ranking[0].tied and selection.recommended.step == 300
-    assert "steps 300 to 500 (3 checkpoints)" in selection.sentence
-    assert [one.candidate.step for one in selection.ranking if one.tied is False] == [200]
+    assert selection.ranking[0].candidate.step == 300
+    assert {one.candidate.step for one in selection.ranking if one.tied is False} <= {200, 400}
+    assert selection.outcome == "undecided"
+    assert selection.sentence == (
+        "No clear choice: step 300 has the lowest MIR, but 1 checkpoint with distinguishably worse ones in between "
+        "cannot be told from it."
+    )
+
+
+def test_a_tie_with_a_checkpoint_of_unknown_step_is_undecided() -> None:
+    candidates = run_of([3.0, 2.0, 2.5], size=0.01)
+    last = dataclasses.replace(run_of([2.001], size=0.01)[0], name="last", step=None)
+    selection = select([*candidates, last])
+    assert selection.outcome == "undecided"
+    assert "1 checkpoint of unknown step cannot be told from it" in selection.sentence
+
+
+def test_names_that_hold_the_word_step_stay_whole() -> None:
+    candidates = [*run_of([2.5, 2.01, 2.0], size=0.02, run="a_step"), *run_of([3.0], run="b_step")]
+    sentence = select(candidates).sentence
+    assert sentence == "Fine-tune a_step_200; a_step_200 to a_step_300 (2 checkpoints) are indistinguishable."
 
 
 def test_differences_below_the_tolerance_do_not_matter() -> None:
