@@ -147,7 +147,7 @@ class Robustness:
             rows.setdefault((one.n_samples, one.seed), {})[one.checkpoint] = one.mir
         if not rows:
             return {}
-        reference = order_of(rows[max(rows)])
+        reference = order_on_all(self.choices)
         found: dict[int, tuple[int, int]] = {}
         for (n_samples, _), row in sorted(rows.items()):
             n_same, n = found.get(n_samples, (0, 0))
@@ -190,6 +190,16 @@ def order_of(row: Mapping[str, float]) -> tuple[str, ...]:
     ('b', 'a')
     """
     return tuple(sorted(row, key=lambda name: row[name]))
+
+
+def order_on_all(choices: Sequence[ChoiceResult]) -> tuple[str, ...]:
+    """Checkpoints by rising MIR on all samples, which the largest choice is; at least one choice.
+
+    >>> order_on_all([ChoiceResult("a", 1, 0, 1.0), ChoiceResult("a", 2, 0, 5.0), ChoiceResult("b", 2, 0, 4.0)])
+    ('b', 'a')
+    """
+    n_samples = max(one.n_samples for one in choices)
+    return order_of({one.checkpoint: one.mir for one in choices if one.n_samples == n_samples})
 
 
 def _number_row(choices: Sequence[ChoiceResult], of_checkpoint: Sequence[ChoiceResult]) -> NumberRow:

@@ -99,14 +99,17 @@ def plan(
     for study in wanted:
         if study not in STUDIES:
             raise MirError(f"unknown study {study!r}; expected {', '.join(STUDIES)}.")
+    of_number = choices(n, sizes, repeats)
     missing = _missing(kinds)
+    if not of_number:
+        missing[NUMBER] = f"no number of samples below {n} to choose: name smaller ones with --sizes."
     chosen = [study for study in STUDIES if study in wanted and study not in missing]
     if not chosen:
         raise MirError("no study can run: " + " ".join(missing[study] for study in wanted))
     first = _content(kinds.images[0], kinds.texts[0], n, seed, chosen_too=NUMBER in chosen)
     return Plan(
         {study: _conditions(study, kinds, first, n, seed) for study in chosen},
-        choices(n, sizes, repeats) if NUMBER in chosen else (),
+        of_number if NUMBER in chosen else (),
         {study: why for study, why in missing.items() if study in wanted},
     )
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from mir_plugin.robustness_results import NUMBER, STUDIES, ChoiceResult, ConditionResult, Verdict, order_of
+from mir_plugin.robustness_results import (
+    NUMBER,
+    STUDIES,
+    ChoiceResult,
+    ConditionResult,
+    Verdict,
+    order_of,
+    order_on_all,
+)
 
 # A spread below this share of a difference cannot turn it round, even if both checkpoints move by it in opposite ways.
 HARMLESS_RATIO = 0.5
@@ -19,7 +27,7 @@ def verdicts(
 
     Differences are taken under the first condition of all, which every checkpoint and, ideally, every result in
     ``against`` (name → MIR) was measured under. Where several checkpoints ran, what counts is whether each condition
-    ranks them alike.
+    ranks them alike: as the study's first condition does, or, for the number of samples, as all samples do.
     """
     base = {one.checkpoint: one.mir for one in reversed(conditions) if one.condition == conditions[0].condition}
     difference = smallest_difference([*base.values(), *against.values()])
@@ -32,7 +40,7 @@ def verdicts(
             n = compared_size(choices)
             of_size = table_of_size(choices, n)
             asked = f"{question} ({len(of_size)} choices of {n})"
-            found.append(_verdict(study, asked, of_size, difference, order_of(base)))
+            found.append(_verdict(study, asked, of_size, difference, order_on_all(choices)))
         elif study in tables and study != NUMBER:
             table = tables[study]
             found.append(_verdict(study, question, table, difference, order_of(next(iter(table.values())))))

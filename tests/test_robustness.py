@@ -82,6 +82,15 @@ def test_studies_without_their_data_are_left_out_and_say_what_they_need():
         plan(few_kinds(), ["template"], 4)
 
 
+def test_without_a_number_below_all_samples_there_is_no_study_of_the_number():
+    planned = plan(few_kinds(), ["template", "number"], 3, sizes=[3, 100])
+    assert (list(planned.studies), planned.choices) == (["template"], ())
+    assert planned.skipped["number"] == "no number of samples below 3 to choose: name smaller ones with --sizes."
+    assert not any(one.chosen_too for one in planned.conditions)
+    with pytest.raises(MirError, match="no study can run: no number of samples below 3"):
+        plan(few_kinds(), ["number"], 3, sizes=[100])
+
+
 def test_the_content_study_crosses_all_images_with_all_texts():
     kinds = few_kinds(images=(Images("a", (b"1", b"2")), Images("b", (b"3", b"4"))), texts=few_kinds().texts * 1)
     planned = plan(kinds, ["content"], 2, seed=5)
@@ -180,6 +189,20 @@ def test_choices_are_judged_at_half_of_the_samples_and_by_the_order_of_all():
     assert first.deviation == pytest.approx(0.3 / 2**0.5)
 
 
+def test_choices_are_held_against_the_order_of_what_they_were_taken_from():
+    relevance = [condition(name, "own text", mir, "relevance") for name, mir in (("a", 1.0), ("b", 2.0))]
+    content = [condition(name, "x", mir, "number") for name, mir in (("a", 2.0), ("b", 1.0))]
+    found = [
+        ChoiceResult(name, n, seed, mir)
+        for n, seed in ((50, 0), (50, 1), (100, 0))
+        for name, mir in (("a", 2.0), ("b", 1.0))
+    ]
+    verdict = verdicts([*relevance, *content], found, {})[1]
+    report = Robustness({"a": "a", "b": "b"}, 100, tuple(relevance), tuple(found), ())
+    assert (verdict.study, verdict.n_same_order, verdict.n_orders) == ("number", *report.orders_by_number()[50])
+    assert verdict.outcome == "robust"
+
+
 def test_a_report_survives_its_file_and_damage_is_named(tmp_path):
     base = (condition("a", "x", 1.0), condition("a", "y", 1.1))
     report = Robustness({"a": "runs/a"}, 10, base, (), verdicts(base, [], {}), {"exposure": "why"}, {"b": 2.0}, ("n",))
@@ -193,7 +216,7 @@ def test_a_report_survives_its_file_and_damage_is_named(tmp_path):
 def test_the_command_measures_once_and_keeps_what_is_measured(monkeypatch, capsys, tmp_path):
     from test_cli import mir
 
-    from mir_plugin.commands import robustness_runs
+    from mir_plugin.commands import measuring
 
     arguments = (
         "robustness", *MICRO, "--n-samples", 3, "--studies", "template,exposure,number", "--sizes", "1,2",
@@ -212,10 +235,10 @@ def test_the_command_measures_once_and_keeps_what_is_measured(monkeypatch, capsy
     assert bare.fingerprints["protocol"] != whole.fingerprints["protocol"]
     assert (tmp_path / "robustness.png").stat().st_size > 10_000 and (tmp_path / "robustness.svg").is_file()
 
-    def loaded_again(*_):
+    def loaded_again(*_, **__):
         raise AssertionError("a finished condition was measured again")
 
-    monkeypatch.setattr(robustness_runs, "load_adapter", loaded_again)
+    monkeypatch.setattr(measuring, "load_adapter", loaded_again)
     assert mir(monkeypatch, *arguments) == 0
     again = Robustness.load(tmp_path / "robustness.json")
     assert (again.conditions, again.choices) == (report.conditions, report.choices)
