@@ -55,12 +55,11 @@ def tokens_figure(pictures: Pictures, method: str) -> Figure:
         figure, panels = _panels(len(maps), 2.75)
         for axes, one in zip(panels, maps, strict=False):  # the last row of panels may not be full
             _draw_map(axes, one)
-        n_vision, n_text = len(maps[0].vision), len(maps[0].text)
         _finish(
             figure,
             panels,
-            f"{METHODS[method]} of {n_vision} vision and {n_text} text tokens (outliers left out), scaled as MIR "
-            f"scales them; {pictures.n_samples} samples, {Path(pictures.checkpoint).name}",
+            f"{METHODS[method]} of the same tokens at every layer, less its outliers, scaled as MIR scales them; "
+            f"{pictures.n_samples} samples, {Path(pictures.checkpoint).name}",
         )
     return figure
 
@@ -121,7 +120,7 @@ def _draw_map(axes: Axes, one: TokenMap) -> None:
             linewidths=0,
             label=f"{modality} tokens",
         )
-    axes.set_title(f"layer {one.layer}\n{one.note}", fontsize=8)
+    axes.set_title(f"layer {one.layer}: {len(one.vision)} vision, {len(one.text)} text\n{one.note}", fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])
     if one.method == "pca":

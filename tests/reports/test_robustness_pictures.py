@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import re
 
 import openpyxl
 import pytest
@@ -59,7 +60,9 @@ def pictures() -> Pictures:
         for layer in (1, 8)
         for modality, last in (("vision", 900.0), ("text", 3.0))
     ]
-    maps = [TokenMap(layer, method, points, points[:9], "note") for layer in (1, 8) for method in ("pca", "tsne")]
+    maps = [
+        TokenMap(layer, method, points, points[: 10 - layer], "note") for layer in (1, 8) for method in ("pca", "tsne")
+    ]
     return Pictures("runs/a", "key", (1, 8), 8, 100, tuple(maps), tuple(norms))
 
 
@@ -164,7 +167,13 @@ def test_norms_show_their_thresholds_and_stretch_the_axis_where_needed():
     texts = [tick.get_text() for tick in (*left.get_xticklabels(), *left.get_xticklabels(minor=True))]
     assert "10" in texts and not any("$" in text for text in texts)
     assert "outliers: 1 vision, 1 text" in left.get_title()
-    assert [axes.get_title() for axes in tokens_figure(pictures(), "pca").axes] == ["layer 1\nnote", "layer 8\nnote"]
+
+
+def test_every_panel_of_tokens_says_how_many_it_shows():
+    figure = tokens_figure(pictures(), "pca")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["layer 1: 35 vision, 9 text\nnote", "layer 8: 35 vision, 2 text\nnote"]
+    assert not re.search(r"\d+ (vision|text)", figure.get_supxlabel())
 
 
 def test_gap_curves_of_several_models_share_a_picture(tmp_path):
