@@ -11,7 +11,7 @@ from pathlib import Path
 from mir_plugin.sample_sources import natural_order
 
 _NUMBERED = re.compile(
-    r"(?:(?P<run>.+)[-_.])?(?:checkpoint|ckpt|global[-_]?step|step|iter|epoch)[-_]?(?P<step>\d+)", re.IGNORECASE
+    r"(?:(?P<run>.+?)[-_.])??(?:checkpoint|ckpt|global[-_]?step|step|iter|epoch)[-_]?(?P<step>\d+)", re.IGNORECASE
 )
 
 
@@ -23,6 +23,16 @@ def step_in_name(name: str) -> int | None:
     """
     match = _NUMBERED.fullmatch(name)
     return int(match["step"]) if match else None
+
+
+def is_only_a_step(name: str) -> bool:
+    """Whether a folder's name tells the step and not the run, so that checkpoints of several runs share it.
+
+    >>> is_only_a_step("step-20"), is_only_a_step("llava-7b_step-20"), is_only_a_step("vicuna-13")
+    (True, False, False)
+    """
+    match = _NUMBERED.fullmatch(name)
+    return match is not None and match["run"] is None
 
 
 def step_of(checkpoint: Path) -> int | None:
@@ -43,6 +53,8 @@ def run_of(checkpoint: Path) -> str:
 
     >>> run_of(Path("runs/a/checkpoint-20")), run_of(Path("runs/a")), run_of(Path("runs/b-step-5"))
     ('runs/a', 'runs/a', 'runs/b')
+    >>> run_of(Path("runs/a/global_step20")), run_of(Path("runs/b_global_step20"))
+    ('runs/a', 'runs/b')
     """
     match = _NUMBERED.fullmatch(checkpoint.name)
     if match is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from mir_plugin.errors import MirError
 from mir_plugin.reports.config import ModelEntry, ReportConfig
 from mir_plugin.reports.identity import NAME, PATH, VLMEVALKIT_MODEL, WEIGHTS, Clusters, plain, resolved, short_names
 from mir_plugin.reports.records import CheckpointRef, Harvest, Problem
+from mir_plugin.steps import step_in_name
 
 KEY_KINDS = (PATH, NAME, VLMEVALKIT_MODEL, WEIGHTS)  # the first kind that a checkpoint has names it
-STEP_FOLDER = re.compile(r"(?:^|/)checkpoint-(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,7 @@ def _names(labels: Mapping[str, str], entries: Mapping[str, ModelEntry]) -> dict
 def _step(label: str, entry: ModelEntry | None) -> int | None:
     if entry and entry.step is not None:
         return entry.step
-    match = STEP_FOLDER.search(label)
-    return int(match[1]) if match else None
+    return step_in_name(PurePosixPath(label).name)
 
 
 def _changed_weights(members: Mapping[str, list[str]], names: Mapping[str, str]) -> list[Problem]:

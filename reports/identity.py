@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
 from mir_plugin.reports.records import CheckpointRef
+from mir_plugin.steps import is_only_a_step
 
 PATH, NAME, WEIGHTS, VLMEVALKIT_MODEL = "path:", "name:", "weights:", "vlmevalkit:"
 NOT_IN_PATHS = re.compile(r'[<>"|\x00-\x1f]')  # no portable path or hub name holds these
@@ -71,7 +72,7 @@ def short_names(labels: Iterable[str]) -> dict[str, str]:
             counts[tail] = counts.get(tail, 0) + 1
         for label, tail in tails.items():
             deepest = len(_parts(label)) <= depth
-            if (counts[tail] == 1 and not tail.startswith("checkpoint-")) or deepest:
+            if (counts[tail] == 1 and not is_only_a_step(tail)) or deepest:
                 names[label] = tail
         pending = [label for label in pending if label not in names]
         depth += 1

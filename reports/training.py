@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path
 
 from mir_plugin.reports.benchmarks import TRAINING_LOSS
 from mir_plugin.reports.board import Board, BoardRow
+from mir_plugin.reports.identity import short_names
 from mir_plugin.reports.joint import score_of
 from mir_plugin.reports.series import PALETTE, main_column, scopes, score_columns
+from mir_plugin.steps import run_of, step_in_name
 
 MIR = "mir"
 
@@ -32,17 +36,41 @@ def value_of(row: BoardRow, quantity: str) -> float | None:
 
 
 def training_runs(board: Board) -> tuple[TrainingRun, ...]:
-    """Runs of the largest cohort with at least two steps; the checkpoints of one group in one folder are one run."""
+    """Runs of the largest cohort with at least two steps, each within one group.
+
+    Checkpoints named after a step belong to the run that the name or its folder says; others of known step to the run
+    of their folder.
+    """
     found: dict[tuple[str, str], list[BoardRow]] = {}
     for row in scopes(board)[0].rows if board.cohorts else ():
         if row.step is not None:
-            found.setdefault((row.group, str(PurePosixPath(row.identity).parent)), []).append(row)
-    runs = [
-        TrainingRun(group or PurePosixPath(folder).name, tuple(sorted(rows, key=lambda row: row.step or 0)))
-        for (group, folder), rows in found.items()
-        if len({row.step for row in rows}) > 1
-    ]
+            found.setdefault((row.group, _run(row.identity)), []).append(row)
+    found = {key: rows for key, rows in found.items() if len({row.step for row in rows}) > 1}
+    labels = _labels(found)
+    runs = [TrainingRun(labels[key], tuple(sorted(rows, key=lambda row: row.step or 0))) for key, rows in found.items()]
     return tuple(sorted(runs, key=lambda run: run.label)[: len(PALETTE)])
+
+
+def _run(identity: str) -> str:
+    path = Path(identity)
+    return str(path.parent) if step_in_name(path.name) is None else run_of(path)
+
+
+def _labels(runs: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """What each run (group, folder) is called: its group where that is its alone, else its folder, else both.
+
+    >>> list(_labels([("ours", "runs/a"), ("mlp", "runs/seed-0"), ("mlp", "runs/seed-1"), ("", ".")]).values())
+    ['ours', 'seed-0', 'seed-1', 'training']
+    """
+    groups, folders = Counter(group for group, _ in runs), Counter(folder for _, folder in runs)
+    short = short_names(folders) | {".": "training"}
+
+    def label(group: str, folder: str) -> str:
+        if group and groups[group] == 1:
+            return group
+        return short[folder] if folders[folder] == 1 else f"{group}, {short[folder]}"
+
+    return {run: label(*run) for run in runs}
 
 
 def training_quantities(board: Board, runs: tuple[TrainingRun, ...]) -> tuple[tuple[str, str], ...]:

@@ -88,7 +88,8 @@ def loaded_by(statement: str) -> set[str]:
         ("import mir_plugin.manifest; mir_plugin.manifest.manifests()", {"torch", "transformers"}),
         ("import mir_plugin.model_adapters", {"torch", "transformers"}),
         ("import mir_plugin.results", {"torch", "numpy"}),
-        ("import mir_plugin.reports", {"torch", "transformers", "lmms_eval", "vlmeval"}),
+        ("import mir_plugin.steps", {"torch", "numpy"}),
+        ("import mir_plugin.reports.build", {"torch", "transformers", "lmms_eval", "vlmeval"}),
     ],
 )
 def test_an_import_stays_cheap(statement: str, absent: set[str]) -> None:

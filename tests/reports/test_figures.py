@@ -98,6 +98,32 @@ def test_training_figure_has_mir_score_and_loss_over_steps():
     assert lines_of(panels[2])["slow"] == [(100, 2.5), (300, 1.5)]  # a missing loss is no point
 
 
+def test_a_checkpoint_belongs_to_the_run_that_its_folder_or_its_name_says():
+    names = ("a-step-100", "a-step-200", "b_ckpt-100", "b_ckpt-200", "c/epoch1", "c/epoch2", "d/checkpoint-1", "d/last")
+    steps = (100, 200, 100, 200, 1, 2, 1, 2)
+    row = board().rows[0]
+    rows = [
+        dataclasses.replace(row, identity=f"runs/{name}", step=step) for name, step in zip(names, steps, strict=True)
+    ]
+    runs = training_runs(board(rows=tuple(rows)))
+    assert [(run.label, [row.step for row in run.rows]) for run in runs] == [
+        ("a", [100, 200]),
+        ("b", [100, 200]),
+        ("c", [1, 2]),
+        ("d", [1, 2]),
+    ]
+
+
+def test_runs_of_one_group_are_told_apart_by_their_folders():
+    row = board().rows[0]
+    rows = [
+        dataclasses.replace(row, identity=f"runs/{run}/checkpoint-{step}", step=step, group=run.split("-")[0])
+        for run in ("mlp-seed-0", "mlp-seed-1", "linear-seed-0")
+        for step in (100, 200)
+    ]
+    assert [run.label for run in training_runs(board(rows=tuple(rows)))] == ["linear", "mlp-seed-0", "mlp-seed-1"]
+
+
 def test_checkpoints_without_steps_make_no_training_figure():
     assert training_runs(board()) == ()
     assert training_figure(board()) is None

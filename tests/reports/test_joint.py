@@ -171,10 +171,20 @@ def test_mir_json_in_a_vlmevalkit_tree_joins_the_model_of_the_folder(tmp_path):
     assert (row.mir is not None, row.scores) == (True, {"mmstar": 50.0})
 
 
-def test_a_training_step_is_read_from_the_checkpoints_folder(tmp_path):
-    save_mir(tmp_path / "mir.json", "/runs/x/checkpoint-500", 100.0)
+@pytest.mark.parametrize(
+    ("checkpoint", "name", "step"),
+    [
+        ("/runs/x/checkpoint-500", "x/checkpoint-500", 500),
+        ("/runs/x/step-500", "x/step-500", 500),
+        ("/runs/x/global_step500", "x/global_step500", 500),
+        ("/runs/llava-7b_step-20", "llava-7b_step-20", 20),
+        ("/runs/vicuna-13", "vicuna-13", None),
+    ],
+)
+def test_a_training_step_is_read_from_the_checkpoints_name(tmp_path, checkpoint, name, step):
+    save_mir(tmp_path / "mir.json", checkpoint, 100.0)
     (row,) = join(gather([tmp_path])).rows
-    assert (row.name, row.step) == ("x/checkpoint-500", 500)
+    assert (row.name, row.step) == (name, step)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"text"', b'{"mir": 1}', b"\xff"])
