@@ -20,6 +20,7 @@ import numpy as np
 import openpyxl
 import pytest
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 
 from mir_plugin.cli import main
@@ -173,6 +174,19 @@ def test_the_picture_is_the_same_for_the_same_numbers(tmp_path: Path) -> None:
         write_picture(replication, found, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = of_recipe()
+
+    def cut_short(figure: Figure, path: Path, **_: Any) -> None:
+        path.write_bytes(b"half of a picture")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", cut_short)
+    with pytest.raises(MirError, match=r"cannot write .*replication\.png: no space left"):
+        write_picture(Replication(RECIPE, tuple(rows), 1.0, 2), relations(rows), tmp_path / "replication.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_readme_names_the_recipe_that_is_there() -> None:

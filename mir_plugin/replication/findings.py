@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mir_plugin.replication.outcomes import Outcome
+from mir_plugin.reports.weighted_coefficients import Vector, WeightedColumn, Weights, weighted_spearman
 
 N_RESAMPLES = 1000
 MIN_ROWS = 3
 
-Numbers = NDArray[np.float64]
 Verdict = Literal["yes", "no, the opposite", "undecided", "no correlation exists"]
 
 
@@ -106,7 +105,7 @@ def rho(a: Sequence[float], b: Sequence[float]) -> float | None:
     """
     if len(a) < MIN_ROWS:
         return None
-    [found] = _rhos(a, b, np.ones((1, len(a))))
+    [found] = _rhos(a, b, np.ones((len(a), 1)))
     return round(float(found), 12) if np.isfinite(found) else None
 
 
@@ -121,7 +120,7 @@ def _interval(indicator: Indicator, rows: Sequence[Outcome]) -> tuple[float | No
     if not runs:
         return None, None
     drawn = np.random.default_rng(0).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), N_RESAMPLES)
-    weights = drawn[:, [runs.index(name) for name in names]].astype(np.float64)
+    weights = drawn.T[[runs.index(name) for name in names]].astype(np.float64)
     found = _rhos([one.indicators[indicator.name] for one in rows], [one.score for one in rows], weights)
     found = found[np.isfinite(found)]
     if len(found) < N_RESAMPLES / 2:
@@ -130,15 +129,7 @@ def _interval(indicator: Indicator, rows: Sequence[Outcome]) -> tuple[float | No
     return float(low), float(high)
 
 
-def _rhos(a: Sequence[float], b: Sequence[float], weights: Numbers) -> Numbers:
-    """Spearman's rho of every weighting (resamples, rows); NaN where a column is constant.
-
-    A row that was drawn w times stands for w equal rows; a rank is the number of rows below and half of the equal ones.
-    """
-    ranks_a, ranks_b = (weights @ ((x[:, None] < x) + (x[:, None] == x) / 2) for x in map(np.asarray, (a, b)))
-    middle = weights.sum(axis=1, keepdims=True) / 2
-    ranks_a, ranks_b = ranks_a - middle, ranks_b - middle
-    spreads = (weights * ranks_a**2).sum(axis=1) * (weights * ranks_b**2).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        found: Numbers = (weights * ranks_a * ranks_b).sum(axis=1) / np.sqrt(spreads)
-    return found
+def _rhos(a: Sequence[float], b: Sequence[float], weights: Weights) -> Vector:
+    """Spearman's rho of every weighting (rows, resamples); NaN where a column is constant."""
+    first, second = (WeightedColumn(np.asarray(column), weights) for column in (a, b))
+    return weighted_spearman(first, second)

@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mir_plugin.output import replacing
 from mir_plugin.replication.findings import Relation
 from mir_plugin.replication.outcomes import Outcome, of_study
 from mir_plugin.replication.recipe import STUDIES, Study
@@ -32,9 +33,8 @@ def write_picture(replication: Replication, relations: Sequence[Relation], path:
         for axes, study in zip(above.subplots(2, 2).flat, STUDIES, strict=True):
             _draw_study(axes, study, of_study(study, outcomes, replication.recipe))
         _draw_relations(below.subplots(), relations)
-        temporary = path.with_name(f".{path.name}.part")
-        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
-    temporary.replace(path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
 
 
 def _draw_study(axes: Axes, study: Study, rows: Sequence[Outcome]) -> None:
