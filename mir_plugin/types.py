@@ -6,7 +6,7 @@ or rows pooled over samples), ``d`` (hidden width of the language model).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -121,6 +121,3 @@ class TokenFeatures:
     vision_counts: tuple[int, ...]
     text_counts: tuple[int, ...]
     sample_ids: tuple[str, ...] = ()
-
-
-FeatureStream = Iterator[TokenFeatures]

@@ -1,4 +1,4 @@
-"""From the influences of samples to standard errors and intervals, and to a paired comparison. Plain numbers only.
+"""From the influences of samples to standard errors and intervals. Plain numbers only.
 
 Samples are the unit: tokens of one sample belong together. With the influences u_i of n samples the variance is
 n / (n − 1) · Σ u_i² (infinitesimal jackknife), and the interval takes Student's quantile with n − 1 degrees of freedom.

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from mir_plugin.reports.board import Cohort
-from mir_plugin.reports.records import UNSTATED, Comparability, Measurement, Problem
+from mir_plugin.reports.records import COMPARABILITY_PARTS, UNSTATED, Comparability, Measurement, Problem
 
 
 def choose_measurements(
@@ -76,7 +76,7 @@ def cohort_warnings(cohorts: Sequence[Cohort]) -> list[str]:
             f"Ranks count within a cohort. {listed}."
         )
     for cohort in cohorts:
-        unstated = [n for n in ("estimator", "samples", "protocol") if getattr(cohort.comparability, n) == UNSTATED]
+        unstated = [part for part in COMPARABILITY_PARTS if getattr(cohort.comparability, part) == UNSTATED]
         if unstated and cohort.n_rows > 1:
             warnings.append(
                 f"The sources of cohort {cohort.name} do not state the {', '.join(unstated)} of their MIR values; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from mir_plugin.results import LayerDistance
@@ -12,7 +12,7 @@ from mir_plugin.robustness_results import Robustness
 UNSTATED = "unstated"
 
 Severity = Literal["error", "warning", "note"]
-ProblemKind = Literal["unreadable", "unmatched", "incomparable", "missing", "superseded", "neutral"]
+ProblemKind = Literal["unreadable", "unmatched", "incomparable", "missing", "superseded"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class CheckpointRef:
 
     Attributes:
         label: the shortest honest name, shown when the configuration gives no display name.
-        keys: identities such as ``path:/models/a``, ``sha:1f3c…`` or ``vlmevalkit:llava_v1.5_7b``; at least one.
+        keys: identities such as ``path:/models/a``, ``weights:1f3c…`` or ``vlmevalkit:llava_v1.5_7b``; at least one.
     """
 
     label: str
@@ -64,8 +64,11 @@ class Comparability:
 
     def differing(self, other: Comparability) -> tuple[str, ...]:
         """Names of the parts that differ, in reading order."""
-        names = ("estimator", "samples", "protocol")
-        return tuple(name for name in names if getattr(self, name) != getattr(other, name))
+        return tuple(name for name in COMPARABILITY_PARTS if getattr(self, name) != getattr(other, name))
+
+
+COMPARABILITY_PARTS = tuple(part.name for part in fields(Comparability))
+"""What must agree, in reading order; also the headings of tables."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,21 @@ from typing import Any
 from mir_plugin.reports.benchmarks import TABLE, find_column
 from mir_plugin.reports.cell_text import without_apostrophe
 from mir_plugin.reports.identity import checkpoint_ref
-from mir_plugin.reports.records import UNSTATED, CheckpointRef, Comparability, Harvest, Measurement, Problem, Run, Score
+from mir_plugin.reports.records import (
+    COMPARABILITY_PARTS,
+    UNSTATED,
+    CheckpointRef,
+    Comparability,
+    Harvest,
+    Measurement,
+    Problem,
+    Run,
+    Score,
+)
 from mir_plugin.reports.spreadsheet import ends_with_a_line, read_grid
 
 IDENTITY_HEADINGS = ("identity", "checkpoint", "pretrained", "model_path", "model", "name")
 MIR_HEADINGS = ("mir", "mir_published", "mir_published_upper")
-COMPARABILITY_HEADINGS = ("estimator", "samples", "protocol")
 LARGEST_LOGARITHM = sys.float_info.max_10_exp  # a MIR beyond it would be that of distances that no number can hold
 EMPTY_CELLS = frozenset({"", "-", "–", "—", "n/a", "na", "nan", "none", "null"})
 
@@ -26,9 +35,9 @@ EMPTY_CELLS = frozenset({"", "-", "–", "—", "n/a", "na", "nan", "none", "nul
 def read_score_table(path: Path) -> Harvest:
     """Scores and MIR values of a table; numbers are taken to be on the benchmark's own scale (percent, MME in points).
 
-    The checkpoint is named by the first column headed checkpoint, pretrained, model_path, model or name. Columns headed
-    estimator, samples, protocol and date say what a MIR may be compared with. Empty cells and "N/A" are no scores;
-    other text in a score's column is a problem.
+    The checkpoint is named by the column headed identity, or else checkpoint, pretrained, model_path, model or name.
+    Columns headed estimator, samples, protocol and date say what a MIR may be compared with. Empty cells and "N/A" are
+    no scores; other text in a score's column is a problem.
     """
     source = str(path)
     try:
@@ -75,7 +84,7 @@ def _without_doubles(headings: Sequence[str], source: str) -> tuple[list[str], l
 
 def _score_columns(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[str]]:
     """Headings with those of text columns blanked, and which these are. Columns that have a meaning stay."""
-    known = {*IDENTITY_HEADINGS, *MIR_HEADINGS, *COMPARABILITY_HEADINGS, "date"}
+    known = {*IDENTITY_HEADINGS, *MIR_HEADINGS, *COMPARABILITY_PARTS, "date"}
     kept, ignored = [], []
     for index, heading in enumerate(headings):
         cells = [row[index] for row in rows if index < len(row) and _text(row[index]).casefold() not in EMPTY_CELLS]
@@ -101,7 +110,7 @@ def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence
     facts = {heading.casefold(): _text(cell) for heading, cell in row.items()}
     checkpoint, date = checkpoint_ref(name), _date(facts.get("date", ""))
     scores, mir, problems = [], {}, []
-    texts = {*IDENTITY_HEADINGS, *COMPARABILITY_HEADINGS, "date"}
+    texts = {*IDENTITY_HEADINGS, *COMPARABILITY_PARTS, "date"}
     for heading, cell in row.items():
         if heading.casefold() in texts or _text(cell).casefold() in EMPTY_CELLS:
             continue
@@ -126,8 +135,8 @@ def _measurement(
 ) -> tuple[Measurement, ...]:
     if "mir" not in mir:
         return ()
-    stated = {name: facts[name] for name in COMPARABILITY_HEADINGS if facts.get(name)}
-    comparability = Comparability(**{name: stated.get(name, UNSTATED) for name in COMPARABILITY_HEADINGS})
+    stated = {name: facts[name] for name in COMPARABILITY_PARTS if facts.get(name)}
+    comparability = Comparability(**{name: stated.get(name, UNSTATED) for name in COMPARABILITY_PARTS})
     return (
         Measurement(
             checkpoint,

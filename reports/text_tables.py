@@ -11,10 +11,10 @@ from mir_plugin.reports.board import AVERAGE, Board, BoardRow
 from mir_plugin.reports.cell_text import csv_text, latex_text, markdown_text
 from mir_plugin.reports.cohorts import describe
 from mir_plugin.reports.columns import COEFFICIENTS, BestValues, Column, correlation_columns, leaderboard_columns
+from mir_plugin.reports.records import COMPARABILITY_PARTS
 
 R = TypeVar("R")
 
-COMPARABILITY_HEADINGS = ("estimator", "samples", "protocol")
 LEFT_OUT_OF_PRINT = frozenset({"Identity", "n samples", "MIR low", "MIR high"})
 ALIGNED_LEFT = frozenset({"Checkpoint", "Group", "Cohort", "Rows", "MIR against", "Note"})
 PRINTED_CORRELATION = frozenset(
@@ -32,9 +32,9 @@ def to_csv(board: Board) -> str:
     measured = {cohort.name: cohort.comparability for cohort in board.cohorts}
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
-    writer.writerow([*(column.heading for column in columns), *COMPARABILITY_HEADINGS])
+    writer.writerow([*(column.heading for column in columns), *COMPARABILITY_PARTS])
     for row in board.rows:
-        how = [getattr(measured[row.cohort], name) if row.cohort else None for name in COMPARABILITY_HEADINGS]
+        how = [getattr(measured[row.cohort], name) if row.cohort else None for name in COMPARABILITY_PARTS]
         writer.writerow([_csv_cell(value) for value in [*(column.value(row) for column in columns), *how]])
     return output.getvalue()
 
