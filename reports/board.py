@@ -34,7 +34,8 @@ class BoardRow:
         scores: benchmark key → value on the benchmark's scale; a benchmark without score has no key.
         average: weighted mean of the averaged benchmarks as percentages; None unless all of them are there.
         layers: the per-layer table of the MIR measurement, layers 1…L in order; empty when the source has none.
-        step: training step, from the configuration or a ``checkpoint-N`` folder; None when there is none.
+        step: training step, from the configuration or the checkpoint's name (``checkpoint-20``, ``llava_step-20``);
+            None when there is none.
         sources: files and run directories it was put together from.
     """
 
@@ -143,6 +144,13 @@ class Board:
     problems: tuple[Problem, ...] = ()
     pictures: tuple[Picture, ...] = ()
     robustness: tuple[Robustness, ...] = ()
+
+    @property
+    def subtitle(self) -> str:
+        """How much is on the board, and which way is better, in one line."""
+        n_both = sum(row.mir is not None and bool(row.scores) for row in self.rows)
+        noun = "checkpoint" if len(self.rows) == 1 else "checkpoints"
+        return f"{len(self.rows)} {noun}, {n_both} with both MIR and scores. Lower MIR and higher scores are better."
 
     def benchmark(self, key: str) -> Benchmark:
         """The declared benchmark of this key. Raises KeyError if the board does not show it."""

@@ -67,7 +67,7 @@ def render_page(board: Board) -> str:
     counts = Counter(problem.severity for problem in board.problems)
     return environment.get_template("page.html.j2").render(
         title=storable(board.title),
-        subtitle=_subtitle(board),
+        subtitle=board.subtitle,
         warnings=[storable(warning) for warning in board.warnings],
         problem_counts=[(severity, counts[severity]) for severity in ("error", "warning", "note") if counts[severity]],
         highlights=_highlights(board),
@@ -90,12 +90,6 @@ def render_page(board: Board) -> str:
         script=Markup(script),
         script_sources=f"{_hash_source(library)} {_hash_source(script)}",
     )
-
-
-def _subtitle(board: Board) -> str:
-    n_both = sum(row.mir is not None and bool(row.scores) for row in board.rows)
-    noun = "checkpoint" if len(board.rows) == 1 else "checkpoints"
-    return f"{len(board.rows)} {noun}, {n_both} with both MIR and scores. Lower MIR and higher scores are better."
 
 
 def _pictures(board: Board) -> list[dict[str, str]]:

@@ -98,11 +98,7 @@ def write_leaderboard(sheet: Worksheet, board: Board) -> None:
 def _write_preamble(sheet: Worksheet, board: Board) -> None:
     put(sheet.cell(1, 1), board.title, font=TITLE_FONT)
     sheet.row_dimensions[1].height = 26
-    n_both = sum(row.mir is not None and bool(row.scores) for row in board.rows)
-    counts = (
-        f"{len(board.rows)} checkpoints, {n_both} with both MIR and scores. Lower MIR and higher scores are better."
-    )
-    put(sheet.cell(2, 1), counts, font=MUTED_FONT)
+    put(sheet.cell(2, 1), board.subtitle, font=MUTED_FONT)
     for number, cohort in enumerate(board.cohorts, start=3):
         put(sheet.cell(number, 1), f"Cohort {describe(cohort)}", font=MUTED_FONT)
     for number, warning in enumerate(board.warnings, start=3 + len(board.cohorts)):

@@ -76,6 +76,11 @@ def test_weights_and_factors_stand_above_their_columns(book):
     assert [sheet[f"{letter}{plan.factor_row}"].value for letter in (mmstar, mme)] == [1, 0.05]
 
 
+def test_one_checkpoint_is_not_called_checkpoints(tmp_path):
+    sheet = openpyxl.load_workbook(write_workbook(board(names=("only",), correlations=()), tmp_path / "r.xlsx")).active
+    assert sheet["A2"].value.startswith("1 checkpoint, ")
+
+
 def test_warnings_are_on_the_leaderboard(tmp_path):
     path = write_workbook(board(warnings=("do not compare",)), tmp_path / "r.xlsx")
     sheet = openpyxl.load_workbook(path)["Leaderboard"]
