@@ -23,8 +23,8 @@ def loaded_parts(host_model: Any) -> tuple[Any, Any]:
     """The torch module and the transformers processor that a host tool's model object holds; neither is changed.
 
     Raises:
-        MirError: "... cannot be measured, because ..." for models behind an API or another inference engine, and for
-            models whose tokenizer and image processor are separate.
+        MirError: for models behind an API or another inference engine, and for models whose tokenizer and image
+            processor are separate; says why, and what to measure instead.
     """
     name = type(host_model).__name__
     module = next((value for value in _values(host_model, _MODEL_NAMES) if isinstance(value, nn.Module)), None)
@@ -47,7 +47,7 @@ def adapter_for(host_model: Any) -> ModelAdapter:
     """The model that a host tool's object holds, ready to be measured: of transformers, or of original LLaVA code.
 
     Raises:
-        MirError: "... cannot be measured, because ...".
+        MirError: for a model that cannot be measured as it is loaded; says why, and what to measure instead.
     """
     from mir_plugin.model_adapters.huggingface import from_loaded
     from mir_plugin.model_adapters.original_llava import SPLICE, from_original

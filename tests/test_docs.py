@@ -169,6 +169,17 @@ def test_every_environment_variable_of_ours_named_anywhere_exists() -> None:
     assert named <= known
 
 
+def test_the_vlmevalkit_page_names_every_argument_that_a_model_takes() -> None:
+    from mir_plugin.model_adapters import LoadOptions
+    from mir_plugin.tasks.generation_arguments import HANDLED
+
+    page = prose(DOCS / "how-to" / "vlmevalkit.md").replace("\n", " ")
+    listed = re.search(r"Options follow behind commas: (.*?)\. ", page)
+    assert listed is not None
+    another_spelling = {"max_gen_toks"}  # of max_new_tokens
+    assert set(re.findall(r"`(\w+)`", listed[1])) == {*LoadOptions.__dataclass_fields__, *HANDLED} - another_spelling
+
+
 def anchors_of(page: Path) -> set[str]:
     """What a link can point at in a page: its headings, as GitHub and mkdocs spell them."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
