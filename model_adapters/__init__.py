@@ -98,7 +98,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         name="huggingface",
         summary="any transformers LVLM: AutoModelForImageTextToText and its processor",
         loads="mir_plugin.model_adapters.huggingface:load",
-        recognises="mir_plugin.model_adapters.huggingface:recognises",
+        recognises="mir_plugin.model_adapters.hf_checkpoint:recognises",
         inspects="mir_plugin.model_adapters.hf_checkpoint:inspect",
         aliases=("hf",),
     ),

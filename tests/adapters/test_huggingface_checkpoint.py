@@ -15,7 +15,8 @@ from adapters.tiny_models import TINY_MODELS
 from mir_plugin.engine import layer_features
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, load_adapter, recognise
-from mir_plugin.model_adapters.huggingface import from_loaded, load, recognises
+from mir_plugin.model_adapters.hf_checkpoint import recognises
+from mir_plugin.model_adapters.huggingface import from_loaded, load
 from mir_plugin.samples import Sample
 
 SAMPLE = Sample(
