@@ -11,6 +11,8 @@ from mir_plugin.model_adapters.weight_files import has_checkpoint_weights
 
 _LONGEST_SHOWN = 500
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# Of a repository: configs, tokenizers, chat templates, and code, which runs only where it is allowed to.
+_BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.py", "*.txt")
 
 
 def find_folder(name: str, near: Sequence[Path], *, what: str, option: str, marker: str = "config.json") -> Path:
@@ -59,9 +61,10 @@ def hub_folder(name: str) -> Path | str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.model", "*.safetensors"]))
+        folder = Path(snapshot_download(name, allow_patterns=[*_BESIDE_WEIGHTS, "*.safetensors"]))
         if not has_checkpoint_weights(folder):
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.model", "*.bin"]))
+            folder = Path(snapshot_download(name, allow_patterns=[*_BESIDE_WEIGHTS, "*.bin"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        return f"not a local folder, and the hub does not give it: {str(error).splitlines()[0]}"
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        return f"not a local folder, and the hub does not give it: {reason}"
     return folder
