@@ -118,12 +118,12 @@ def moca_tensors(model: Any) -> dict[str, Tensor]:
     }
 
 
-def save_moca(model: Any, path: Path) -> None:
+def save_moca(model: Any, path: Path | str) -> None:
     """Write ``moca_tensors`` to a safetensors file. Raises MirError if the model has no MoCa."""
     save_file({name: tensor.cpu() for name, tensor in moca_tensors(model).items()}, path)
 
 
-def load_moca(model: Any, source: Path) -> VisionPositions:
+def load_moca(model: Any, source: Path | str) -> VisionPositions:
     """Set the model's MoCa to the stored one, applying it where the model has none.
 
     Args:
@@ -133,7 +133,7 @@ def load_moca(model: Any, source: Path) -> VisionPositions:
         MirError: if the source holds no MoCa, or one for other layers or another width.
     """
     model = unwrapped(model)
-    stored = _stored(source)
+    stored = _stored(Path(source))
     layers = find_decoder(model).layers
     width = int(model.config.get_text_config(decoder=True).hidden_size)
     expected = {(k, name) for k in range(len(layers)) for name in ("scale", "shift")}

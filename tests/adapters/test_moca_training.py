@@ -438,7 +438,7 @@ def test_original_checkpoints_load_and_give_their_hidden_states(tmp_path: Path) 
     ).eval()
     weights = original.model.base_llm.model.state_dict()
     model.model.language_model.load_state_dict({k: v for k, v in weights.items() if "modality_layernorm" not in k})
-    positions = load_moca(model, checkpoint)
+    positions = load_moca(model, str(checkpoint))
 
     batch = original.encode(SAMPLES)
     prompts = batch.inputs["prompts"]
@@ -451,12 +451,13 @@ def test_original_checkpoints_load_and_give_their_hidden_states(tmp_path: Path) 
     with pytest.raises(MirError, match="called without input_ids"):
         model.model(inputs_embeds=embeddings)
 
-    save_moca(model, tmp_path / "moca.safetensors")
+    save_moca(model, str(tmp_path / "moca.safetensors"))
     shards = [load_file(path) for path in checkpoint.glob("*.safetensors")]
     stored = {name: tensor for shard in shards for name, tensor in shard.items() if "modality_layernorm" in name}
     saved = load_file(tmp_path / "moca.safetensors")
     assert saved.keys() == stored.keys()
     assert all(torch.equal(saved[name], tensor) for name, tensor in stored.items())
+    load_moca(model, str(tmp_path / "moca.safetensors"))
 
 
 def test_another_model_of_the_same_class_stays_as_it_was(llava: TinyModel) -> None:
