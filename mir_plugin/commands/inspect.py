@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mir_plugin.commands import options
@@ -20,7 +23,8 @@ def inspect(
 ) -> None:
     """Say what a checkpoint is made of, what loading it would use, and the lines that measure it. Reads no weights.
 
-    A part that is missing is named, with the option that mends it, and the exit code is 1.
+    A part that is missing is named, with the option that mends it, and the exit code is 1. A part named by a hub name
+    is downloaded first, weights included, unless it is in the hub's cache.
     """
     from rich.console import Console
     from rich.table import Table
@@ -42,26 +46,27 @@ def inspect(
     table.add_row("family", spec.name)
     for heading, text in description.items():
         table.add_row(heading, text)
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)  # a path may hold [b] or :cat:
     console.print(table)
-    given = given_options(chosen)
-    shell = "".join(f" --{name.replace('_', '-')} {value}" for name, value in given.items())
-    arguments = ",".join(f"{name}={value}" for name, value in {"pretrained": checkpoint, **given}.items())
-    model = "mir_hf" if spec.name == "huggingface" else "mir_llava"
-    console.print(f"\nmir run {checkpoint}{shell}", soft_wrap=True, highlight=False)
-    console.print(
-        f"lmms_eval --model {model} --model_args {arguments} --tasks mir,mmstar --output_path out/",
-        soft_wrap=True,
-        highlight=False,
-    )
+    console.print()
+    for line in measuring_lines(checkpoint, chosen, "mir_hf" if spec.name == "huggingface" else "mir_llava"):
+        console.print(line, soft_wrap=True)
 
 
-def given_options(chosen: LoadOptions) -> dict[str, str]:
-    """The loading options that differ from their defaults, by name."""
-    import dataclasses
-
-    return {
-        field.name: str(getattr(chosen, field.name))
+def measuring_lines(checkpoint: Path, chosen: LoadOptions, model: str) -> tuple[str, str]:
+    """What to type into a shell to measure the checkpoint: alone, and beside benchmarks as lmms-eval's ``model``."""
+    given = {
+        field.name: getattr(chosen, field.name)
         for field in dataclasses.fields(chosen)
         if getattr(chosen, field.name) != field.default
     }
+    options = [part for name, value in given.items() for part in _option(name.replace("_", "-"), value)]
+    model_args = ",".join(f"{name}={value}" for name, value in {"pretrained": checkpoint, **given}.items())
+    host = ["--model", model, "--model_args", model_args, "--tasks", "mir,mmstar", "--output_path", "out/"]
+    return shlex.join(["mir", "run", str(checkpoint), *options]), shlex.join(["lmms_eval", *host])
+
+
+def _option(name: str, value: object) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", str(value)]

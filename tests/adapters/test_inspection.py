@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+from command_line import mir
 
+from mir_plugin.commands.inspect import measuring_lines
 from mir_plugin.embedded import micro_checkpoints
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, checkpoint_folder, inspect_checkpoint
@@ -64,3 +67,36 @@ def test_a_path_that_is_nothing_says_so(tmp_path: Path) -> None:
         checkpoint_folder(tmp_path / "nothing-here")
     with pytest.raises(MirError, match=r"holds no config\.json"):
         checkpoint_folder(tmp_path)
+
+
+def test_a_path_is_shown_letter_by_letter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.chdir(tmp_path)
+    name = "[a b] of [/b] and :cat:"
+    shutil.copytree(micro_checkpoints()[0], tmp_path / name)
+    assert mir(monkeypatch, "inspect", name) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0].removeprefix("checkpoint").strip() == name
+    assert f"mir run {shlex.quote(name)}\n" in shown
+
+
+def test_the_printed_command_is_understood_by_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    case = shutil.copytree(require_golden("llava/llava_lora"), tmp_path / "a case")
+    assert mir(monkeypatch, "inspect", case / "model", "--no-merge-lora", "--base-llm", case / "base_llm") == 0
+    shown = capsys.readouterr().out
+    [line] = [line for line in shown.splitlines() if line.startswith("mir run ")]
+    assert shlex.split(line) == ["mir", "run", f"{case}/model", "--base-llm", f"{case}/base_llm", "--no-merge-lora"]
+    _, *arguments = shlex.split(line)
+    pair = ("--images", case / "samples", "--texts", case / "samples", "--out", tmp_path / "out", "--device", "cpu")
+    assert mir(monkeypatch, *arguments, *pair, "--n-samples", 2) == 0
+
+
+def test_options_of_a_host_tool_are_one_word_of_the_shell() -> None:
+    _, line = measuring_lines(Path("my llava"), LoadOptions(base_llm=Path("a b"), merge_lora=False), "mir_llava")
+    assert line.startswith(
+        "lmms_eval --model mir_llava --model_args 'pretrained=my llava,base_llm=a b,merge_lora=False'"
+    )
