@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from mir_plugin.model_adapters.generation import cut_before
 from mir_plugin.model_adapters.sequences import ExpandedPrompt
 from mir_plugin.model_adapters.tokens import Tokenizer
 
@@ -53,7 +54,7 @@ def generate_texts(
         ),
         stopping_criteria=StoppingCriteriaList([_StopAtText(tokenizer, stops)] if stops else []),
     )
-    return [_before_first(stops, tokenizer.decode(_before_end(row, tokenizer.eos_id))) for row in ids.tolist()]
+    return [cut_before(tokenizer.decode(_before_end(row, tokenizer.eos_id)), stops) for row in ids.tolist()]
 
 
 def continuation_loglikelihoods(
@@ -77,9 +78,3 @@ def continuation_loglikelihoods(
 
 def _before_end(ids: Sequence[int], end: int) -> list[int]:
     return list(ids[: ids.index(end)]) if end in ids else list(ids)
-
-
-def _before_first(stops: Sequence[str], text: str) -> str:
-    for stop in stops:
-        text = text.partition(stop)[0]
-    return text.strip()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.generation import IMAGE_MARK, Prompt
+from mir_plugin.model_adapters.generation import IMAGE_MARK, Prompt, images_are_marked
 from mir_plugin.model_adapters.tokens import Tokenizer
 
 IMAGE_PLACEHOLDER = -200
@@ -65,15 +64,8 @@ def question_with_marks(prompt: Prompt) -> str:
     Raises:
         MirError: if the text has more marks than the prompt has images, or only some images are marked.
     """
-    n_marks, n_images = prompt.text.count(IMAGE_MARK), len(prompt.images)
-    if n_marks == n_images:
-        return prompt.text
-    if n_marks == 0:
-        return f"{IMAGE_MARK}\n" * n_images + prompt.text
-    raise MirError(
-        f"a prompt has {n_images} images but {n_marks} {IMAGE_MARK} marks: {prompt.text[:80]!r}. "
-        f"Mark every image, or none of them."
-    )
+    n_images = len(prompt.images)
+    return prompt.text if images_are_marked(prompt.text, n_images) else f"{IMAGE_MARK}\n" * n_images + prompt.text
 
 
 def prompt_ids(

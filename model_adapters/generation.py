@@ -10,10 +10,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from mir_plugin.errors import MirError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_MARK = "<image>"
+
+
+def images_are_marked(text: str, n_images: int) -> bool:
+    """Whether the text says where its images stand; without marks they stand in front.
+
+    Raises:
+        MirError: if there are marks, but not as many as images.
+    """
+    n_marks = text.count(IMAGE_MARK)
+    if n_marks not in (0, n_images):
+        raise MirError(
+            f"a prompt has {n_images} images but {n_marks} {IMAGE_MARK} marks: {text[:80]!r}. Mark every image, or "
+            "none of them."
+        )
+    return n_marks > 0
+
+
+def cut_before(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first of the stops, its blanks as they are: host tools strip what they do not want.
+
+    >>> cut_before(" yes\\n\\nQ: what", ["Q:", "\\n\\n"])
+    ' yes'
+    """
+    return text[: min((text.index(stop) for stop in stops if stop and stop in text), default=None)]
 
 
 @dataclass(frozen=True)
@@ -47,6 +73,8 @@ class Generator(Protocol):
         until: Sequence[str] = (),
     ) -> list[str]:
         """One answer per prompt, special tokens removed, cut before the first of ``until``; all prompts are one batch.
+
+        Blanks around an answer stay, as in lmms-eval's own models.
 
         ``temperature`` 0 is greedy (or beam) search; above 0 samples, from the smallest set of tokens with
         probability ``top_p`` if given.

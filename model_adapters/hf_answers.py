@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.generation import cut_before
 from mir_plugin.model_adapters.hf_inputs import LoadedModel
 from mir_plugin.model_adapters.hf_prompts import Rendered
 
@@ -43,7 +44,7 @@ def generate_answers(
         if ids.shape[1] >= width and torch.equal(ids[:, :width], inputs["input_ids"]):
             ids = ids[:, width:]
         for row, answer in zip(rows, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
-            answers[row] = _cut(answer, until)
+            answers[row] = cut_before(answer, until)
     return [answers[row] for row in range(len(prompts))]
 
 
@@ -107,8 +108,3 @@ def _require_room(loaded: LoadedModel, inputs: dict[str, Tensor]) -> None:
             f"a prompt has {longest} tokens, images included, but the model's context is {loaded.context_length}: no "
             "room is left for an answer. Shorten the prompt or use smaller images."
         )
-
-
-def _cut(answer: str, until: Sequence[str]) -> str:
-    ends = [position for mark in until if mark and (position := answer.find(mark)) >= 0]
-    return answer[: min(ends)] if ends else answer

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.generation import IMAGE_MARK
-
-VICUNA_V1 = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
-)
+from mir_plugin.model_adapters.conversation import VICUNA_V1
+from mir_plugin.model_adapters.generation import IMAGE_MARK, images_are_marked
 
 
 @dataclass(frozen=True)
@@ -44,11 +39,12 @@ class Fallback:
     ends_with_eos: bool = True
 
 
+_VICUNA_V1 = Fallback(VICUNA_V1.name, before=VICUNA_V1.before, between=VICUNA_V1.between)
 # By model_type. LLaVA-1.5's is the published protocol's, the others follow from what the processors do with the text:
 # BLIP's put all image tokens first; PaliGemma's adds bos, a newline and the end token itself.
 FALLBACKS = {
-    "llava": Fallback("vicuna_v1", before=VICUNA_V1 + "USER: "),
-    "vipllava": Fallback("vicuna_v1", before=VICUNA_V1 + "USER: "),
+    "llava": _VICUNA_V1,
+    "vipllava": _VICUNA_V1,
     "blip-2": Fallback("image, text", before="", between="", image_suffix="", places_images=False),
     "instructblip": Fallback("image, text", before="", between="", image_suffix="", places_images=False),
     "paligemma": Fallback("prefix, suffix", before="", between="", joint="", image_suffix="", ends_with_eos=False),
@@ -195,15 +191,8 @@ def _message(role: str, parts: Sequence[dict[str, str]]) -> dict[str, Any]:
 
 
 def _content(text: str, n_images: int) -> list[dict[str, str]]:
-    pieces = re.split(re.escape(IMAGE_MARK), text)
-    n_marks = len(pieces) - 1
-    if n_marks not in (0, n_images):
-        raise MirError(
-            f"a prompt has {n_images} images but {n_marks} {IMAGE_MARK} marks: {text[:80]!r}. "
-            "Mark every image, or none."
-        )
-    parts = [] if n_marks else [{"type": "image"}] * n_images
-    for index, piece in enumerate(pieces):
+    parts = [] if images_are_marked(text, n_images) else [{"type": "image"}] * n_images
+    for index, piece in enumerate(text.split(IMAGE_MARK)):
         if index:
             parts.append({"type": "image"})
         if piece:

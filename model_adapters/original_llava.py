@@ -23,6 +23,7 @@ from mir_plugin.model_adapters.decoder_discovery import find_decoder
 from mir_plugin.model_adapters.generation import IMAGE_MARK
 from mir_plugin.model_adapters.hf_inputs import evaluation_mode
 from mir_plugin.model_adapters.image_positions import text_mask
+from mir_plugin.model_adapters.placement import dtype_name
 from mir_plugin.model_adapters.preprocess import padded_to_square
 from mir_plugin.types import Batch, Decoder
 
@@ -65,7 +66,7 @@ class OriginalLlavaAdapter:
             "prompt_template": conversation.answered(f"{IMAGE_MARK}\n", "{text}"),
             "checkpoint_fingerprint": module_fingerprint(model),
             "n_layers": len(self.decoder.layers),
-            "dtype": str(embeddings.dtype).removeprefix("torch."),
+            "dtype": dtype_name(embeddings.dtype),
         }
 
     @torch.no_grad()
@@ -163,7 +164,7 @@ class _PieceTokenizer:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def image_mark(self, with_start_and_end: bool) -> tuple[int, ...]:
         """What stands for an image in unexpanded ids."""

@@ -49,7 +49,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids, special tokens left out, outer blanks stripped."""
+        """Text of the ids, special tokens left out, without the space that encoding puts in front."""
         ...
 
 
@@ -116,10 +116,11 @@ class SentencePieceTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids, special tokens left out, outer blanks stripped."""
+        """Text of the ids, special tokens left out, without the space that encoding puts in front."""
         special = set(self._special.values())
         known = [token for token in ids if token not in special and token < self._pieces.get_piece_size()]
-        return str(self._pieces.decode(known)).strip()
+        text = str(self._pieces.decode(known))
+        return text if self._legacy else text.removeprefix(" ")  # legacy, sentencepiece itself takes back its space
 
     def _encode_part(self, part: str) -> list[int]:
         if self._legacy or not part.startswith((_SPACE, " ")):
@@ -199,8 +200,8 @@ class FastTokenizer:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids, special tokens left out, outer blanks stripped."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        """Text of the ids, special tokens left out, without the space that encoding puts in front."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _required(self, name: str) -> int:
         token = getattr(self._tokenizer, f"{name}_id")
