@@ -28,6 +28,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.placement import dtype_name
 from mir_plugin.model_adapters.weight_files import Weight
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -133,6 +134,18 @@ def check_fit(module: nn.Module, weights: Mapping[str, Weight]) -> None:
     _fitting(module, weights)
 
 
+def require_finite(value: Tensor, origin: str) -> None:
+    """Raise MirError, naming ``origin``, where a floating-point value holds NaN or infinity."""
+    if not value.is_floating_point() or value.numel() == 0:
+        return
+    low, high = torch.aminmax(value.detach())
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise MirError(
+            f"{origin} holds NaN or infinite values as {dtype_name(value.dtype)}. The checkpoint is damaged or its "
+            "training diverged; if it overflows this dtype, use --dtype float32."
+        )
+
+
 def release(module: nn.Module) -> None:
     """Return a module's parameters to the meta device, freeing their memory."""
     for names, current in _slots_by_tensor(module):
@@ -186,17 +199,11 @@ def _check_names(slots: Sequence[tuple[list[str], Tensor]], weights: Mapping[str
 def _checked(weight: Weight, device: torch.device, dtype: torch.dtype) -> Tensor:
     if dtype.is_floating_point and not weight.dtype.is_floating_point:
         raise MirError(
-            f"{weight.origin} is stored as {str(weight.dtype).removeprefix('torch.')}, not as floating-point numbers. "
+            f"{weight.origin} is stored as {dtype_name(weight.dtype)}, not as floating-point numbers. "
             f"Quantised weights are not measured: use the checkpoint they were made from."
         )
     value = weight.read().to(device=device, dtype=dtype)
-    if value.is_floating_point() and value.numel() > 0:
-        low, high = torch.aminmax(value)
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise MirError(
-                f"{weight.origin} holds NaN or infinite values as {str(dtype).removeprefix('torch.')}. "
-                f"The checkpoint is damaged or its training diverged; if it overflows this dtype, use --dtype float32."
-            )
+    require_finite(value, weight.origin)
     return value
 
 

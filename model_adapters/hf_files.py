@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.checkpoint import build_empty
+from mir_plugin.model_adapters.checkpoint import build_empty, require_finite
+from mir_plugin.model_adapters.config_values import is_norm_epsilon
+from mir_plugin.model_adapters.placement import dtype_name
 from mir_plugin.model_adapters.weight_files import StoredTensor, open_checkpoint_weights, read_json
 
 _JSON_FILES = (
@@ -28,7 +29,6 @@ _JSON_FILES = (
 )
 # Tied weights are stored once and a saved model may leave its buffers out; a part that is missing is far more.
 _MOST_PARAMETERS_PER_STORED = 1.5
-_LARGEST_EPSILON = 0.01  # it keeps a division from being one by zero; larger, it changes every hidden state
 _LARGEST_STD = 300.0  # of colours from 0 to 255, where they are not rescaled
 
 
@@ -68,16 +68,11 @@ def skeleton(checkpoint: Path, *, trust_remote_code: bool = False) -> Any:
     )
 
 
-def require_finite(model: nn.Module, checkpoint: Path) -> None:
+def require_finite_parameters(model: nn.Module, checkpoint: Path) -> None:
     """Raise MirError naming the first parameter that holds NaN or infinity; streamed ones are checked when read."""
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.numel() > 0 and not parameter.is_meta:
-            low, high = torch.aminmax(parameter.detach())
-            if not (torch.isfinite(low) and torch.isfinite(high)):
-                raise MirError(
-                    f"{name!r} of {checkpoint} holds NaN or infinite values as {str(parameter.dtype)[6:]}. The "
-                    "checkpoint is damaged or its training diverged; if it overflows this dtype, use --dtype float32."
-                )
+        if not parameter.is_meta:
+            require_finite(parameter, f"{name!r} of {checkpoint}")
 
 
 def require_sensible_colours(image_processor: Any, checkpoint: Path) -> None:
@@ -107,11 +102,7 @@ def require_sensible_colours(image_processor: Any, checkpoint: Path) -> None:
 
 def _require_sensible_norms(checkpoint: Path, config: Mapping[str, Any]) -> None:
     for name, value in _fields(config):
-        if (
-            name.endswith("norm_eps")
-            and value is not None
-            and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _LARGEST_EPSILON)
-        ):
+        if name.endswith("norm_eps") and value is not None and not is_norm_epsilon(value):
             raise MirError(
                 f"{checkpoint / 'config.json'} has {name} = {value!r}, expected a number such as 1e-06. Copy the "
                 "checkpoint's own config.json."
@@ -131,8 +122,9 @@ def _require_floats(weights: Mapping[str, StoredTensor]) -> None:
     for key, weight in weights.items():
         if key.endswith(".weight") and not weight.dtype.is_floating_point:
             raise MirError(
-                f"{weight.origin} is stored as {str(weight.dtype)[6:]}, not as floating-point numbers, and config.json "
-                "has no quantization_config that says what they mean. Use the checkpoint they were made from."
+                f"{weight.origin} is stored as {dtype_name(weight.dtype)}, not as floating-point numbers, and "
+                "config.json has no quantization_config that says what they mean. Use the checkpoint they were made "
+                "from."
             )
 
 

@@ -28,6 +28,7 @@ from mir_plugin.model_adapters.layer_weights import require_resident
 from mir_plugin.model_adapters.llava_files import LlavaFiles
 from mir_plugin.model_adapters.llava_model import LlavaModel
 from mir_plugin.model_adapters.moca import VisionPositions
+from mir_plugin.model_adapters.placement import dtype_name
 from mir_plugin.model_adapters.preprocess import ClipPreprocessor
 from mir_plugin.model_adapters.sequences import ExpandedPrompt, PaddedBatch, expand, padded, padded_batch
 from mir_plugin.model_adapters.sharing import FeatureStore
@@ -47,7 +48,6 @@ class LlavaAdapter:
         tokenizer: Tokenizer,
         preprocessor: ClipPreprocessor,
         positions: VisionPositions | None,
-        conversation: Conversation = VICUNA_V1,
         *,
         streamed: LayerWeights | None = None,
         features: FeatureStore | None = None,
@@ -57,13 +57,13 @@ class LlavaAdapter:
         self.model = model
         self.tokenizer = tokenizer
         self.preprocessor = preprocessor
-        self.conversation = conversation
+        self.conversation = VICUNA_V1
         self.device = model.base_llm.lm_head.weight.device
-        self.dtype = model.base_llm.lm_head.weight.dtype
         inner = model.base_llm.model
         self.decoder = Decoder(layers=list(inner.layers), final_norm=inner.norm, streamed=streamed)
         self.facts = {
-            **_facts(family, files, model, tokenizer, conversation, self.device, self.dtype),
+            **_facts(family, files, model, tokenizer),
+            **_conversation_facts(self.conversation),
             "streamed": streamed is not None,
             **more_facts,
         }
@@ -268,15 +268,8 @@ def _image_mark(files: LlavaFiles, tokenizer: Tokenizer) -> tuple[int, ...]:
     return (start[0], IMAGE_PLACEHOLDER, end[0])
 
 
-def _facts(
-    family: str,
-    files: LlavaFiles,
-    model: LlavaModel,
-    tokenizer: Tokenizer,
-    conversation: Conversation,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
+def _facts(family: str, files: LlavaFiles, model: LlavaModel, tokenizer: Tokenizer) -> dict[str, Any]:
+    head = model.base_llm.lm_head.weight
     return {
         "family": family,
         "checkpoint": str(files.checkpoint),
@@ -289,12 +282,11 @@ def _facts(
         "lora_modules": len(files.lora),
         "moca": files.has_moca,
         "tokenizer": str(tokenizer.source),
-        **_conversation_facts(conversation),
         "checkpoint_fingerprint": folder_fingerprint(files.folders),
         "n_layers": len(model.base_llm.model.layers),
         "hidden_size": model.base_llm.config.hidden_size,
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": str(device),
+        "dtype": dtype_name(head.dtype),
+        "device": str(head.device),
     }
 
 

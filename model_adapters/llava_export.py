@@ -11,6 +11,7 @@ from huggingface_hub import save_torch_state_dict
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.decoder_discovery import unwrapped
 from mir_plugin.model_adapters.moca_training import has_moca
+from mir_plugin.model_adapters.placement import dtype_name
 
 # transformers' names → the original's; the first prefix that fits counts.
 _PREFIXES = {
@@ -24,7 +25,7 @@ _ARCHITECTURES = {"llama": "LlavaLlamaForCausalLM", "mistral": "LlavaMistralForC
 _SELECTED_FEATURES = {"default": "patch", "full": "cls_patch"}
 
 
-def export_llava(model: Any, processor: Any, folder: Path) -> None:
+def export_llava(model: Any, processor: Any, folder: Path | str) -> None:
     """Write a full checkpoint in the original layout: weights with their original names, MoCa in every layer,
     config.json, tokenizer, and the vision tower in a folder of its own.
 
@@ -42,6 +43,7 @@ def export_llava(model: Any, processor: Any, folder: Path) -> None:
     model = unwrapped(model)
     config = _original_config(model)
     weights = {_original_name(name): tensor for name, tensor in model.state_dict().items()}
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(weights, folder, filename_pattern="model{suffix}.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -77,7 +79,7 @@ def _original_config(model: Any) -> dict[str, Any]:
         **{name: value for name, value in text.to_dict().items() if name not in ("rope_parameters", "dtype")},
         "architectures": [_ARCHITECTURES[text.model_type]],
         "model_type": f"llava_{text.model_type}",
-        "torch_dtype": str(model.dtype).removeprefix("torch."),
+        "torch_dtype": dtype_name(model.dtype),
         "rope_theta": rope.pop("rope_theta"),
         "rope_scaling": None if rope.get("rope_type") == "default" else rope,
         "mm_vision_tower": "vision_tower",

@@ -18,6 +18,7 @@ from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.checkpoint import KeyRule, rename
 from mir_plugin.model_adapters.locations import find_folder
 from mir_plugin.model_adapters.lora import ADAPTER_FILES, LoraPair, open_lora, require_all_targets
+from mir_plugin.model_adapters.placement import dtype_name
 from mir_plugin.model_adapters.projectors import projector_rules
 from mir_plugin.model_adapters.tokens import has_tokenizer
 from mir_plugin.model_adapters.vision_tower import open_tower_weights
@@ -115,7 +116,7 @@ def description(files: LlavaFiles, options: LoadOptions) -> dict[str, str]:
         "tuned parts": ", ".join(tuned) or "not stated in config.json",
         "image shape": str(config.get("image_aspect_ratio") or "square"),
         "tokenizer": str(files.tokenizer),
-        "saved as": str(files.dtype).removeprefix("torch."),
+        "saved as": dtype_name(files.dtype),
     }
 
 
@@ -152,7 +153,7 @@ def open_llava(
         kind=kind,
         config=config,
         base_llm=base_llm,
-        tokenizer=_tokenizer_folder(checkpoint, base_llm, options),
+        tokenizer=_tokenizer_folder(checkpoint, base_llm),
         tower=tower,
         tower_source=tower_source,
         weights=weights,
@@ -250,7 +251,7 @@ def _below_tower(weights: Mapping[str, Weight]) -> dict[str, Weight]:
     return {f"vision_tower.{name}": weight for name, weight in weights.items()}
 
 
-def _tokenizer_folder(checkpoint: Path, base_llm: Path | None, options: LoadOptions) -> Path:
+def _tokenizer_folder(checkpoint: Path, base_llm: Path | None) -> Path:
     places = [folder for folder in (checkpoint, base_llm) if folder is not None]
     for folder in reversed(places):  # the original takes the base's where a base is given
         if has_tokenizer(folder):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.config_values import is_norm_epsilon
 from mir_plugin.model_adapters.llava_files import LlavaFiles
 from mir_plugin.model_adapters.tokens import Tokenizer
 from mir_plugin.model_adapters.weight_files import Weight, read_json
@@ -18,7 +19,6 @@ _OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 _LAYERS = "base_llm.model.layers."
 # What decides the numbers and no shape shows.
 _ARCHITECTURE = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta", "hidden_act")
-_LARGEST_EPSILON = 0.01  # it keeps a division from being one by zero; larger, it changes every hidden state
 # Embeddings are padded to round numbers; a vocabulary that fills less of them is another model's.
 _LEAST_SHARE_OF_EMBEDDINGS = 0.9
 
@@ -36,7 +36,7 @@ def require_sizes_of_weights(files: LlavaFiles) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise MirError(f"{path} has {name} = {value!r}, expected a whole number from 1 on. Copy its own config.")
     epsilon = config.get("rms_norm_eps", 1e-6)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, float) or not 0 < epsilon < _LARGEST_EPSILON:
+    if not is_norm_epsilon(epsilon):
         raise MirError(f"{path} has rms_norm_eps = {epsilon!r}, expected a number such as 1e-05. Copy its own config.")
     stored = stored_sizes(files.weights)
     if config.get("head_dim") is not None:

@@ -76,14 +76,9 @@ class FeatureStore:
 
 
 class SharedParts:
-    """Handed from one ``load_adapter`` to the next; the adapter before has to be gone, or memory holds two models.
-
-    Attributes:
-        n_kept: weights of the last checkpoint that had been loaded before.
-    """
+    """Handed from one ``load_adapter`` to the next; the adapter before has to be gone, or memory holds two models."""
 
     def __init__(self) -> None:
-        self.n_kept = 0
         self._loaded: dict[str, LoadedWeight] = {}
         self._loaded_as: tuple[torch.device, torch.dtype] | None = None
         self._features = FeatureStore()
@@ -107,7 +102,6 @@ class SharedParts:
             if name.startswith(TOWER_PREFIX) and name not in kept and self._is_copy(name, weight)
         }
         self._loaded = kept | copied
-        self.n_kept = len(self._loaded)
         if not all(name in self._loaded for name in weights if name.startswith(TOWER_PREFIX)):
             self._features.clear()
         return {**weights, **self._loaded}

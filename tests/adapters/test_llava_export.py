@@ -46,7 +46,7 @@ def test_an_exported_model_gives_its_hidden_states(tmp_path: Path, with_moca: bo
         with torch.no_grad():
             for parameter in moca_parameters(tiny.model):
                 parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-    export_llava(tiny.model, tiny.processor, tmp_path)
+    export_llava(tiny.model, tiny.processor, str(tmp_path))
     assert recognise(tmp_path).name == "llava-1.5"
     original = load_adapter(tmp_path, LoadOptions(device="cpu"))
     assert isinstance(original, LlavaAdapter)
