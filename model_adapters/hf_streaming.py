@@ -24,6 +24,7 @@ from mir_plugin.model_adapters.checkpoint import weights_below
 from mir_plugin.model_adapters.decoder_discovery import find_decoder
 from mir_plugin.model_adapters.hf_files import skeleton
 from mir_plugin.model_adapters.layer_weights import StreamedLayers, fit_within, n_bytes
+from mir_plugin.model_adapters.placement import dtype_name
 from mir_plugin.model_adapters.weight_files import open_checkpoint_weights, open_weight_file, read_json
 
 
@@ -58,11 +59,6 @@ def placement_within(
     if "quantization_config" in config:
         raise MirError(f"{checkpoint} is quantised, and quantised weights are not streamed. Leave out --device-memory.")
     stored = open_checkpoint_weights(checkpoint)
-    if any(weight.path.suffix != ".safetensors" for weight in stored.values()):
-        raise MirError(
-            f"{checkpoint} holds pickled weights, and Hugging Face checkpoints are streamed from safetensors only. "
-            "Leave out --device-memory, or save the checkpoint again with a recent transformers."
-        )
     model = skeleton(checkpoint, trust_remote_code=trust_remote_code)
     dtype = dtype or model.config.dtype or next(iter(stored.values())).dtype
     layers = find_decoder(model).layers
@@ -70,6 +66,11 @@ def placement_within(
     fit = fit_within(device_memory, layers=sizes, others=n_bytes(model.parameters(), dtype) - sum(sizes))
     if fit.whole:
         return None
+    if any(weight.path.suffix != ".safetensors" for weight in stored.values()):
+        raise MirError(
+            f"{checkpoint} holds pickled weights, and Hugging Face checkpoints are streamed from safetensors only. "
+            "Leave out --device-memory, or save the checkpoint again with a recent transformers."
+        )
     path = _path_of(model, layers[0]).rpartition(".")[0]
     return Placement(dict(_placed(model, path, str(device))), fit.two_layers)
 
@@ -114,7 +115,7 @@ def streamed_checkpoint(model: Any, device: torch.device, placement: Placement) 
     if dtypes != {model.dtype}:
         raise MirError(
             f"the decoder layers of {type(model).__name__} hold weights of several dtypes "
-            f"({', '.join(sorted(str(one)[6:] for one in dtypes))}), which are not streamed. Leave out --device-memory."
+            f"({', '.join(sorted(map(dtype_name, dtypes)))}), which are not streamed. Leave out --device-memory."
         )
 
     def value(name: str, parameter: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapters.test_huggingface import SAMPLES
-from adapters.tiny_models import TINY_MODELS
+from adapters.tiny_models import TINY_MODELS, TinyModel, qwen3_vl_moe
 from safetensors.torch import load_file, save_file
 
 from mir_plugin.engine import layer_features
@@ -27,7 +27,10 @@ from mir_plugin.model_adapters.moca_training import apply_moca
 
 def saved(family: str, folder: Path) -> tuple[Path, int, int]:
     """The folder, bytes of one decoder layer, bytes of everything else; float32."""
-    tiny = TINY_MODELS[family]()
+    return saved_model(TINY_MODELS[family](), folder)
+
+
+def saved_model(tiny: TinyModel, folder: Path) -> tuple[Path, int, int]:
     tiny.model.save_pretrained(folder)
     tiny.processor.save_pretrained(folder)
     layers = find_decoder(tiny.model).layers
@@ -124,6 +127,25 @@ def test_what_cannot_be_streamed_is_refused(spoil: object, message: str, tmp_pat
     spoil(folder)  # type: ignore[operator]
     with pytest.raises(MirError, match=message):
         load(folder, LoadOptions(device="cpu", device_memory=room_for(1, layer, others) + 8))
+
+
+def test_a_mixture_of_experts_is_loaded_whole_and_refused_where_it_does_not_fit(tmp_path: Path) -> None:
+    tiny = qwen3_vl_moe()
+    folder, layer, others = saved_model(tiny, tmp_path)
+    with pytest.raises(MirError, match=r"transformers computes some decoder weights .* Leave out --device-memory"):
+        load(folder, LoadOptions(device="cpu", device_memory=room_for(1.5, layer, others)))
+    in_memory = from_loaded(tiny.model, tiny.processor)
+    for limit in (None, room_for(9, layer, others)):
+        loaded = load(folder, LoadOptions(device="cpu", device_memory=limit))
+        for one, other in zip(layer_features(loaded, SAMPLES[:1]), layer_features(in_memory, SAMPLES[:1]), strict=True):
+            assert torch.equal(one.vision, other.vision)
+            assert torch.equal(one.text, other.text)
+
+
+def test_pickled_weights_that_fit_are_loaded_whole(tmp_path: Path) -> None:
+    folder, layer, others = saved("llava", tmp_path)
+    _pickled(folder)
+    assert load(folder, LoadOptions(device="cpu", device_memory=room_for(9, layer, others))).decoder.streamed is None
 
 
 def test_a_damaged_layer_is_named_when_it_is_read(tmp_path: Path) -> None:

@@ -191,6 +191,35 @@ def qwen3_vl() -> TinyModel:
     return _finish(tf.Qwen3VLForConditionalGeneration(config), processor, QWEN_CHAT)
 
 
+def qwen3_vl_moe() -> TinyModel:
+    """A mixture of experts, whose stored experts transformers transposes: like the others once it is in memory."""
+    tokenizer, ids, images, size = _qwen_parts(4)
+    config = tf.Qwen3VLMoeConfig(
+        vision_config={
+            "depth": 3,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "patch_size": 4,
+            "out_hidden_size": 16,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        text_config={
+            **TEXT,
+            "head_dim": 8,
+            "rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]},
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+        },
+        **ids,
+    )
+    videos = tf.Qwen3VLVideoProcessor(patch_size=4, size=size)
+    processor = tf.Qwen3VLProcessor(images, tokenizer, videos)
+    return _finish(tf.Qwen3VLMoeForConditionalGeneration(config), processor, QWEN_CHAT)
+
+
 def gemma3() -> TinyModel:
     tokenizer = tiny_tokenizer(
         {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
