@@ -16,6 +16,8 @@ from mir_plugin.strict_json import is_number, json_document, read_as
 
 Outliers = Literal["replace", "remove", "none"]
 SCHEMA_VERSION = 1
+# In the folder of a checkpoint's result: the result, and the finished layers of one that is being measured.
+RESULT_NAME, PARTIAL_NAME = "mir.json", "mir.partial.jsonl"
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class MirResult:
         return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str = "mir.json") -> MirResult:
+    def from_json(cls, text: str, source: str = RESULT_NAME) -> MirResult:
         """Read what ``to_json`` wrote; fields added by later versions are ignored.
 
         Raises:
@@ -172,12 +174,18 @@ class MirResult:
 
     @classmethod
     def load(cls, path: Path) -> MirResult:
-        """Read a ``mir.json``. Raises MirError naming the file."""
+        """Read a ``mir.json``, or that of a folder. Raises MirError naming the file."""
+        path = result_file(path)
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise MirError(f"cannot read {path}: {error}") from error
         return cls.from_json(text, source=str(path))
+
+
+def result_file(path: Path) -> Path:
+    """The ``mir.json`` of a folder; any other path is that of a result itself."""
+    return path / RESULT_NAME if path.is_dir() else path
 
 
 def _hold_together(result: MirResult) -> None:

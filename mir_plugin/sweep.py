@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,14 +17,14 @@ from typing import Any, Literal
 from mir_plugin.errors import MirError
 from mir_plugin.output import write_atomically
 from mir_plugin.redaction import without_secrets
-from mir_plugin.results import MirResult
+from mir_plugin.results import RESULT_NAME, MirResult
 from mir_plugin.selection import Candidate, Selection, select
 from mir_plugin.steps import in_training_order, run_of, step_in_name, step_of
 from mir_plugin.strict_json import is_number, json_document
 
 State = Literal["waiting", "running", "measured", "kept", "failed"]
 SCHEMA_VERSION = 1
-RESULT_NAME, INDICATORS_NAME = "mir.json", "indicators.json"
+INDICATORS_NAME = "indicators.json"
 
 logger = logging.getLogger(__name__)
 
@@ -184,8 +185,9 @@ def result_name(checkpoint: Path, taken: Iterable[str] = ()) -> str:
     >>> result_name(Path("runs/llava/checkpoint-20")), result_name(Path("b/llava"), taken={"llava"})
     ('llava_checkpoint-20', 'b_llava')
     """
-    parts, taken = [part for part in checkpoint.absolute().parts if part != checkpoint.anchor], set(taken)
-    n_parts = 1 if step_in_name(checkpoint.name) is None else 2
+    path = Path(os.path.abspath(checkpoint))  # noqa: PTH100 - without "..", which is no name, but with links
+    parts, taken = path.parts[1:], set(taken)
+    n_parts = 1 if step_in_name(path.name) is None else 2
     while (name := "_".join(parts[-n_parts:])) in taken and n_parts < len(parts):
         n_parts += 1
     return name
@@ -205,14 +207,17 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def recorded_indicators(folder: Path, result: MirResult) -> dict[str, float]:
     """The values of an ``indicators.json`` beside a result; none if it is of other samples, weights, or unreadable."""
+    return dict(indicators_document(folder, result).get("values", {}))
+
+
+def indicators_document(folder: Path, result: MirResult) -> dict[str, Any]:
+    """The ``indicators.json`` beside a result; empty if it is of other samples, weights, or unreadable."""
     try:
-        document = json_document((folder / INDICATORS_NAME).read_text(encoding="utf-8"))
+        document: dict[str, Any] = json_document((folder / INDICATORS_NAME).read_text(encoding="utf-8"))
         found = {"samples": document["samples"]["fingerprint"], "checkpoint": document["checkpoint_fingerprint"]}
-        same = found.items() <= result.fingerprints.items()
-        values: dict[str, float] = document["values"]
-        if not all(map(is_number, values.values())):
+        if not all(map(is_number, document["values"].values())):
             raise ValueError("a value is no number")
-        return values if same else {}
+        return document if found.items() <= result.fingerprints.items() else {}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -33,7 +33,7 @@ def compare(
     from mir_plugin.comparison import compare_results
     from mir_plugin.results import MirResult
 
-    one, other = (MirResult.load(path / "mir.json" if path.is_dir() else path) for path in (a, b))
+    one, other = (MirResult.load(path) for path in (a, b))
     comparison = compare_results(one, other, anyway=anyway)
     if json:
         typer.echo(json_module.dumps(comparison.as_json(), indent=2, allow_nan=False))

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mir_plugin.commands.exit_codes import SOME_FAILED
 from mir_plugin.errors import MirError
 
 if TYPE_CHECKING:
     from mir_plugin.reports.build import ReportFiles
-
-
-SOME_FAILED = 5
 
 
 def report(

@@ -12,9 +12,9 @@ import typer
 
 from mir_plugin.commands import options
 from mir_plugin.errors import MirError
+from mir_plugin.results import RESULT_NAME, MirResult
 
 if TYPE_CHECKING:
-    from mir_plugin.results import MirResult
     from mir_plugin.selection import Candidate, Outcome
 
 EXIT_CODES: dict[Outcome, int] = {"clear": 0, "undecided": 3, "still falling": 4}
@@ -63,7 +63,6 @@ def candidates_in(sources: list[str]) -> list[Candidate]:
     Raises:
         MirError: if a source does not exist or holds no result.
     """
-    from mir_plugin.results import MirResult
     from mir_plugin.selection import Candidate
     from mir_plugin.steps import run_of, step_of
     from mir_plugin.sweep import result_name
@@ -85,8 +84,8 @@ def candidates_in(sources: list[str]) -> list[Candidate]:
 
 def _result_files(source: str) -> Iterator[Path]:
     matches = [Path(source)] if Path(source).exists() else [Path(match) for match in sorted(glob.glob(source))]  # noqa: PTH207 - may be absolute
-    files = [file for match in matches for file in (sorted(match.rglob("mir.json")) if match.is_dir() else [match])]
+    files = [file for match in matches for file in (sorted(match.rglob(RESULT_NAME)) if match.is_dir() else [match])]
     if not files:
-        what = "holds no mir.json" if matches else "does not exist and matches nothing"
+        what = f"holds no {RESULT_NAME}" if matches else "does not exist and matches nothing"
         raise MirError(f"{source!r} {what}. Measure with `mir run` or `mir sweep`, and name what they wrote.")
     yield from files

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from mir_plugin.commands.terminal import NAME_WIDTH
 from mir_plugin.errors import MirError
+from mir_plugin.results import PARTIAL_NAME
 from mir_plugin.selection import Outcome, Selection
 from mir_plugin.sweep import Sweep, SweepEntry
 
@@ -84,7 +85,7 @@ class SweepDisplay:
             self._started = entry.name, time.monotonic()
         seconds = f"{time.monotonic() - self._started[1]:.0f} s"
         assert self._sweep is not None
-        journal = self._sweep.out_dir / entry.name / "mir.partial.jsonl"
+        journal = self._sweep.out_dir / entry.name / PARTIAL_NAME
         try:
             n_layers = journal.read_bytes().count(b"\n") - 1
         except OSError:
