@@ -10,6 +10,7 @@ from typing import Any
 
 from loguru import logger
 
+from mir_plugin.commands.options import truth
 from mir_plugin.errors import MirError
 
 DEFAULT_NEW_TOKENS = 1024  # what lmms-eval's own llava_hf takes when a task names no limit
@@ -40,7 +41,7 @@ class GenerationArguments:
             _told.add(name)
             # By its name alone: what we do not know may be a key.
             logger.warning(f"generation argument {name!r} has no meaning for mir_llava and is left out.")
-        sample = asked.get("do_sample")
+        sample = None if asked.get("do_sample") is None else truth(asked["do_sample"], "do_sample")
         temperature = asked.get("temperature")
         if temperature is None:
             temperature = 1.0 if sample else 0.0

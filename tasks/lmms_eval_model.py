@@ -11,13 +11,13 @@ import torch
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
+from mir_plugin.commands.loading import LOADING, load_options
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import load_adapter
 from mir_plugin.model_adapters.generation import Generator, Prompt
 from mir_plugin.tasks import model_options
 from mir_plugin.tasks.generation_arguments import GenerationArguments
 from mir_plugin.tasks.lmms_eval_measurement import answer
-from mir_plugin.tasks.loading_options import LOADING, load_options
 from mir_plugin.tasks.mir_options import OPTIONS
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from mir_plugin.commands.options import chosen_samples, truth
 from mir_plugin.errors import MirError
 from mir_plugin.results import MirConfig, Outliers
 from mir_plugin.samples import SampleSet
@@ -29,7 +30,7 @@ class MirOptions:
     """Everything about a measurement but the model.
 
     Attributes:
-        samples: "paper", "embedded", "folders:IMAGES_DIR,TEXTS_DIR" or "dataset:NAME".
+        samples: "paper", "embedded", "folders:IMAGES_DIR,TEXTS_DIR" or "dataset:NAME", the name as --dataset takes it.
         n_samples: how many; None takes all pairs of folders, and 100 of any other source.
         seed: of the choice among more samples than asked for.
         outliers, normalize: see ``MirConfig``.
@@ -54,8 +55,6 @@ class MirOptions:
         Raises:
             MirError: for an unknown source, a missing folder, a data set that cannot be loaded, an unreadable image.
         """
-        from mir_plugin.commands.options import chosen_samples
-
         kind, _, what = self.samples.partition(":")
         images = texts = dataset = None
         if kind == "folders" and what.count(",") == 1:
@@ -118,8 +117,5 @@ def _as_declared(name: str, value: Any, place: str) -> Any:
             raise MirError(f"{name} is {value!r} ({place}); expected a whole number, 1 or more (seed: 0 or more).")
         return number
     if name == "normalize":
-        known = {"true": True, "1": True, "false": False, "0": False}
-        if str(value).lower() not in known:
-            raise MirError(f"normalize is {value!r} ({place}); expected true or false.")
-        return known[str(value).lower()]
+        return truth(value, f"normalize ({place})")
     return str(value)

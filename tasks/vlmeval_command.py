@@ -7,7 +7,6 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mir_plugin.errors import MirError
 from mir_plugin.redaction import without_secrets
@@ -68,7 +67,7 @@ def run_script() -> Path:
     return script
 
 
-def own_checkpoints(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+def own_checkpoints(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
     """run.py's arguments with ``NAME=DIR,…`` behind ``--model`` shortened to the name, and what the names stand for.
 
     >>> own_checkpoints(["--model", "stage2=ckpt/s2,base_llm=vicuna", "GPT4o", "--data", "MIR"])
@@ -78,7 +77,7 @@ def own_checkpoints(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict
         MirError: for a name that cannot be a file name, an option without a value, or a name given twice.
     """
     plain: list[str] = []
-    checkpoints: dict[str, dict[str, Any]] = {}
+    checkpoints: dict[str, dict[str, str]] = {}
     option = ""
     for argument in arguments:
         if argument.startswith("--"):
@@ -104,7 +103,7 @@ def refuse_api_mode(arguments: Sequence[str]) -> None:
         )
 
 
-def _described(argument: str, described: str) -> dict[str, Any]:
+def _described(argument: str, described: str) -> dict[str, str]:
     pretrained, *options = described.split(",")
     parts = [option.partition("=") for option in options]
     unusable = [name for name, equals, value in parts if not (name and equals and value)]
@@ -112,11 +111,7 @@ def _described(argument: str, described: str) -> dict[str, Any]:
         raise MirError(
             f"--model {argument}: expected NAME=CHECKPOINT_DIR,option=value,… with the options of `mir run`."
         )
-    return {"pretrained": pretrained, **{name.replace("-", "_"): _value(value) for name, _, value in parts}}
-
-
-def _value(text: str) -> str | bool:
-    return {"true": True, "false": False}.get(text.lower(), text)
+    return {"pretrained": pretrained, **{name.replace("-", "_"): value for name, _, value in parts}}
 
 
 if __name__ == "__main__":

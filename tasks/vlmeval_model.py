@@ -12,11 +12,11 @@ from typing import Any
 
 import PIL.Image
 
+from mir_plugin.commands.loading import LOADING, load_options
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import load_adapter
 from mir_plugin.model_adapters.generation import IMAGE_MARK, Generator, Prompt
 from mir_plugin.tasks.generation_arguments import HANDLED, GenerationArguments
-from mir_plugin.tasks.loading_options import LOADING, load_options
 
 # The defaults of VLMEvalKit's own LLaVA class.
 GENERATION: Mapping[str, Any] = {"max_new_tokens": 2048, "do_sample": False}

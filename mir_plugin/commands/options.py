@@ -32,6 +32,7 @@ class DtypeChoice(str, Enum):
     FLOAT16 = "float16"
 
 
+DEFAULT_OUT = Path("mir-out")
 LOADING, SAMPLES, PROTOCOL, OUTPUT = "Loading", "Samples", "Protocol", "Output"
 
 Checkpoint = Annotated[Path, typer.Argument(help="Folder of the checkpoint, in its original or Hugging Face format.")]
@@ -54,7 +55,7 @@ Family = Annotated[
     ),
 ]
 Dtype = Annotated[DtypeChoice, typer.Option(help="auto: as the checkpoint was saved.", rich_help_panel=LOADING)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...", rich_help_panel=LOADING)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=LOADING)]
 DeviceMemory = Annotated[
     str | None,
     typer.Option(
@@ -77,7 +78,11 @@ Texts = Annotated[
 ]
 Dataset = Annotated[
     str | None,
-    typer.Option(help="Hugging Face dataset, by name or folder, with images and text.", rich_help_panel=SAMPLES),
+    typer.Option(
+        help="Hugging Face dataset with images and text: NAME or folder[,config=...][,split=...][,image=COLUMN]"
+        "[,text=COLUMN].",
+        rich_help_panel=SAMPLES,
+    ),
 ]
 Embedded = Annotated[
     bool,
@@ -128,6 +133,7 @@ def chosen_samples(
     """
     from mir_plugin import sample_sources
     from mir_plugin.embedded import embedded_samples
+    from mir_plugin.sample_sources import N_PAPER_SAMPLES
 
     if (images is None) != (texts is None):
         raise MirError("--images and --texts go together: the i-th image is paired with the i-th text.")
@@ -136,10 +142,27 @@ def chosen_samples(
     if images is not None and texts is not None:
         return sample_sources.from_folders(images, texts, n_samples=n_samples, seed=seed)
     if dataset is not None:
-        return sample_sources.from_dataset(dataset, n_samples=n_samples or 100, seed=seed)
+        return sample_sources.from_dataset_address(dataset, n_samples=n_samples or N_PAPER_SAMPLES, seed=seed)
     if embedded:
-        return embedded_samples(n_samples or 100, seed=seed)
-    return sample_sources.paper_samples(n_samples or 100, seed=seed)
+        return embedded_samples(n_samples or N_PAPER_SAMPLES, seed=seed)
+    return sample_sources.paper_samples(n_samples or N_PAPER_SAMPLES, seed=seed)
+
+
+def truth(value: object, name: str) -> bool:
+    """Whether a value from outside means true; Python takes the text "false" for true.
+
+    >>> truth("False", "merge_lora"), truth("1", "merge_lora")
+    (False, True)
+
+    Args:
+        name: what the value was given for, for the message.
+    Raises:
+        MirError: if it says neither.
+    """
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if str(value).lower() not in words:
+        raise MirError(f"{name} is {value!r}; expected true or false.")
+    return words[str(value).lower()]
 
 
 def bytes_of(size: str | None) -> int | None:

@@ -17,11 +17,11 @@ from faults.battery import Bench, Case, Outcome, Refused, Right, each, fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mir_plugin.commands.loading import LOADING, load_options
 from mir_plugin.commands.options import bytes_of
 from mir_plugin.errors import MirError
 from mir_plugin.tasks.generation_arguments import GenerationArguments
 from mir_plugin.tasks.in_context import questions_from_tsv
-from mir_plugin.tasks.loading_options import LOADING, load_options
 from mir_plugin.tasks.mir_options import OPTIONS, resolve
 from mir_plugin.training_loss import training_loss
 from mir_plugin.watch import Watch, why_incomplete

@@ -29,7 +29,9 @@ def test_what_a_task_asks_for_is_honoured() -> None:
     ("asked", "temperature"),
     [
         ({"do_sample": False, "temperature": 0.7}, 0.0),
+        ({"do_sample": "false", "temperature": 0.7}, 0.0),  # as VLMEvalKit's command line gives it
         ({"do_sample": True}, 1.0),
+        ({"do_sample": "True"}, 1.0),
         ({"do_sample": True, "temperature": 0.3}, 0.3),
         ({"do_sample": True, "temperature": 0}, 0.0),
     ],

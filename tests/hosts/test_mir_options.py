@@ -32,7 +32,7 @@ def test_task_file_beats_model_arguments_and_these_beat_the_environment() -> Non
         ({"n_samples": "many"}, "n_samples is 'many' (task file)"),
         ({"n_samples": 0}, "n_samples is 0 (task file)"),
         ({"seed": -1}, "seed is -1"),
-        ({"normalize": "maybe"}, "normalize is 'maybe'"),
+        ({"normalize": "maybe"}, "normalize (task file) is 'maybe'"),
     ],
 )
 def test_a_wrong_value_names_the_option_and_where_it_was_set(fields: dict[str, object], complaint: str) -> None:
