@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -14,5 +15,5 @@ def adapters() -> None:
     for heading in ("family", "also called", "checkpoints"):
         table.add_column(heading, overflow="fold")
     for spec in known_adapters():
-        table.add_row(spec.name, ", ".join(spec.aliases), spec.summary)
+        table.add_row(*map(escape, (spec.name, ", ".join(spec.aliases), spec.summary)))
     Console().print(table)

@@ -20,7 +20,7 @@ NAME_WIDTH = 20
 def print_result(result: MirResult, saved_to: Path) -> None:
     """Print layers and totals of one measurement to standard output."""
     console = Console()
-    table = Table(title=f"MIR of {result.checkpoint}", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=escape(f"MIR of {result.checkpoint}"), title_justify="left", box=SIMPLE_HEAD)
     for heading in ("layer", "distance", "published", "means", "spreads", "norm v/t", "outliers v/t"):
         table.add_column(heading, justify="right", no_wrap=True)
     for layer in result.layers:
@@ -36,12 +36,12 @@ def print_result(result: MirResult, saved_to: Path) -> None:
     console.print(table)
     last = result.layers[-1]
     console.print(f"MIR            [bold]{result.mir:.4f}[/bold]  exact trace term; lower is better")
-    console.print(f"standard error {_standard_error(result)}")
+    console.print(f"standard error {escape(_standard_error(result))}")
     console.print(f"MIR published  {_range(result)}  where the released script's number lies")
     console.print(
         f"{result.n_samples} samples, {last.n_vision_tokens} vision and {last.n_text_tokens} text tokens; "
-        f"{result.family}, {result.engine['path']}, {result.timing['total']:.1f} s",
-        f"saved to {saved_to}",
+        f"{escape(result.family)}, {result.engine['path']}, {result.timing['total']:.1f} s",
+        escape(f"saved to {saved_to}"),
         sep="\n",
         soft_wrap=True,
     )
@@ -50,9 +50,9 @@ def print_result(result: MirResult, saved_to: Path) -> None:
 def print_comparison(comparison: Comparison) -> None:
     """Print both checkpoints, the layers and the verdict to standard output."""
     console = Console(highlight=False)
-    console.print(f"A  {comparison.a}\nB  {comparison.b}")
+    console.print(escape(f"A  {comparison.a}\nB  {comparison.b}"))
     for what in comparison.differing:
-        console.print(f"[yellow]not the same: {what}[/yellow]")
+        console.print(f"[yellow]not the same: {escape(what)}[/yellow]")
     table = Table()
     for heading in ("layer", "distance A", "distance B", "B − A", "95 % interval"):
         table.add_column(heading, justify="right")
@@ -63,7 +63,7 @@ def print_comparison(comparison: Comparison) -> None:
     table.add_row("MIR", f"{mir.a:.4f}", f"{mir.b:.4f}", f"{mir.difference:+.4f}", _interval(mir))
     console.print(table)
     console.print("paired over the same samples" if comparison.paired else "not paired: the samples are not the same")
-    console.print(f"[bold]{comparison.verdict}[/bold]")
+    console.print(f"[bold]{escape(comparison.verdict)}[/bold]")
 
 
 def print_ranking(selection: Selection) -> None:
