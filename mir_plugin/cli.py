@@ -20,6 +20,7 @@ from mir_plugin.commands.report import report
 from mir_plugin.commands.robustness import robustness
 from mir_plugin.commands.run import run
 from mir_plugin.commands.select import select
+from mir_plugin.commands.shortage import MeasuringCommand
 from mir_plugin.commands.sweep import sweep
 from mir_plugin.errors import MirError
 from mir_plugin.redaction import without_secrets
@@ -32,7 +33,7 @@ app = typer.Typer(
     help="Modality Integration Rate (MIR, arXiv 2410.07167): which vision-language checkpoint is worth fine-tuning.",
 )
 for command in (run, inspect, sweep, compare, select, indicators, robustness, pictures, report, adapters, demo):
-    app.command()(command)
+    app.command(cls=MeasuringCommand)(command)
 
 
 def _print_version(wanted: bool) -> None:
