@@ -89,16 +89,35 @@ def request_fingerprint(
     )
 
 
-def finished_result(path: Path, request: str, *, with_uncertainty: bool) -> MirResult | None:
-    """The result at ``path`` if it answers this very request, else None."""
+def finished_result(path: Path, request: str, checkpoint: Path, *, with_uncertainty: bool) -> MirResult | None:
+    """The result at ``path`` if it answers this very request, else None: what is there may be replaced.
+
+    Raises:
+        MirError: if it is the result of another checkpoint, which is not to be replaced unasked.
+    """
     if not path.is_file():
         return None
     try:
         result = MirResult.load(path)
     except MirError:  # not ours, or of another version: no answer to anything
         return None
-    answers = result.fingerprints.get("request") == request and (bool(result.uncertainty) or not with_uncertainty)
-    return result if answers else None
+    if result.fingerprints.get("request") != request:
+        require_same_checkpoint(path, result.checkpoint, checkpoint, "replace it with --force")
+        return None
+    return result if result.uncertainty or not with_uncertainty else None
+
+
+def require_same_checkpoint(path: Path, filed: str, checkpoint: Path, otherwise: str) -> None:
+    """Keep what was computed of one checkpoint from being replaced by what is computed of another.
+
+    Args:
+        filed: the checkpoint that the file at ``path`` names.
+        otherwise: what to do but to name another folder, for the message.
+    Raises:
+        MirError: if that is not ``checkpoint``; names both.
+    """
+    if os.path.abspath(filed) != os.path.abspath(checkpoint):  # noqa: PTH100 - whatever a file may name
+        raise MirError(f"{path} is of {filed}, not of {checkpoint}. Name another folder with --out, or {otherwise}.")
 
 
 def _line(layer: FinishedLayer) -> str:

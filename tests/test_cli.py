@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from command_line import mir
 
-from mir_plugin.commands.options import bytes_of
+from mir_plugin.cli import app
+from mir_plugin.commands.indicators import about_questions, answered
+from mir_plugin.commands.loading import load_options
+from mir_plugin.commands.options import DtypeChoice, bytes_of, truth
+from mir_plugin.commands.terminal import print_comparison, print_result
+from mir_plugin.comparison import compare_results
+from mir_plugin.embedded import micro_checkpoints
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.results import MirResult
+from mir_plugin.run import measure
+from mir_plugin.samples import SampleSet
 
 from golden_data import require_golden
+from toy import ToyAdapter, toy_samples
 
 
 @pytest.fixture
@@ -94,3 +107,164 @@ def test_sizes_are_read_with_their_units(text: str, size: int) -> None:
 def test_sizes_that_mean_nothing_are_refused(text: str) -> None:
     with pytest.raises(MirError, match="not understood"):
         bytes_of(text)
+
+
+@pytest.mark.parametrize(("value", "means"), [("true", True), ("False", False), ("1", True), (0, False), (True, True)])
+def test_truths_are_read_as_words_and_digits(value: object, means: bool) -> None:
+    assert truth(value, "merge_lora") is means
+
+
+@pytest.mark.parametrize("value", ["", "yes", "2", None, [True]])
+def test_truths_that_say_nothing_are_refused_by_name(value: object) -> None:
+    with pytest.raises(MirError, match=r"merge_lora is .*; expected true or false"):
+        truth(value, "merge_lora")
+
+
+def test_loading_options_are_taken_from_a_command_s_arguments_and_from_texts() -> None:
+    expected = LoadOptions(base_llm=Path("vicuna"), dtype="float16", device_memory=10**9, merge_lora=False)
+    arguments = {"dtype": DtypeChoice.FLOAT16, "base_llm": Path("vicuna"), "device_memory": "1GB", "merge_lora": False}
+    assert load_options({**arguments, "vision_tower": None, "checkpoint": "of no matter"}) == expected
+    texts = {"dtype": "float16", "base_llm": "vicuna", "device_memory": "1GB", "merge_lora": "false"}
+    assert load_options(texts) == expected
+
+
+MEASURING = ("run", "sweep", "indicators", "pictures", "robustness")
+
+
+class Loaded(Exception):
+    """Ends a command when it comes to load its checkpoint."""
+
+
+@pytest.mark.parametrize("command", MEASURING)
+def test_under_a_launcher_every_command_takes_the_accelerator_of_its_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    loads: list[str] = []
+
+    def load_adapter(_: Path, load: LoadOptions, **__: Any) -> None:
+        loads.append(load.device)
+        raise Loaded
+
+    for place in ("mir_plugin.commands.measuring.load_adapter", "mir_plugin.model_adapters.load_adapter"):
+        monkeypatch.setattr(place, load_adapter)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.set_device", lambda _: None)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.chdir(tmp_path)
+    samples = [] if command == "robustness" else ["--embedded"]
+    more = ["--no-report"] if command == "sweep" else []
+    try:
+        mir(monkeypatch, command, micro_checkpoints()[0], *samples, "--n-samples", 2, *more)
+    except Loaded:
+        assert command != "sweep"  # which notes that the checkpoint failed
+    assert loads == ["cuda:3"]
+
+
+@pytest.mark.parametrize("command", MEASURING)
+def test_memory_that_does_not_suffice_is_one_message_with_options_that_the_command_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    def load_adapter(*_: Any, **__: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. 1 GiB is free. Try this.")
+
+    for place in ("mir_plugin.commands.measuring.load_adapter", "mir_plugin.model_adapters.load_adapter"):
+        monkeypatch.setattr(place, load_adapter)
+    monkeypatch.chdir(tmp_path)
+    samples = [] if command == "robustness" else ["--embedded"]
+    assert mir(monkeypatch, command, micro_checkpoints()[0], *samples, "--n-samples", 2) == 1
+    printed = capsys.readouterr()
+    told = printed.err + printed.out
+    assert "CUDA out of memory. Tried to allocate 2.00 GiB. 1 GiB is free. What needs less:" in told
+    for option in ("--batch-size", "--dtype", "--n-samples"):
+        assert option in told
+    assert ("--device-memory" in told) == (command != "indicators")
+    assert "Traceback" not in told
+
+
+def test_every_command_takes_the_batch_size_that_its_help_says() -> None:
+    defaults = {
+        command.callback.__name__: inspect.signature(command.callback).parameters["batch_size"].default
+        for command in app.registered_commands
+        if command.callback and "batch_size" in inspect.signature(command.callback).parameters
+    }
+    assert defaults == dict.fromkeys(MEASURING)
+
+
+def test_steps_of_two_runs_are_measured_into_folders_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("mir_plugin.commands.measuring.load_adapter", lambda *_, **__: ToyAdapter())
+    monkeypatch.setattr("mir_plugin.model_adapters.checkpoint_spec", lambda *_: None)
+    monkeypatch.setattr("mir_plugin.commands.options.chosen_samples", lambda *_: SampleSet(tuple(toy_samples(3))))
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/step-5", "b/step-5", "a/final", "b/final"):
+        Path(name).mkdir(parents=True)
+    for name in ("a/step-5", "b/step-5", "a/final"):
+        assert mir(monkeypatch, "run", name) == 0
+    found = {path.parent.name: MirResult.load(path).checkpoint for path in Path("mir-out").glob("*/mir.json")}
+    assert found == {"a_step-5": "a/step-5", "b_step-5": "b/step-5", "final": "a/final"}
+    capsys.readouterr()
+    assert mir(monkeypatch, "run", "b/final") == 1
+    assert "mir-out/final/mir.json is of a/final, not of b/final." in capsys.readouterr().err
+    assert MirResult.load(Path("mir-out/final")).checkpoint == "a/final"
+
+
+def test_indicators_of_another_checkpoint_are_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "indicators.json"
+    path.write_text('{"checkpoint": "runs/a/final"}')
+    checkpoint = micro_checkpoints()[0]
+    assert mir(monkeypatch, "indicators", checkpoint, "--embedded", "--out", tmp_path) == 1
+    assert f"indicators.json is of runs/a/final, not of {checkpoint}." in capsys.readouterr().err
+    assert path.read_text() == '{"checkpoint": "runs/a/final"}'
+
+
+@pytest.mark.parametrize(
+    ("held", "n_asked", "is_answered"),
+    [
+        (None, 0, False),
+        (0, 0, True),
+        (0, 4, False),  # measured with --n-questions 0, and now they are asked for
+        (4, 0, True),
+        (4, 4, True),
+        (4, 3, False),
+    ],
+)
+def test_recorded_indicators_answer_the_questions_that_were_asked(
+    held: int | None, n_asked: int, is_answered: bool
+) -> None:
+    recorded = {} if held is None else {"questions": about_questions([None] * held)}  # type: ignore[list-item]
+    assert answered(recorded, about_questions([None] * n_asked)) is is_answered  # type: ignore[list-item]
+
+
+def test_indicators_with_questions_of_ones_own_stand() -> None:
+    asked = about_questions([None] * 4)  # type: ignore[list-item]
+    assert answered({"questions": {"source": "mmbench.tsv", "n_questions": 200, "seed": 0}}, asked)
+    assert not answered({"questions": {"source": "mmbench.tsv", "n_questions": 0, "seed": 0}}, asked)
+    assert not answered({"values": {}}, asked)
+
+
+ODD = "runs/[a b]/x[/b]"
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mir_plugin.commands.indicators import _print
+    from mir_plugin.indicators import DESCRIPTIONS, Indicators
+
+    monkeypatch.setenv("COLUMNS", "200")
+    result = measure(ToyAdapter(), SampleSet(tuple(toy_samples(3))), checkpoint=ODD)
+    print_result(result, Path(ODD) / "mir.json")
+    shown = capsys.readouterr().out
+    assert f"MIR of {ODD}" in shown
+    assert f"saved to {ODD}/mir.json" in shown
+    print_comparison(compare_results(result, result))
+    assert f"A  {ODD}\nB  {ODD}" in capsys.readouterr().out
+    _print(Indicators({}, dict.fromkeys(DESCRIPTIONS, ODD)), Path(ODD), Path(ODD) / "indicators.json")
+    shown = capsys.readouterr().out
+    assert f"Indicators of {ODD}" in shown
+    assert f"not computed: {ODD}" in shown
+    assert f"saved to {ODD}/indicators.json" in shown

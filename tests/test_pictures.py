@@ -152,7 +152,7 @@ def test_the_command_writes_pictures_beside_the_result_and_the_page_shows_them(m
         "--layers", "1,6", "--device", "cpu", "--out", tmp_path,
     )  # fmt: skip
     assert mir(monkeypatch, *arguments) == 0
-    folder = tmp_path / "step-5"
+    folder = tmp_path / "micro_llava_step-5"
     result, data = MirResult.load(folder / "mir.json"), Pictures.load(folder / "pictures" / "pictures.json")
     assert data.layers == (1, 6)
     assert result.n_samples == data.n_samples == 2
@@ -165,7 +165,7 @@ def test_the_command_writes_pictures_beside_the_result_and_the_page_shows_them(m
     def loaded_again(*_, **__):
         raise AssertionError("loaded again")
 
-    monkeypatch.setattr("mir_plugin.model_adapters.load_adapter", loaded_again)
+    monkeypatch.setattr("mir_plugin.commands.measuring.load_adapter", loaded_again)
     assert mir(monkeypatch, *arguments) == 0
     assert mir(monkeypatch, "report", tmp_path, "--out", tmp_path / "report") == 0
     page = (tmp_path / "report" / "report.html").read_text()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 import pytest
 
 import mir_plugin.run
+from mir_plugin.commands.measuring import Request
+from mir_plugin.commands.run import measure_once
+from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.output import replacing, write_atomically
 from mir_plugin.results import MirConfig, MirResult
@@ -125,15 +129,18 @@ def test_a_request_is_the_same_until_a_file_or_an_option_changes(tmp_path: Path)
 
 
 def test_only_a_result_of_the_same_request_counts_as_finished(tmp_path: Path) -> None:
-    path = tmp_path / "mir.json"
-    assert finished_result(path, "r", with_uncertainty=True) is None
+    path, toy = tmp_path / "mir.json", Path("toy")
+    assert finished_result(path, "r", toy, with_uncertainty=True) is None
     result = measure(ToyAdapter(), SAMPLES, checkpoint="toy", with_uncertainty=False, request="r")
     result.save(path)
-    assert finished_result(path, "r", with_uncertainty=False) is not None
-    assert finished_result(path, "r", with_uncertainty=True) is None
-    assert finished_result(path, "another", with_uncertainty=False) is None
+    assert finished_result(path, "r", toy, with_uncertainty=False) is not None
+    assert finished_result(path, "r", toy, with_uncertainty=True) is None
+    assert finished_result(path, "another", toy, with_uncertainty=False) is None
+    assert finished_result(path, "another", toy.absolute(), with_uncertainty=False) is None
+    with pytest.raises(MirError, match=r"mir\.json is of toy, not of b/toy\. Name another folder with --out"):
+        finished_result(path, "another", Path("b/toy"), with_uncertainty=False)
     path.write_text("{")
-    assert finished_result(path, "r", with_uncertainty=False) is None
+    assert finished_result(path, "r", toy, with_uncertainty=False) is None
 
 
 def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:
@@ -149,50 +156,85 @@ def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(t
     assert sorted(tmp_path.iterdir()) == [other, tmp_path / "mir.json"]
 
 
+def request_at(folder: Path, path: Path, **options: Any) -> Request:
+    return Request(folder, LoadOptions(), SAMPLES, options.pop("config", MirConfig()), path, **options)
+
+
 def test_a_second_run_prints_the_first_s_result_and_force_measures_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mir_plugin.commands.run import measure_once
-
     loads: list[Path] = []
 
-    def load_adapter(path: Path, _: LoadOptions) -> ToyAdapter:
+    def load_adapter(path: Path, _: LoadOptions, **__: Any) -> ToyAdapter:
         loads.append(path)
         return ToyAdapter()
 
-    monkeypatch.setattr("mir_plugin.model_adapters.load_adapter", load_adapter)
+    monkeypatch.setattr("mir_plugin.commands.measuring.load_adapter", load_adapter)
     checkpoint, path = checkpoint_at(tmp_path / "toy"), tmp_path / "out" / "mir.json"
     path.parent.mkdir()
     (path.parent / "mir.partial.jsonl").write_text("left by a killed run of something else")
 
-    def run(**options: Any) -> MirResult:
-        return measure_once(checkpoint, LoadOptions(), SAMPLES, MirConfig(), path, **options)
-
-    first = run()
+    first = measure_once(request_at(checkpoint, path))
     assert MirResult.load(path).mir == first.mir
     assert [one.name for one in path.parent.iterdir()] == ["mir.json"]  # the journal goes once the result is saved
-    again = run()
+    assert capsys.readouterr().err == ""
+    again = measure_once(request_at(checkpoint, path))
     assert again.created == first.created
     assert again.layers == first.layers
     assert len(loads) == 1
     assert "--force measures again" in capsys.readouterr().err
-    run(force=True)
+    measure_once(request_at(checkpoint, path, force=True))
     assert len(loads) == 2
 
 
-def test_force_starts_from_the_first_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mir_plugin.commands.run import measure_once
+def test_a_result_is_replaced_by_one_of_its_own_checkpoint_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mir_plugin.commands.measuring.load_adapter", lambda *_, **__: ToyAdapter())
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+    one, other = (checkpoint_at(tmp_path / run / "final") for run in ("a", "b"))
+    path = tmp_path / "out" / "mir.json"
+    measure_once(request_at(one, path))
+    before = path.read_bytes()
+    with pytest.raises(MirError) as refused:
+        measure_once(request_at(other, path))
+    assert all(text in str(refused.value) for text in (str(one), str(other), "--out", "--force"))
+    assert path.read_bytes() == before
+    capsys.readouterr()
+    assert measure_once(request_at(one, path, config=MirConfig(outliers="none"))).config.outliers == "none"
+    assert f"{path} was measured with other options" in capsys.readouterr().err
+    assert measure_once(request_at(other, path, force=True)).checkpoint == str(other)
 
-    monkeypatch.setattr("mir_plugin.model_adapters.load_adapter", lambda *_: ToyAdapter())
-    checkpoint, path = checkpoint_at(tmp_path / "toy"), tmp_path / "out" / "mir.json"
+
+def test_force_starts_from_the_first_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mir_plugin.commands.measuring.load_adapter", lambda *_, **__: ToyAdapter())
+    request = request_at(checkpoint_at(tmp_path / "toy"), tmp_path / "out" / "mir.json")
     with monkeypatch.context() as patch:
         interrupted_after(2, patch)
         with pytest.raises(Killed):
-            measure_once(checkpoint, LoadOptions(), SAMPLES, MirConfig(), path)
+            measure_once(request)
     with monkeypatch.context() as patch:
         interrupted_after(2, patch)
         with pytest.raises(Killed):
-            measure_once(checkpoint, LoadOptions(), SAMPLES, MirConfig(), path, force=True)
+            measure_once(dataclasses.replace(request, force=True))
     layers = counting_statistics(monkeypatch)
-    assert measure_once(checkpoint, LoadOptions(), SAMPLES, MirConfig(), path).engine["resumed_layers"] == 2
+    assert measure_once(request).engine["resumed_layers"] == 2
     assert layers == [3]
+
+
+def test_of_the_device_its_kind_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = checkpoint_at(tmp_path / "toy")
+
+    def fingerprints(*devices: str) -> set[str]:
+        asked = request_at(checkpoint, tmp_path / "mir.json")
+        loads = [LoadOptions(device=device) for device in devices]
+        return {dataclasses.replace(asked, load=load).fingerprint for load in loads}
+
+    on_cpu = fingerprints("cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.zeros", lambda *_, **__: None)  # by which a device is tried out
+    assert len(fingerprints("auto", "cuda", "cuda:0", "cuda:3")) == 1  # with torchrun, without, with another number
+    assert fingerprints("cpu") == on_cpu != fingerprints("auto")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert fingerprints("auto") == on_cpu

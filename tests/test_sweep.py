@@ -26,7 +26,7 @@ from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.run import measure
 from mir_plugin.samples import SampleSet
 from mir_plugin.steps import in_training_order, run_of, step_of
-from mir_plugin.sweep import Measured, Sweep
+from mir_plugin.sweep import Measured, Sweep, result_name
 
 from golden_data import require_golden
 from toy import ToyAdapter, toy_samples
@@ -118,6 +118,27 @@ def test_checkpoints_of_one_name_get_folders_of_their_own(tmp_path: Path) -> Non
     sweep = Sweep(tmp_path, measured_by_step)
     sweep.add([Path("/x/run/checkpoint-1"), Path("/y/run/checkpoint-1"), Path("/y/llava")])
     assert [one.name for one in sweep.entries] == ["run_checkpoint-1", "llava", "y_run_checkpoint-1"]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "name"),
+    [
+        ("runs/a/step-5", "a_step-5"),
+        ("runs/a/global_step20", "a_global_step20"),
+        ("runs/a/final", "final"),
+        ("org/model", "model"),
+        ("runs/a/step-5/", "a_step-5"),
+        ("runs/a/step-5/..", "a"),
+        ("..", "runs"),
+        (".", "a"),
+    ],
+)
+def test_a_checkpoint_s_folder_is_called_after_it(
+    checkpoint: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "runs" / "a")
+    assert result_name(Path(checkpoint)) == name
 
 
 def test_results_of_checkpoints_that_a_training_deleted_still_count(tmp_path: Path) -> None:
@@ -256,9 +277,27 @@ def test_a_sweep_adds_indicators_to_what_it_measured_before_and_to_the_report(
     assert float(line["caption_loss"]) == row["indicators"]["caption_loss"]
     [shown] = csv.DictReader((out / "report" / "report.csv").open())
     assert float(shown["caption_loss"]) == pytest.approx(row["indicators"]["caption_loss"])
+    assert "in_context_accuracy" not in row["indicators"]
+    assert mir(monkeypatch, *arguments, "--indicators", "--n-questions", 3, "--no-report") == 0
+    [row] = saved(out)["checkpoints"]
+    assert row["state"] == "kept"
+    assert 0 <= row["indicators"]["in_context_accuracy"] <= 100
     capsys.readouterr()
     assert mir(monkeypatch, *arguments, "--indicators", "--device-memory", "1GB") == 1
     assert "leave out --device-memory or --indicators" in capsys.readouterr().err
+
+
+def test_the_training_loss_of_a_checkpoint_from_the_hub_is_found_in_its_copy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runs: Path
+) -> None:
+    copy = runs / "checkpoint-20"
+    (copy / "trainer_state.json").write_text('{"log_history": [{"step": 20, "loss": 1.25}]}')
+    monkeypatch.setattr("mir_plugin.model_adapters.locations.hub_folder", lambda _: copy)
+    out = tmp_path / "out"
+    arguments = ["sweep", "org/model", *options(), "--out", out, "--indicators", "--n-questions", 0, "--no-report"]
+    assert mir(monkeypatch, *arguments) == 0
+    [row] = saved(out)["checkpoints"]
+    assert (row["name"], row["indicators"]["training_loss"]) == ("model", 1.25)
 
 
 def test_a_watch_measures_what_is_there_and_what_lands(

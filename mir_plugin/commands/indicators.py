@@ -46,12 +46,12 @@ def indicators(
     ] = N_QUESTIONS,
     dtype: options.Dtype = options.DtypeChoice.AUTO,
     device: options.Device = "auto",
-    batch_size: options.BatchSize = 1,
+    batch_size: options.BatchSize = None,
     merge_lora: options.MergeLora = True,
     trust_remote_code: options.TrustRemoteCode = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for indicators.json; default mir-out/NAME.", rich_help_panel=options.OUTPUT),
+        typer.Option(help="Folder for indicators.json; default as of `mir run`.", rich_help_panel=options.OUTPUT),
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -65,29 +65,20 @@ def indicators(
 
       mir indicators CHECKPOINT --questions MMBench_DEV_EN.tsv --n-questions 200
     """
-    from mir_plugin.commands.run import name_of
-    from mir_plugin.model_adapters import LoadOptions, checkpoint_spec, load_adapter
-    from mir_plugin.sweep import INDICATORS_NAME
+    from mir_plugin.commands.loading import load_options
+    from mir_plugin.model_adapters import checkpoint_spec, load_adapter
+    from mir_plugin.sweep import INDICATORS_NAME, result_name
 
     # A mistaken name is told at once, not after samples were fetched.
     folder, _ = checkpoint_spec(checkpoint, family)
+    path = (out or options.DEFAULT_OUT / result_name(checkpoint)) / INDICATORS_NAME
+    _require_own(path, checkpoint)
     sample_set = options.chosen_samples(images, texts, dataset, embedded, n_samples, seed)
-    load = LoadOptions(
-        base_llm=base_llm,
-        vision_tower=vision_tower,
-        vision_tower_aux=vision_tower_aux,
-        family=family,
-        dtype=dtype.value,
-        device=device,
-        merge_lora=merge_lora,
-        trust_remote_code=trust_remote_code,
-    )
+    load = load_options(locals())
     asked = chosen_questions(questions, n_questions)
     adapter = load_adapter(checkpoint, load)
     found = measure_indicators(adapter, folder, sample_set, asked, batch_size=batch_size, seed=seed)
-    path = (out or Path("mir-out") / name_of(checkpoint)) / INDICATORS_NAME
-    about_questions = {"source": str(questions or EMBEDDED_DIGITS), "n_questions": len(asked), "seed": seed}
-    save_indicators(path, found, adapter, checkpoint, sample_set, about_questions)
+    save_indicators(path, found, adapter, checkpoint, sample_set, about_questions(asked, questions, seed))
     if json:
         typer.echo(path.read_text(encoding="utf-8"), nl=False)
     else:
@@ -164,15 +155,50 @@ def chosen_questions(path: Path | None = None, n: int = N_QUESTIONS) -> list[Cho
     return list(questions_from_tsv(path, n) if path else digit_questions("test", n))
 
 
+def about_questions(asked: Sequence[ChoiceQuestion], path: Path | None = None, seed: int = 0) -> dict[str, Any]:
+    """What ``indicators.json`` tells about the in-context questions."""
+    return {"source": str(path or EMBEDDED_DIGITS), "n_questions": len(asked), "seed": seed}
+
+
+def answered(recorded: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+    """Whether an ``indicators.json`` holds what is asked for: its in-context accuracy is of these questions.
+
+    One of a user's own questions stands, because embedded ones do not better it.
+
+    Args:
+        recorded: its content; empty if there is none.
+        about: the embedded questions that are asked for, as ``about_questions`` tells them.
+    """
+    held = recorded.get("questions")
+    if not recorded or not about["n_questions"]:
+        return bool(recorded)
+    if not isinstance(held, dict) or not held.get("n_questions"):
+        return False
+    return held.get("source") != about["source"] or held == about
+
+
+def _require_own(path: Path, checkpoint: Path) -> None:
+    """Raise MirError if the file holds what was measured of another checkpoint."""
+    from mir_plugin.resume import require_same_checkpoint
+    from mir_plugin.strict_json import json_document
+
+    try:
+        filed = str(json_document(path.read_text(encoding="utf-8"))["checkpoint"])
+    except (OSError, ValueError, TypeError, KeyError):  # none yet, or nothing of ours
+        return
+    require_same_checkpoint(path, filed, checkpoint, "remove it")
+
+
 def _print(found: Indicators, checkpoint: Path, path: Path) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from mir_plugin.indicators import DESCRIPTIONS
 
     console = Console()
-    table = Table(title=f"Indicators of {checkpoint}", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=escape(f"Indicators of {checkpoint}"), title_justify="left", box=SIMPLE_HEAD)
     table.add_column("indicator", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("what it is")
@@ -180,6 +206,6 @@ def _print(found: Indicators, checkpoint: Path, path: Path) -> None:
         if name in found.values:
             table.add_row(name, f"{found.values[name]:.4f}", description)
         else:
-            table.add_row(name, "–", f"not computed: {found.not_computed[name]}")
+            table.add_row(name, "–", escape(f"not computed: {found.not_computed[name]}"))
     console.print(table)
-    console.print(f"saved to {path}", soft_wrap=True)
+    console.print(escape(f"saved to {path}"), soft_wrap=True)

@@ -12,10 +12,8 @@ from mir_plugin.commands import options
 from mir_plugin.errors import MirError
 
 if TYPE_CHECKING:
-    from mir_plugin.model_adapters import LoadOptions
+    from mir_plugin.commands.measuring import Request
     from mir_plugin.picture_data import Pictures
-    from mir_plugin.results import MirConfig
-    from mir_plugin.samples import SampleSet
     from mir_plugin.token_pictures import PictureOptions
     from mir_plugin.types import ModelAdapter
 
@@ -62,7 +60,7 @@ def pictures(
         typer.Option(
             help="Folder; every checkpoint has its mir.json and pictures/ in OUT/NAME.", rich_help_panel=options.OUTPUT
         ),
-    ] = Path("mir-out"),
+    ] = options.DEFAULT_OUT,
     force: Annotated[
         bool, typer.Option("--force", help="Measure and draw again.", rich_help_panel=options.OUTPUT)
     ] = False,
@@ -81,11 +79,12 @@ def pictures(
     from rich.console import Console
     from rich.markup import escape
 
-    from mir_plugin.commands.run import name_of
-    from mir_plugin.model_adapters import LoadOptions, checkpoint_spec
+    from mir_plugin.commands.loading import load_options
+    from mir_plugin.commands.measuring import Request
+    from mir_plugin.model_adapters import checkpoint_spec
     from mir_plugin.picture_data import FOLDER_NAME
     from mir_plugin.reports.picture_figures import write_gaps, write_pictures
-    from mir_plugin.results import MirConfig
+    from mir_plugin.results import RESULT_NAME, MirConfig, result_file
     from mir_plugin.sweep import result_name
     from mir_plugin.token_pictures import PictureOptions, require_methods
 
@@ -95,88 +94,49 @@ def pictures(
     chosen_methods = tuple(dict.fromkeys(part.strip() for part in methods.split(",") if part.strip()))
     require_methods(chosen_methods)
     chosen_layers = _layers(layers)
-    results = [path / "mir.json" if path.is_dir() else path for path in against or []]
     sample_set = options.chosen_samples(images, texts, dataset, embedded, n_samples, seed)
-    load = LoadOptions(
-        base_llm=base_llm,
-        vision_tower=vision_tower,
-        vision_tower_aux=vision_tower_aux,
-        family=family,
-        dtype=dtype.value,
-        device=device,
-        device_memory=options.bytes_of(device_memory),
-        merge_lora=merge_lora,
-        trust_remote_code=trust_remote_code,
-    )
+    load = load_options(locals())
     config = MirConfig(outliers=outliers.value, normalize=not no_normalization)
     drawing = PictureOptions(chosen_layers, chosen_methods, n_tokens, seed, config.n_sigma)
-    names: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     written: list[Path] = []
     for checkpoint in dict.fromkeys(checkpoints):
-        name = name_of(checkpoint)
-        name = result_name(checkpoint, names) if name in names else name
-        names[name] = checkpoint
-        found = picture_data(checkpoint, load, sample_set, config, drawing, out / name, batch_size, force=force)
-        written += write_pictures(found, out / name / FOLDER_NAME)
-    gaps = write_gaps([*(out / name / "mir.json" for name in names), *results], out)
+        name = result_name(checkpoint, folders)
+        folders[name] = out / name
+        request = Request(
+            checkpoint, load, sample_set, config, out / name / RESULT_NAME, batch_size=batch_size, force=force
+        )
+        written += write_pictures(picture_data(request, drawing), out / name / FOLDER_NAME)
+    results = [result_file(path) for path in (*folders.values(), *(against or []))]
+    gaps = write_gaps(results, out)
     console = Console(highlight=False, soft_wrap=True)
     for path in [*written, *([gaps] if gaps else [])]:
         console.print(f"wrote {escape(str(path))} and {path.with_suffix('.svg').name}")
 
 
-def picture_data(
-    checkpoint: Path,
-    load: LoadOptions,
-    sample_set: SampleSet,
-    config: MirConfig,
-    drawing: PictureOptions,
-    folder: Path,
-    batch_size: int | None,
-    *,
-    force: bool = False,
-) -> Pictures:
-    """The data of one checkpoint's pictures, saved in the folder beside its mir.json; kept where they are there.
+def picture_data(request: Request, drawing: PictureOptions) -> Pictures:
+    """The data of one checkpoint's pictures, saved in a folder beside its mir.json; kept where they are there.
 
     Raises:
         MirError: if the checkpoint cannot be loaded or measured, or has no such layer.
     """
-    from mir_plugin.commands.run import earlier_result, held, measure_and_save
-    from mir_plugin.distributed import ALONE
-    from mir_plugin.engine import layer_features
     from mir_plugin.fingerprint import fingerprint
-    from mir_plugin.model_adapters import load_adapter
     from mir_plugin.picture_data import FILE_NAME, FOLDER_NAME
     from mir_plugin.token_pictures import PictureRecorder
 
-    result_path = folder / "mir.json"
-    existing, request = earlier_result(
-        checkpoint, load, sample_set, config, result_path, with_uncertainty=True, force=force, group=ALONE
-    )
-    key = fingerprint([request, dataclasses.asdict(drawing)])
-    data_path = folder / FOLDER_NAME / FILE_NAME
+    existing = request.earlier()
+    key = fingerprint([request.fingerprint, dataclasses.asdict(drawing)])
+    data_path = request.result_path.parent / FOLDER_NAME / FILE_NAME
     if existing and (kept := _kept(data_path, key)):
         return kept
-    with held(folder, ALONE):
-        adapter = load_adapter(checkpoint, load)
+    with request.held():
+        adapter = request.adapter()
         recorder = PictureRecorder(_with_layers(drawing, adapter))
         if existing:
-            for features in layer_features(adapter, sample_set.samples, batch_size=batch_size):
-                recorder(features)
+            request.show(adapter, recorder)
         else:
-            measure_and_save(
-                adapter,
-                sample_set,
-                config,
-                result_path,
-                checkpoint=checkpoint,
-                request=request,
-                batch_size=batch_size,
-                with_uncertainty=True,
-                group=ALONE,
-                force=force,
-                watch=recorder,
-            )
-        found = recorder.pictures(str(checkpoint), key)
+            request.measure(adapter, recorder)
+        found = recorder.pictures(str(request.checkpoint), key)
         found.save(data_path)
     return found
 

@@ -118,9 +118,10 @@ def robustness(
 
       mir robustness CHECKPOINT --studies number --sizes 1,10,100 --repeats 20 --against mir-out/other/mir.json
     """
+    from mir_plugin.commands.loading import load_options
     from mir_plugin.commands.robustness_runs import run_plan
     from mir_plugin.commands.robustness_table import print_robustness
-    from mir_plugin.model_adapters import LoadOptions, checkpoint_spec
+    from mir_plugin.model_adapters import checkpoint_spec
     from mir_plugin.reports.robustness_figure import write_robustness_figure
     from mir_plugin.reports.sheet_robustness import write_robustness_workbook
     from mir_plugin.results import MirConfig, MirResult
@@ -131,7 +132,7 @@ def robustness(
     # A mistaken name is told at once, not after the first checkpoint was measured.
     for checkpoint in checkpoints:
         checkpoint_spec(checkpoint, family)
-    others = [MirResult.load(path / "mir.json" if path.is_dir() else path) for path in against or []]
+    others = [MirResult.load(path) for path in against or []]
     kinds = _kinds(images, texts, pairs, seen, unseen, checkpoints)
     planned = plan(
         kinds,
@@ -141,24 +142,13 @@ def robustness(
         sizes=_whole_numbers(sizes),
         repeats=repeats,
     )
-    load = LoadOptions(
-        base_llm=base_llm,
-        vision_tower=vision_tower,
-        vision_tower_aux=vision_tower_aux,
-        family=family,
-        dtype=dtype.value,
-        device=device,
-        device_memory=options.bytes_of(device_memory),
-        merge_lora=merge_lora,
-        trust_remote_code=trust_remote_code,
-    )
     names: dict[str, Path] = {}
     for checkpoint in dict.fromkeys(checkpoints):
         names[result_name(checkpoint, names)] = checkpoint
     found = run_plan(
         planned,
         names,
-        load,
+        load_options(locals()),
         MirConfig(outliers=outliers.value, normalize=not no_normalization),
         out,
         batch_size=batch_size,

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mir_plugin.commands.run import held, measure_and_save
+from mir_plugin.commands.measuring import Request
 from mir_plugin.comparison import what_differs
-from mir_plugin.distributed import ALONE
-from mir_plugin.engine import layer_features
 from mir_plugin.errors import MirError
 from mir_plugin.fingerprint import fingerprint
-from mir_plugin.model_adapters import LoadOptions, load_adapter
+from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.output import write_atomically
 from mir_plugin.progress import progress
-from mir_plugin.results import MirConfig, MirResult
-from mir_plugin.resume import finished_result, request_fingerprint
+from mir_plugin.results import RESULT_NAME, MirConfig, MirResult
 from mir_plugin.robustness import ChoiceDistances
 from mir_plugin.robustness_results import TEMPLATE, ChoiceResult, ConditionResult, Robustness
 from mir_plugin.robustness_studies import Condition, Plan
@@ -34,51 +32,33 @@ class NoTemplate(MirError):
 class CheckpointRun:
     """Measures conditions of one checkpoint into a folder each, below its own."""
 
-    def __init__(
-        self, name: str, checkpoint: Path, load: LoadOptions, config: MirConfig, out_dir: Path, batch_size: int | None
-    ) -> None:
-        self._name = name
-        self._checkpoint = checkpoint
-        self._load = load
-        self._config = config
-        self._out_dir = out_dir
-        self._batch_size = batch_size
+    def __init__(self, name: str, asked: Callable[..., Request], out_dir: Path) -> None:
+        """Prepare a run; ``asked`` makes the request of a sample_set, a result_path and what else differs."""
+        self._name, self._asked, self._out_dir = name, asked, out_dir
         self._adapter: ModelAdapter | None = None
 
-    def measured(
-        self, condition: Condition, plan: Plan, *, force: bool = False
-    ) -> tuple[MirResult, tuple[ChoiceResult, ...]]:
+    def measured(self, condition: Condition, plan: Plan) -> tuple[MirResult, tuple[ChoiceResult, ...]]:
         """The result of a condition, and of the plan's choices where they are taken from it; kept if known.
 
         Raises:
             NoTemplate: if the condition leaves the template out, and this checkpoint's adapter cannot.
             MirError: if the checkpoint cannot be loaded or measured.
         """
-        folder = self._out_dir / condition.folder
-        with held(folder, ALONE):
-            request = self._request(condition)
-            existing = None if force else finished_result(folder / "mir.json", request, with_uncertainty=True)
-            kept = _KeptChoices(folder / "choices.json", request, plan, self._config) if condition.chosen_too else None
+        request = self._asked(
+            sample_set=condition.samples,
+            result_path=self.result_path(condition),
+            further={} if condition.template else {"template": False},
+        )
+        with request.held():
+            existing = request.earlier()
+            kept = _KeptChoices(request, plan) if condition.chosen_too else None
             if existing and (kept is None or kept.results):
                 return existing, kept.results if kept else ()
-            watch = ChoiceDistances(plan.choices, self._config) if kept else None
-            adapter = self._prompting(condition)
+            watch = ChoiceDistances(plan.choices, request.config) if kept else None
+            adapter = self._prompting(condition, request)
             if existing and watch:
-                for features in layer_features(adapter, condition.samples.samples, batch_size=self._batch_size):
-                    watch(features)
-            result = existing or measure_and_save(
-                adapter,
-                condition.samples,
-                self._config,
-                folder / "mir.json",
-                checkpoint=self._checkpoint,
-                request=request,
-                batch_size=self._batch_size,
-                with_uncertainty=True,
-                group=ALONE,
-                force=force,
-                watch=watch,
-            )
+                request.show(adapter, watch)
+            result = existing or request.measure(adapter, watch)
             if kept and watch:
                 everything = ChoiceResult(self._name, result.n_samples, 0, result.mir)
                 kept.save([*watch.results(self._name), everything])
@@ -86,16 +66,12 @@ class CheckpointRun:
 
     def result_path(self, condition: Condition) -> Path:
         """Where a condition's result is kept."""
-        return self._out_dir / condition.folder / "mir.json"
+        return self._out_dir / condition.folder / RESULT_NAME
 
-    def _request(self, condition: Condition) -> str:
-        options = dataclasses.asdict(self._load) | ({} if condition.template else {"template": False})
-        return request_fingerprint(self._checkpoint, options, self._config, condition.samples.fingerprint)
-
-    def _prompting(self, condition: Condition) -> ModelAdapter:
+    def _prompting(self, condition: Condition, request: Request) -> ModelAdapter:
         """The checkpoint, loaded once, with or without its template."""
         if self._adapter is None:
-            self._adapter = load_adapter(self._checkpoint, self._load)
+            self._adapter = request.adapter()
         if condition.template:
             return self._adapter
         without_template = getattr(self._adapter, "without_template", None)
@@ -111,13 +87,13 @@ class CheckpointRun:
 class _KeptChoices:
     """The choices' results on disk, behind the key of what they answer."""
 
-    def __init__(self, path: Path, request: str, plan: Plan, config: MirConfig) -> None:
+    def __init__(self, request: Request, plan: Plan) -> None:
         indices = [(choice.seed, choice.indices) for choice in plan.choices]
-        self._path = path
-        self._key = fingerprint([request, indices, dataclasses.asdict(config)])
+        self._path = request.result_path.with_name("choices.json")
+        self._key = fingerprint([request.fingerprint, indices])  # with the protocol, which the request holds
         self.results: tuple[ChoiceResult, ...] = ()
         try:
-            data = json_document(path.read_text(encoding="utf-8"))
+            data = json_document(self._path.read_text(encoding="utf-8"))
             if data["key"] == self._key:
                 self.results = tuple(read_as(ChoiceResult, one) for one in data["choices"])
         except (OSError, ValueError, TypeError, KeyError):  # none yet, or cut short: they are computed again
@@ -151,10 +127,11 @@ def run_plan(
     skipped = dict(plan.skipped)
     notes: list[str] = []
     for name, checkpoint in checkpoints.items():
-        run = CheckpointRun(name, checkpoint, load, config, out_dir / name, batch_size)
+        asked = functools.partial(Request, checkpoint, load, config=config, batch_size=batch_size, force=force)
+        run = CheckpointRun(name, asked, out_dir / name)
         for condition in progress(plan.conditions, f"conditions of {name}", "condition"):
             try:
-                result, of_choices = run.measured(condition, plan, force=force)
+                result, of_choices = run.measured(condition, plan)
             except NoTemplate as reason:
                 skipped[TEMPLATE] = f"{name}: {reason}"
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import json as json_module
 from pathlib import Path
@@ -10,21 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mir_plugin.commands import options
+from mir_plugin.commands.exit_codes import INTERRUPTED, SOME_FAILED
 from mir_plugin.commands.indicators import N_QUESTIONS
+from mir_plugin.commands.shortage import shortage_told
 from mir_plugin.errors import MirError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mir_plugin.commands.measuring import Request
     from mir_plugin.distributed import Group
-    from mir_plugin.model_adapters import LoadOptions
-    from mir_plugin.results import MirConfig
-    from mir_plugin.samples import SampleSet
     from mir_plugin.sweep import Measured, Sweep
     from mir_plugin.watch import Watch
 
-SOME_FAILED = 5
-INTERRUPTED = 130
 WATCHING = "Watching"
 INDICATORS = "Indicators"
 
@@ -67,7 +66,8 @@ def sweep(
     watch: Annotated[
         Path | None,
         typer.Option(
-            help="Measure checkpoint-N folders below this one as a training completes them, until Ctrl-C.",
+            help="Measure folders named after a step (checkpoint-200, step-200, ...) below this one as a training "
+            "completes them, until Ctrl-C.",
             rich_help_panel=WATCHING,
         ),
     ] = None,
@@ -106,10 +106,11 @@ def sweep(
 
     Exit codes: 0 all measured; 1 nothing could be measured; 5 some checkpoints failed; 130 interrupted.
     """
-    from mir_plugin.commands.run import held
+    from mir_plugin.commands.loading import load_options
+    from mir_plugin.commands.measuring import Request, held
     from mir_plugin.commands.sweep_table import SweepDisplay, print_sweep
-    from mir_plugin.distributed import launched_group, own_device
-    from mir_plugin.model_adapters import LoadOptions, adapter_spec
+    from mir_plugin.distributed import launched_group
+    from mir_plugin.model_adapters import adapter_spec
     from mir_plugin.results import MirConfig
     from mir_plugin.sweep import Sweep
     from mir_plugin.watch import Watch
@@ -122,17 +123,7 @@ def sweep(
     watcher = Watch(watch, watch_settle) if watch else None
     config = MirConfig(outliers=outliers.value, normalize=not no_normalization)
     sample_set = options.chosen_samples(images, texts, dataset, embedded, n_samples, seed)
-    load = LoadOptions(
-        base_llm=base_llm,
-        vision_tower=vision_tower,
-        vision_tower_aux=vision_tower_aux,
-        family=family,
-        dtype=dtype.value,
-        device=own_device(device),
-        device_memory=options.bytes_of(device_memory),
-        merge_lora=merge_lora,
-        trust_remote_code=trust_remote_code,
-    )
+    load = load_options(locals())
     if indicators and load.device_memory is not None:
         raise MirError("--indicators need all weights in memory; leave out --device-memory or --indicators.")
     interrupted = False
@@ -143,8 +134,10 @@ def sweep(
                 "once more with --indicators and one: what is measured is kept."
             )
         display = SweepDisplay(shown=group.rank == 0, watching=watch is not None)
-        asked = n_questions if indicators else None
-        measure = _measuring(load, sample_set, config, batch_size, force, group, asked)
+        asked = functools.partial(
+            Request, load=load, sample_set=sample_set, config=config, batch_size=batch_size, force=force, group=group
+        )
+        measure = _measuring(asked, n_questions if indicators else None)
         running = Sweep(out, measure, tolerance=tolerance, on_change=display.refresh, writes=group.rank == 0)
         try:
             with held(out, group), display.of(running):
@@ -192,62 +185,38 @@ def found_checkpoints(patterns: list[str]) -> list[Path]:
     return found
 
 
-def _measuring(
-    load: LoadOptions,
-    sample_set: SampleSet,
-    config: MirConfig,
-    batch_size: int | None,
-    force: bool,
-    group: Group,
-    n_questions: int | None,
-) -> Callable[[Path, Path], Measured]:
+def _measuring(asked: Callable[..., Request], n_questions: int | None) -> Callable[[Path, Path], Measured]:
     """What measures one checkpoint of the sweep, keeping what the next one may share.
 
     Args:
+        asked: makes the request of a checkpoint and a result_path.
         n_questions: of the in-context accuracy; None measures no indicators.
     """
-    from mir_plugin.commands.indicators import (
-        EMBEDDED_DIGITS,
-        chosen_questions,
-        measure_indicators,
-        save_indicators,
-    )
-    from mir_plugin.commands.run import earlier_result, held, measure_and_save
-    from mir_plugin.model_adapters import load_adapter
+    from mir_plugin.commands import indicators
+    from mir_plugin.model_adapters import checkpoint_folder
     from mir_plugin.model_adapters.sharing import SharedParts
-    from mir_plugin.sweep import INDICATORS_NAME, Measured, recorded_indicators
+    from mir_plugin.sweep import INDICATORS_NAME, Measured, indicators_document
 
     shared = SharedParts()
-    questions = chosen_questions(n=n_questions) if n_questions else []
+    questions = indicators.chosen_questions(n=n_questions) if n_questions else []
+    about = indicators.about_questions(questions)
 
     def measure(checkpoint: Path, result_path: Path) -> Measured:
-        existing, request = earlier_result(
-            checkpoint, load, sample_set, config, result_path, with_uncertainty=True, force=force, group=group
-        )
-        recorded = recorded_indicators(result_path.parent, existing) if existing else {}
-        missing = n_questions is not None and not recorded
+        request = asked(checkpoint, result_path=result_path)
+        existing = request.earlier()
+        recorded = indicators_document(result_path.parent, existing) if existing else {}
+        missing = n_questions is not None and not indicators.answered(recorded, about)
         if existing and not missing:
             return Measured(existing, kept=True)
-        with held(result_path.parent, group):
-            with group.agreed(f"loading {checkpoint}"):
-                adapter = load_adapter(checkpoint, load, shared=shared)
-            result = existing or measure_and_save(
-                adapter,
-                sample_set,
-                config,
-                result_path,
-                checkpoint=checkpoint,
-                request=request,
-                batch_size=batch_size,
-                with_uncertainty=True,
-                force=force,
-                group=group,
-            )
+        with request.held(), shortage_told():
+            adapter = request.adapter(shared)
+            result = existing or request.measure(adapter)
             if missing:
-                found = measure_indicators(adapter, checkpoint, sample_set, questions, batch_size=batch_size)
-                about = {"source": EMBEDDED_DIGITS, "n_questions": len(questions), "seed": 0}
-                path = result_path.with_name(INDICATORS_NAME)
-                save_indicators(path, found, adapter, checkpoint, sample_set, about)
+                samples, path = request.sample_set, result_path.with_name(INDICATORS_NAME)
+                found = indicators.measure_indicators(
+                    adapter, checkpoint_folder(checkpoint), samples, questions, batch_size=request.batch_size
+                )
+                indicators.save_indicators(path, found, adapter, checkpoint, samples, about)
         return Measured(result, kept=existing is not None)
 
     return measure
@@ -269,7 +238,7 @@ def _report(running: Sweep) -> list[Path]:
     from mir_plugin.reports.build import build_report
     from mir_plugin.reports.config import ReportConfig
     from mir_plugin.reports.indicator_columns import indicator_table, with_indicators
-    from mir_plugin.sweep import RESULT_NAME
+    from mir_plugin.results import RESULT_NAME
 
     sources = [running.out_dir / one.name / RESULT_NAME for one in running.entries if one.result]
     if not sources:
