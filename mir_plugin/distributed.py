@@ -32,14 +32,28 @@ class Group:
     Attributes:
         rank: 0 to size − 1; process 0 prints and writes.
         size: number of processes.
+        device: where tensors are sent from and received; the processor's memory unless the backend takes none from it.
     """
 
     def __init__(
-        self, rank: int = 0, size: int = 1, *, device: torch.device | None = None, objects: Any = None
+        self,
+        rank: int = 0,
+        size: int = 1,
+        *,
+        device: torch.device | None = None,
+        tensor_group: dist.ProcessGroup | None = None,
+        object_group: dist.ProcessGroup | None = None,
     ) -> None:
+        """Describe a group whose ``torch.distributed`` is initialised, or one process alone.
+
+        Args:
+            device: None is the processor's memory.
+            tensor_group: carries tensors from ``device``; None is the group of all processes.
+            object_group: carries what is no tensor; None is the group of all processes.
+        """
         self.rank, self.size = rank, size
-        self._device = device or torch.device("cpu")  # what the backend can send: NCCL takes nothing from the CPU
-        self._objects = objects
+        self.device = device or torch.device("cpu")
+        self._tensor_group, self._object_group = tensor_group, object_group
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
         """This process's share: a run of neighbours, so that shards in rank order are the items in order.
@@ -55,7 +69,7 @@ class Group:
             return [value]
         everybody: list[Any] = [None] * self.size
         with self._connected():
-            dist.all_gather_object(everybody, value, group=self._objects)
+            dist.all_gather_object(everybody, value, group=self._object_group)
         return everybody
 
     def of_first(self, value: T) -> T:
@@ -66,9 +80,9 @@ class Group:
         """Sum of a tensor of one shape over all processes; the same bits on each."""
         if self.size == 1:
             return value
-        total = value.to(self._device, copy=True)
+        total = value.to(self.device, copy=True)
         with self._connected():
-            dist.all_reduce(total)
+            dist.all_reduce(total, group=self._tensor_group)
         return total.to(value.device)
 
     def gathered(self, rows: Tensor) -> Tensor:
@@ -125,10 +139,10 @@ class Group:
         item_size = sent[0].element_size()
         outgoing = [item_size * part.numel() for part in sent]
         incoming = [item_size * torch.Size(shape).numel() for shape in shapes]
-        content = torch.cat([part.flatten() for part in sent]).view(torch.uint8).to(self._device)
-        received = torch.empty(sum(incoming), dtype=torch.uint8, device=self._device)
+        content = torch.cat([part.flatten() for part in sent]).view(torch.uint8).to(self.device)
+        received = torch.empty(sum(incoming), dtype=torch.uint8, device=self.device)
         with self._connected():
-            dist.all_to_all_single(received, content, incoming, outgoing)
+            dist.all_to_all_single(received, content, incoming, outgoing, group=self._tensor_group)
         rows = (sum(shape[0] for shape in shapes), *shapes[0][1:])
         return received.view(sent[0].dtype).view(rows).to(sent[0].device)
 
@@ -140,19 +154,32 @@ ALONE = Group()
 def launched_group(device: str) -> Iterator[Group]:
     """The processes that a launcher (torchrun, accelerate) started together with this one; else this one alone.
 
+    Tensors go over NCCL where every process has an accelerator of its own, else over gloo.
+
     Args:
-        device: torch device string of this process; decides between NCCL and gloo.
+        device: torch device string of this process, as ``own_device`` gives it.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield current_group()
         return
-    own_accelerators = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    nccl = device.startswith("cuda") and own_accelerators and dist.is_nccl_available()
-    dist.init_process_group("nccl" if nccl else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
-        yield current_group()
+        yield _over_nccl(current_group(), device)
     finally:
         dist.destroy_process_group()
+
+
+def _over_nccl(group: Group, device: str) -> Group:
+    """The group with NCCL for its tensors, if all of its processes can have it; the group itself if not.
+
+    It refuses several processes on one accelerator, where ``--device cuda:0`` puts them.
+    """
+    own = device == f"cuda:{os.environ.get('LOCAL_RANK')}" and dist.is_nccl_available()
+    if not all(group.objects(own)):  # agreed upon, because one process alone with another backend waits forever
+        return group
+    torch.cuda.set_device(device)
+    nccl = dist.new_group(backend="nccl", timeout=TIMEOUT)
+    return Group(group.rank, group.size, device=torch.device(device), tensor_group=nccl)
 
 
 def current_group() -> Group:
@@ -168,9 +195,10 @@ def _group_of(world: Any) -> Group:
     return Group(
         dist.get_rank(),
         dist.get_world_size(),
+        # NCCL takes nothing from the processor's memory; who started it has set the accelerator of this process.
         device=torch.device("cuda", torch.cuda.current_device()) if nccl else None,
         # Counts and errors stay off the accelerator, so that a process out of device memory can still tell why.
-        objects=dist.new_group(backend="gloo", timeout=TIMEOUT) if nccl else None,
+        object_group=dist.new_group(backend="gloo", timeout=TIMEOUT) if nccl else None,
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -213,27 +214,66 @@ def test_one_process_without_a_launcher_is_alone(monkeypatch: pytest.MonkeyPatch
     assert own_device("auto") == "auto"
 
 
-def test_a_launcher_s_environment_makes_a_group(tmp_path: Path) -> None:
+def launched(size: int, work: Callable[[int], Any]) -> list[Any]:
+    """What ``work(rank)`` returned in each of ``size`` forked processes with the environment of a launcher."""
     context = multiprocessing.get_context("fork")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
 
     def process(rank: int, answers: Any) -> None:
         torch.set_num_threads(1)
-        os.environ.update(
-            WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )
-        with launched_group("cpu") as group:
-            answers.put(group.objects(group.rank))
-        answers.put(dist.is_initialized())
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        os.environ |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **ranks}
+        answers.put((rank, work(rank)))
 
-    with __import__("socket").create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     answers = context.Queue()
-    processes = [context.Process(target=process, args=(rank, answers)) for rank in range(2)]
+    processes = [context.Process(target=process, args=(rank, answers)) for rank in range(size)]
     for one in processes:
         one.start()
-    found = [answers.get(timeout=60) for _ in range(4)]
-    assert found.count([0, 1]) == 2
-    assert found.count(False) == 2
+    return [answer for _, answer in sorted(answers.get(timeout=60) for _ in processes)]
+
+
+def test_a_launcher_s_environment_makes_a_group() -> None:
+    def work(_: int) -> tuple[list[int], bool]:
+        with launched_group("cpu") as group:
+            ranks = group.objects(group.rank)
+        return ranks, dist.is_initialized()
+
+    assert launched(2, work) == [([0, 1], False)] * 2
+
+
+@pytest.mark.parametrize(
+    ("n_accelerators", "asked", "chosen"),
+    [
+        (2, "auto", ["cuda:0", "cuda:1"]),
+        (2, "cuda", ["cuda:0", "cuda:1"]),
+        (2, "cuda:1", None),  # that of process 1, but not of process 0
+        (1, "auto", None),  # both share the only one
+        (2, "cpu", None),
+        (0, "auto", None),
+    ],
+)
+def test_tensors_go_over_nccl_where_every_process_has_its_own_accelerator(
+    n_accelerators: int, asked: str, chosen: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []  # in each forked process its own
+    new_group = dist.new_group
+    monkeypatch.setattr(dist, "new_group", lambda backend, **_: (made.append(backend), new_group(backend="gloo"))[1])
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: n_accelerators > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: n_accelerators)
+    current: list[object] = []
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+
+    def work(_: int) -> tuple[list[object], str, str]:
+        with launched_group(own_device(asked)) as group:
+            return made, str(group.device), str((current or ["none"])[-1])
+
+    found = launched(2, work)
+    if chosen:
+        assert found == [(["nccl"], device, device) for device in chosen]
+    else:
+        assert [(backends, device) for backends, device, _ in found] == [([], "cpu")] * 2
 
 
 def test_only_process_0_of_a_launched_run_prints_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +284,7 @@ def test_only_process_0_of_a_launched_run_prints_and_writes(tmp_path: Path, monk
     checkpoint = tmp_path / "toy"
     checkpoint.mkdir()
     monkeypatch.setattr("mir_plugin.model_adapters.checkpoint_spec", lambda *_: None)
-    monkeypatch.setattr("mir_plugin.model_adapters.load_adapter", lambda *_: ToyAdapter())
+    monkeypatch.setattr("mir_plugin.commands.measuring.load_adapter", lambda *_, **__: ToyAdapter())
     monkeypatch.setattr("mir_plugin.commands.options.chosen_samples", lambda *_: SampleSet(tuple(toy_samples(3))))
     monkeypatch.setenv("WORLD_SIZE", "2")  # the group exists already, as under lmms-eval
 
@@ -272,7 +312,7 @@ def test_a_launched_sweep_shares_every_checkpoint_and_process_0_reports(
         (tmp_path / f"checkpoint-{step}" / "config.json").write_text("{}")
     monkeypatch.setattr("mir_plugin.model_adapters.checkpoint_spec", lambda path, *_: (path, None))
     monkeypatch.setattr(
-        "mir_plugin.model_adapters.load_adapter", lambda path, *_, **__: ToyAdapter(seed=int(path.name[-1]))
+        "mir_plugin.commands.measuring.load_adapter", lambda path, *_, **__: ToyAdapter(seed=int(path.name[-1]))
     )
     monkeypatch.setattr("mir_plugin.commands.options.chosen_samples", lambda *_: SampleSet(tuple(toy_samples(3))))
 
