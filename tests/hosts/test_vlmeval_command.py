@@ -134,7 +134,7 @@ def test_checkpoints_behind_model_become_names_and_nothing_else_changes() -> Non
     given = ["--data", "MIR", "a=b", "--model", "s=d,merge-lora=false,dtype=float32", "GPT4o", "--judge-args", "x=y"]
     arguments, checkpoints = own_checkpoints(given)
     assert arguments == ["--data", "MIR", "a=b", "--model", "s", "GPT4o", "--judge-args", "x=y"]
-    assert checkpoints == {"s": {"pretrained": "d", "merge_lora": False, "dtype": "float32"}}
+    assert checkpoints == {"s": {"pretrained": "d", "merge_lora": "false", "dtype": "float32"}}
 
 
 @pytest.mark.parametrize("model", ["=d", "a/b=d", "s=", "s=d,dtype", "s=d,=x"])
