@@ -58,8 +58,8 @@ def tokens_figure(pictures: Pictures, method: str) -> Figure:
         _finish(
             figure,
             panels,
-            f"{METHODS[method]} of the same tokens at every layer, less its outliers, scaled as MIR scales them; "
-            f"{pictures.n_samples} samples, {Path(pictures.checkpoint).name}",
+            f"{METHODS[method]} of the same tokens at every layer, without that layer's outliers, scaled as MIR scales "
+            f"them; {pictures.n_samples} samples, {Path(pictures.checkpoint).name}",
         )
     return figure
 
