@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 import string
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from mir_plugin.reports.board import Cohort
 from mir_plugin.reports.records import COMPARABILITY_PARTS, UNSTATED, Comparability, Measurement, Problem
+
+LONG_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{5,}\b")
 
 
 def choose_measurements(
@@ -70,7 +73,7 @@ def cohort_warnings(cohorts: Sequence[Cohort]) -> list[str]:
     warnings = []
     if len(cohorts) > 1:
         differing = sorted({n for c in cohorts[1:] for n in cohorts[0].comparability.differing(c.comparability)})
-        listed = "; ".join(describe(cohort) for cohort in cohorts)
+        listed = "; ".join(map(briefly, cohorts))
         warnings.append(
             f"MIR values of different cohorts must not be compared: they differ in {', '.join(differing)}. "
             f"Ranks count within a cohort. {listed}."
@@ -92,6 +95,11 @@ def describe(cohort: Cohort) -> str:
         f"{cohort.name}: {cohort.n_rows} checkpoint{'' if cohort.n_rows == 1 else 's'}, estimator {parts.estimator}, "
         f"samples {parts.samples}, protocol {parts.protocol}"
     )
+
+
+def briefly(cohort: Cohort) -> str:
+    """``describe``, with long fingerprints cut short; the tables of runs hold them whole."""
+    return LONG_HASH.sub(r"\1…", describe(cohort))
 
 
 def _letters(index: int) -> str:

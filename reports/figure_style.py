@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from matplotlib.figure import Figure
 from mir_plugin.output import replacing
 from mir_plugin.reports.board import Board
 from mir_plugin.reports.cell_text import storable
-from mir_plugin.reports.cohorts import describe
+from mir_plugin.reports.cohorts import briefly
 
 MARKERS = ("o", "D", "^", "s", "v", "P", "X", "h")
 DASHES = ("-", "--", ":", "-.")
 INK, MUTED = "#1A202C", "#5B6472"
 MAX_LABEL = 40  # characters
-LONG_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{5,}\b")  # whole ones are wider than a figure
 STYLE: dict[Any, Any] = {  # matplotlib's parameters
     "font.size": 9,
     "axes.edgecolor": "#9AA3AF",
@@ -48,8 +46,7 @@ def new_figure(board: Board, width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     if board.cohorts:
         only = f"Only the largest of {len(board.cohorts)} cohorts. " if len(board.cohorts) > 1 else ""
-        known_by = LONG_HASH.sub(r"\1…", describe(board.cohorts[0]))
-        figure.supxlabel(storable(only + known_by), fontsize=7, color=MUTED)
+        figure.supxlabel(storable(only + briefly(board.cohorts[0])), fontsize=7, color=MUTED)
     return figure
 
 

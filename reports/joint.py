@@ -251,7 +251,10 @@ def _score_warnings(entries: Sequence[ScoreEntry], shown: Sequence[Benchmark]) -
     warnings = []
     partial = sum(entry.used and not entry.complete for entry in entries)
     if partial:
-        warnings.append(f"{partial} of the scores shown come from partial runs (a limit was set); Scores marks them.")
+        warnings.append(
+            f"{partial} of the scores shown come from partial runs (a limit was set); the page and the Scores sheet "
+            "mark them."
+        )
     for benchmark in shown:
         kinds = Counter((e.host, e.task) for e in entries if e.used and e.benchmark == benchmark.key)
         tasks = {(host, task) for host, task in kinds if host != TABLE}

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import importlib.resources
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mir_plugin.output import write_atomically
-from mir_plugin.reports.board import AVERAGE, Board
+from mir_plugin.reports.board import Board
 from mir_plugin.reports.cell_text import storable
 from mir_plugin.reports.columns import COEFFICIENTS, PROBLEM_COLUMNS, RUN_COLUMNS, filled
+from mir_plugin.reports.highlights import highlights
 from mir_plugin.reports.page_charts import as_script_data, chart_data
 from mir_plugin.reports.page_tables import (
     average_rule,
     correlation_rows,
-    display,
-    interval,
     leaderboard_headings,
     leaderboard_sections,
     plain_table,
@@ -37,15 +35,6 @@ SCRIPTS = ("theme.js", "tables.js", "selection.js", "chart_parts.js", "scatter.j
 MAX_PICTURES = 24  # some hundred kilobytes each
 LIBRARY = "vendor/chart.umd.min.js"
 LICENCES = ("vendor/LICENSE-chart.js.txt", "vendor/LICENSE-kurkle-color.txt")
-
-
-@dataclass(frozen=True)
-class Highlight:
-    """A number that a reader looks for first."""
-
-    label: str
-    value: str
-    detail: str
 
 
 def write_page(board: Board, path: Path) -> Path:
@@ -70,7 +59,7 @@ def render_page(board: Board) -> str:
         subtitle=board.subtitle,
         warnings=[storable(warning) for warning in board.warnings],
         problem_counts=[(severity, counts[severity]) for severity in ("error", "warning", "note") if counts[severity]],
-        highlights=_highlights(board),
+        highlights=list(highlights(board)),
         headings=leaderboard_headings(board),
         sections=leaderboard_sections(board),
         names=[storable(row.name) for row in board.rows],
@@ -78,6 +67,7 @@ def render_page(board: Board) -> str:
         average_rule=average_rule(board),
         coefficients=[f"{name} {symbol}" for name, symbol, _ in COEFFICIENTS],
         correlations=correlation_rows(board),
+        has_notes=any(correlation.note for correlation in board.correlations),
         has_training=bool(training_runs(board)),
         has_layers=any(row.layers for row in board.rows),
         pictures=_pictures(board),
@@ -102,30 +92,6 @@ def _pictures(board: Board) -> list[dict[str, str]]:
         }
         for one in board.pictures[:MAX_PICTURES]
     ]
-
-
-def _highlights(board: Board) -> list[Highlight]:
-    """Lowest MIR and highest average of the largest cohort, and their rank correlation."""
-    if not board.cohorts:
-        return []
-    cohort = board.cohorts[0]
-    of = f" of cohort {cohort.name}" if len(board.cohorts) > 1 else ""
-    members = [row for row in board.rows if row.cohort == cohort.name]
-    found = []
-    lowest = board.lowest_mir(cohort.name)
-    if lowest is not None:
-        names = " · ".join(storable(row.name) for row in members if row.mir == lowest)
-        found.append(Highlight(f"Lowest MIR{of}", display(lowest, "0.000"), names))
-    averages = [row.average for row in members if row.average is not None]
-    if averages:
-        names = " · ".join(storable(row.name) for row in members if row.average == max(averages))
-        found.append(Highlight(f"Highest average{of}", display(max(averages), "0.0"), names))
-    for correlation in board.correlations:
-        rho = correlation.spearman
-        if correlation.scope == cohort.name and correlation.benchmark == AVERAGE and rho.value is not None:
-            detail = " ".join(filter(None, (interval(rho.low, rho.high, "0.00"), f"n = {correlation.n}")))
-            found.append(Highlight(f"Spearman ρ, MIR and average{of}", display(rho.value, "0.00"), detail))
-    return found
 
 
 def _asset(name: str) -> str:

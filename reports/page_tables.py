@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from mir_plugin.reports.board import AVERAGE, Board, BoardRow, Coefficient
 from mir_plugin.reports.cell_text import storable
-from mir_plugin.reports.cohorts import describe
+from mir_plugin.reports.cohorts import briefly
 from mir_plugin.reports.columns import COEFFICIENTS, TEXT, BestValues, Column, leaderboard_columns
 from mir_plugin.reports.joint import score_of
 from mir_plugin.reports.series import scopes
@@ -112,7 +112,7 @@ def leaderboard_sections(board: Board) -> list[Section]:
     partial = {(entry.identity, entry.benchmark) for entry in board.entries if entry.used and not entry.complete}
     numbered = list(enumerate(board.rows))
     sections = []
-    parts = [(f"Cohort {describe(cohort)}", cohort.name) for cohort in board.cohorts] + [("Without MIR", "")]
+    parts = [(f"Cohort {briefly(cohort)}", cohort.name) for cohort in board.cohorts] + [("Without MIR", "")]
     for title, cohort_name in parts:
         rows = tuple(
             LeaderboardRow(index, tuple(_cell(column, row, best, ranges, partial) for column in columns))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from mir_plugin.reports.board import AVERAGE, Board, BoardRow
 from mir_plugin.reports.cell_text import csv_text, latex_text, markdown_text
-from mir_plugin.reports.cohorts import describe
+from mir_plugin.reports.cohorts import briefly
 from mir_plugin.reports.columns import COEFFICIENTS, BestValues, Column, correlation_columns, leaderboard_columns
 from mir_plugin.reports.records import COMPARABILITY_PARTS
 
@@ -49,7 +49,7 @@ def to_markdown(board: Board) -> str:
     columns = _printed(board)
     best = BestValues.of(board)
     parts.append(_markdown_table(columns, [_cells(best, columns, row, markdown_text, "**{}**") for row in board.rows]))
-    parts += [f"Cohort {markdown_text(describe(cohort))}." for cohort in board.cohorts]
+    parts += [f"Cohort {markdown_text(briefly(cohort))}." for cohort in board.cohorts]
     if board.correlations:
         printed = [column for column in correlation_columns(board) if column.heading in PRINTED_CORRELATION]
         rows = [[_plain(column, c, markdown_text) for column in printed] for c in board.correlations]
@@ -73,7 +73,7 @@ def to_latex(board: Board) -> str:
     shape = "".join("l" if column.heading in ALIGNED_LEFT else "r" for column in columns)
     best = BestValues.of(board)
     rows = [_cells(best, columns, row, latex_text, r"\textbf{{{}}}") for row in board.rows]
-    measured = [f"MIR: {describe(cohort)}." for cohort in board.cohorts]
+    measured = [f"MIR: {briefly(cohort)}." for cohort in board.cohorts]
     caption = " ".join(latex_text(text) for text in (f"{board.title}.", *measured, *board.warnings))
     lines = [
         r"% needs \usepackage{booktabs} and \usepackage{graphicx}",

@@ -202,7 +202,7 @@
       add("Fewer than two rows have both: nothing to correlate.", "", "muted");
       return;
     }
-    add(`n = ${found.n}`);
+    if (!found.note.startsWith(`n = ${found.n}:`)) add(`n = ${found.n}`);
     for (const { name, value, interval, p, leftOut } of found.coefficients) {
       const item = add(`${name} `, value);
       const detail = item.appendChild(document.createElement("span"));

@@ -34,7 +34,7 @@
   const options = ({ key, label }, isFirst) => ({
     scales: {
       x: axis("Training step", { type: "linear", min: Math.min(...steps), max: Math.max(...steps), ticks: { precision: 0 } }),
-      y: axis(label, { afterFit: (scale) => { scale.width = 76; }, ticks: { callback: (value) => numberText(value), maxTicksLimit: 6 } }),
+      y: axis(label, { afterFit: (scale) => { scale.width = 76; }, ticks: { maxTicksLimit: 6 } }),
     },
     plugins: {
       legend: { display: isFirst && runs.length > 1, labels: { color: theme.colour("ink"), usePointStyle: true, boxWidth: 8, boxHeight: 8, font: { family: FONT } } },

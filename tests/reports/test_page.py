@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_boards import board
 
-from mir_plugin.reports.board import AVERAGE, Board, Cohort
+from mir_plugin.reports.benchmarks import Benchmark
+from mir_plugin.reports.board import AVERAGE, Board, Coefficient, Cohort, Correlation
 from mir_plugin.reports.build import build_paper_report
+from mir_plugin.reports.highlights import highlights
 from mir_plugin.reports.page import render_page
 from mir_plugin.reports.page_charts import as_script_data
 from mir_plugin.reports.records import Comparability
@@ -96,6 +98,35 @@ def test_cohorts_are_separate_sections_and_never_share_a_plot():
     sections = re.findall(r'class="section"><th[^>]*><span>(.*?)</span>', text)
     assert [section.partition(",")[0] for section in sections] == ["Cohort A: 2 checkpoints", "Cohort B: 1 checkpoint"]
     assert [scope["rows"] for scope in chart_data_of(Page(text))["scopes"]] == [[0, 1], [2]]
+
+
+def test_the_numbers_above_are_those_of_the_average_or_else_of_the_main_score():
+    found = [(one.label, one.value, one.detail) for one in highlights(board())]
+    assert found == [("Lowest MIR", "2.750", "alpha"), ("Highest average", "57.2", "alpha")]
+    rows = tuple(dataclasses.replace(row, average=None) for row in board().rows)
+    related = Correlation("A", "mmstar", 3, spearman=Coefficient(-0.5))
+    found = [(one.label, one.value, one.detail) for one in highlights(board(rows=rows, correlations=(related,)))]
+    assert found[1:] == [
+        ("Highest MMStar", "39.0", "alpha"),
+        ("Spearman ρ, MIR and MMStar", "−0.50", "n = 3"),
+    ]
+    loss = Benchmark("loss", "Loss", higher_is_better=False, decimals=3)
+    rows = tuple(dataclasses.replace(row, scores={"loss": row.mir / 2}) for row in rows)
+    found = [(one.label, one.value) for one in highlights(board(rows=rows, benchmarks=(loss,), correlations=()))]
+    assert found[1:] == [("Lowest Loss", "1.375")]
+
+
+def test_the_correlations_have_a_column_of_notes_only_where_there_is_one():
+    noted, plain = (Page(render_page(board(correlations=board().correlations[first:]))).rows for first in (0, 1))
+    widths = [[len(row) for row in rows if row[:1] in (["MIR against"], ["MMStar"])] for rows in (noted, plain)]
+    assert widths == [[7, 7], [6, 6]]
+
+
+def test_fingerprints_are_cut_short_where_people_read_them():
+    cohorts = (Cohort("A", Comparability("exact", "0123456789ab" + "c" * 52, "p1"), 3),)
+    assert "Cohort A: 3 checkpoints, estimator exact, samples 0123456789ab…, protocol p1" in render_page(
+        board(cohorts=cohorts)
+    )
 
 
 def test_a_partial_score_is_marked():
