@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,6 +187,11 @@ class MirResult:
 def result_file(path: Path) -> Path:
     """The ``mir.json`` of a folder; any other path is that of a result itself."""
     return path / RESULT_NAME if path.is_dir() else path
+
+
+def is_filed_under(name: str, checkpoint: Path) -> bool:
+    """Whether the name that a result gives its checkpoint is that of this one; relative paths are taken from here."""
+    return os.path.abspath(name) == os.path.abspath(checkpoint)  # noqa: PTH100 - a file may name anything
 
 
 def _hold_together(result: MirResult) -> None:

@@ -18,7 +18,7 @@ from mir_plugin import __version__
 from mir_plugin.errors import MirError
 from mir_plugin.fingerprint import fingerprint, folder_fingerprint
 from mir_plugin.output import not_writable, write_atomically
-from mir_plugin.results import LayerDistance, MirConfig, MirResult
+from mir_plugin.results import LayerDistance, MirConfig, MirResult, is_filed_under
 from mir_plugin.strict_json import json_document, read_as
 
 # Loading options that change how fast and in which memory a result is made, not the result.
@@ -116,7 +116,7 @@ def require_same_checkpoint(path: Path, filed: str, checkpoint: Path, otherwise:
     Raises:
         MirError: if that is not ``checkpoint``; names both.
     """
-    if os.path.abspath(filed) != os.path.abspath(checkpoint):  # noqa: PTH100 - whatever a file may name
+    if not is_filed_under(filed, checkpoint):
         raise MirError(f"{path} is of {filed}, not of {checkpoint}. Name another folder with --out, or {otherwise}.")
 
 

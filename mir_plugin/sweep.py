@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from mir_plugin.errors import MirError
 from mir_plugin.output import write_atomically
 from mir_plugin.redaction import without_secrets
-from mir_plugin.results import RESULT_NAME, MirResult
+from mir_plugin.results import RESULT_NAME, MirResult, is_filed_under
 from mir_plugin.selection import Candidate, Selection, select
 from mir_plugin.steps import in_training_order, run_of, step_in_name, step_of
 from mir_plugin.strict_json import is_number, json_document
@@ -94,12 +94,14 @@ class Sweep:
 
     def add(self, checkpoints: Iterable[Path]) -> None:
         """Append checkpoints in training order; one that is there already is measured again, if its files changed."""
+        saved = {path.parent.name: result for path, result in self._saved()}
         for checkpoint in in_training_order(checkpoints):
             known = next((i for i, one in enumerate(self.entries) if one.checkpoint == checkpoint), None)
             if known is not None:
                 self.entries[known] = dataclasses.replace(self.entries[known], state="waiting")
                 continue
-            name = result_name(checkpoint, {one.name for one in self.entries})
+            others = {name for name, result in saved.items() if not is_filed_under(result.checkpoint, checkpoint)}
+            name = result_name(checkpoint, others | {one.name for one in self.entries})
             self.entries.append(SweepEntry(checkpoint, name, run_of(checkpoint), step_of(checkpoint)))
         self._changed()
 
@@ -110,11 +112,7 @@ class Sweep:
             below: the folder where the checkpoints were.
             samples_fingerprint, config: of this sweep; results of others are left alone.
         """
-        for path in sorted(self.out_dir.glob(f"*/{RESULT_NAME}")):
-            try:
-                result = MirResult.load(path)
-            except MirError:  # not ours, or of another version: no result to recall
-                continue
+        for path, result in self._saved():
             checkpoint = Path(result.checkpoint)
             gone = not checkpoint.exists() and checkpoint.absolute().is_relative_to(below.absolute())
             if gone and result.fingerprints.get("samples") == samples_fingerprint and result.config == config:
@@ -122,6 +120,15 @@ class Sweep:
                 found = recorded_indicators(path.parent, result)
                 self.entries.append(dataclasses.replace(entry, state="kept", result=result, indicators=found))
         self._changed()
+
+    def _saved(self) -> Iterator[tuple[Path, MirResult]]:
+        """The results below the output folder that can be read."""
+        for path in sorted(self.out_dir.glob(f"*/{RESULT_NAME}")):
+            try:
+                result = MirResult.load(path)
+            except MirError:  # not ours, or of another version
+                continue
+            yield path, result
 
     def run(self) -> None:
         """Measure all that wait."""

@@ -141,6 +141,15 @@ def test_a_checkpoint_s_folder_is_called_after_it(
     assert result_name(Path(checkpoint)) == name
 
 
+def test_a_later_sweep_leaves_every_saved_result_in_its_folder(tmp_path: Path) -> None:
+    for names in (["b/final"], ["a/final", "b/final", "c/b/final"], ["c/b/final"]):
+        sweep = Sweep(tmp_path, measured_by_step)
+        sweep.add(map(Path, names))
+        sweep.run()
+    held = {path.parent.name: MirResult.load(path).checkpoint for path in tmp_path.glob("*/mir.json")}
+    assert held == {"final": "b/final", "a_final": "a/final", "b_final": "c/b/final"}
+
+
 def test_results_of_checkpoints_that_a_training_deleted_still_count(tmp_path: Path) -> None:
     runs, out = tmp_path / "runs", tmp_path / "out"
     (runs / "checkpoint-3").mkdir(parents=True)
