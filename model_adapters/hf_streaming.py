@@ -60,7 +60,7 @@ def placement_within(
         raise MirError(f"{checkpoint} is quantised, and quantised weights are not streamed. Leave out --device-memory.")
     stored = open_checkpoint_weights(checkpoint)
     model = skeleton(checkpoint, trust_remote_code=trust_remote_code)
-    dtype = dtype or model.config.dtype or next(iter(stored.values())).dtype
+    dtype = dtype or model.config.dtype or next(w.dtype for w in stored.values() if w.dtype.is_floating_point)
     layers = find_decoder(model).layers
     sizes = [n_bytes(layer.parameters(), dtype) for layer in layers]
     fit = fit_within(device_memory, layers=sizes, others=n_bytes(model.parameters(), dtype) - sum(sizes))

@@ -20,6 +20,7 @@ from mir_plugin.engine import layer_features
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.decoder_discovery import find_decoder
+from mir_plugin.model_adapters.hf_streaming import placement_within
 from mir_plugin.model_adapters.huggingface import HuggingFaceAdapter, from_loaded, load
 from mir_plugin.model_adapters.layer_weights import SHARE_FOR_WEIGHTS
 from mir_plugin.model_adapters.moca_training import apply_moca
@@ -146,6 +147,21 @@ def test_pickled_weights_that_fit_are_loaded_whole(tmp_path: Path) -> None:
     folder, layer, others = saved("llava", tmp_path)
     _pickled(folder)
     assert load(folder, LoadOptions(device="cpu", device_memory=room_for(9, layer, others))).decoder.streamed is None
+
+
+def test_sizes_without_a_stated_dtype_are_those_of_the_stored_numbers(tmp_path: Path) -> None:
+    folder, layer, others = saved("llava", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    counter = {"a.position_ids": torch.arange(4)}  # comes first, and takes 8 bytes a number
+    save_file(counter | weights, folder / "model.safetensors", metadata={"format": "pt"})
+    n_layers = len(find_decoder(TINY_MODELS["llava"]().model).layers)
+    for n_fitting, whole in ((n_layers, True), (n_layers - 0.5, False)):
+        limit = room_for(n_fitting, layer, others) + 8
+        placement = placement_within(limit, folder, torch.device("cpu"), dtype=None, trust_remote_code=False)
+        assert (placement is None) is whole
 
 
 def test_a_damaged_layer_is_named_when_it_is_read(tmp_path: Path) -> None:
