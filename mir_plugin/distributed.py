@@ -178,8 +178,12 @@ def _over_nccl(group: Group, device: str) -> Group:
     if not all(group.objects(own)):  # agreed upon, because one process alone with another backend waits forever
         return group
     torch.cuda.set_device(device)
-    nccl = dist.new_group(backend="nccl", timeout=TIMEOUT)
-    return Group(group.rank, group.size, device=torch.device(device), tensor_group=nccl)
+    return Group(group.rank, group.size, device=torch.device(device), tensor_group=_all_over("nccl"))
+
+
+def _all_over(backend: str) -> dist.ProcessGroup:
+    """All processes once more, connected by another backend. Collective."""
+    return cast("dist.ProcessGroup", dist.new_group(backend=backend, timeout=TIMEOUT))  # of all: never a non-member
 
 
 def current_group() -> Group:
@@ -198,7 +202,7 @@ def _group_of(world: Any) -> Group:
         # NCCL takes nothing from the processor's memory; who started it has set the accelerator of this process.
         device=torch.device("cuda", torch.cuda.current_device()) if nccl else None,
         # Counts and errors stay off the accelerator, so that a process out of device memory can still tell why.
-        object_group=dist.new_group(backend="gloo", timeout=TIMEOUT) if nccl else None,
+        object_group=_all_over("gloo") if nccl else None,
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Collection, Iterator
+from typing import Any
 
-import click
 from typer.core import TyperCommand
 
 from mir_plugin.errors import MirError
@@ -43,7 +43,7 @@ def shortage_told(options: Collection[str] = tuple(REMEDIES)) -> Iterator[None]:
 class MeasuringCommand(TyperCommand):
     """A subcommand that tells a shortage of memory with the options of its own that help."""
 
-    def invoke(self, ctx: click.Context) -> object:
+    def invoke(self, ctx: Any) -> Any:  # a context of click, or of the click inside later versions of typer
         """Run the command."""
         with shortage_told([option for parameter in self.params for option in parameter.opts]):
             return super().invoke(ctx)
