@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from openpyxl.chart import Reference, ScatterChart, Series
 from openpyxl.chart.shapes import GraphicalProperties
 from openpyxl.chart.trendline import Trendline
@@ -77,17 +80,28 @@ def _write_chart(sheet: Worksheet, board: Board, top: int, left: int) -> None:
         series.marker.graphicalProperties.line.solidFill = colour
         series.graphicalProperties.line.noFill = True
         if len(numbers) > 2:
-            series.trendline = Trendline(trendlineType="linear", dispRSqr=True, dispEq=False)
+            series.trendline = Trendline(trendlineType="linear", dispRSqr=False, dispEq=False)
         chart.series.append(series)
     for axis, values in (
         (chart.x_axis, [float(row.mir or 0) for _, row in points]),
         (chart.y_axis, [float(row.average or 0) for _, row in points]),
     ):
-        margin = (max(values) - min(values)) * 0.08 or 1.0
-        axis.scaling.min, axis.scaling.max = round(min(values) - margin, 1), round(max(values) + margin, 1)
+        axis.scaling.min, axis.scaling.max = _limits(values)
     if len(by_cohort) == 1:
         chart.legend = None
     sheet.add_chart(chart, f"A{HEADER_ROW}")
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis that holds the values with a margin, in as many digits as their span asks for.
+
+    >>> _limits([2.51, 2.53]), _limits([44.9, 59.8]), _limits([3.0])
+    ((2.508, 2.532), (44.0, 61.0), (2.0, 4.0))
+    """
+    span = max(values) - min(values)
+    margin = 0.08 * span or 1.0
+    digits = max(0, 2 - math.ceil(math.log10(span or 1.0)))  # rounds by a twentieth of the span at most
+    return round(min(values) - margin, digits), round(max(values) + margin, digits)
 
 
 def _plotted(row: BoardRow) -> bool:

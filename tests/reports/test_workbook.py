@@ -120,6 +120,18 @@ def test_charts_refer_to_cells_that_hold_the_numbers(book):
     assert len(lines.series) == 3
 
 
+def test_the_chart_of_the_average_holds_points_that_lie_close_together(tmp_path):
+    rows = [
+        dataclasses.replace(row, mir=2.51 + place / 100, average=50.0 + place / 50)
+        for place, row in enumerate(board().rows)
+    ]
+    book = openpyxl.load_workbook(write_workbook(board(rows=tuple(rows)), tmp_path / "r.xlsx"))
+    (chart,) = book["Correlation"]._charts
+    for axis, low, high in ((chart.x_axis, 2.51, 2.53), (chart.y_axis, 50.0, 50.04)):
+        assert axis.scaling.min < low < high < axis.scaling.max
+        assert axis.scaling.max - axis.scaling.min < 2 * (high - low)
+
+
 def test_a_board_without_anything_still_opens(tmp_path):
     empty = board(
         names=("only",),
