@@ -71,11 +71,11 @@ def fit_within(device_memory: int, *, layers: Sequence[int], others: int) -> Fit
     """
     room = SHARE_FOR_WEIGHTS * device_memory - others
     if max(layers) > room:
-        least = (max(layers) + others) / SHARE_FOR_WEIGHTS
+        least = math.ceil((max(layers) + others) / SHARE_FOR_WEIGHTS / 1e8) / 10  # GB, never rounded down
         raise MirError(
             f"{device_memory / 1e9:.2f} GB of device memory are too little: vision tower, projector and embeddings "
             f"take {others / 1e9:.2f} GB and one decoder layer {max(layers) / 1e9:.2f} GB. "
-            f"With features and statistics, --device-memory {least / 1e9:.1f}GB is the least."
+            f"With features and statistics, --device-memory {least:.1f}GB is the least."
         )
     return Fit(whole=sum(layers) <= room, two_layers=2 * max(layers) <= room)
 

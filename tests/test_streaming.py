@@ -141,7 +141,7 @@ def test_a_checkpoint_streamed_from_disk_has_the_features_of_the_loaded_one(case
 
 def test_a_limit_below_one_layer_is_refused_with_the_least_that_works() -> None:
     folder = require_golden("llava/llava_full")
-    with pytest.raises(MirError, match=r"--device-memory 0\.0GB is the least"):
+    with pytest.raises(MirError, match=r"--device-memory 0\.1GB is the least"):
         load_adapter(folder / "model", LoadOptions(device="cpu", device_memory=1))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -22,7 +23,7 @@ from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.decoder_discovery import find_decoder
 from mir_plugin.model_adapters.hf_streaming import placement_within
 from mir_plugin.model_adapters.huggingface import HuggingFaceAdapter, from_loaded, load
-from mir_plugin.model_adapters.layer_weights import SHARE_FOR_WEIGHTS
+from mir_plugin.model_adapters.layer_weights import SHARE_FOR_WEIGHTS, fit_within
 from mir_plugin.model_adapters.moca_training import apply_moca
 
 
@@ -79,8 +80,13 @@ def test_what_fits_is_loaded_as_a_whole(tmp_path: Path) -> None:
 
 def test_too_little_memory_names_the_least_that_works(tmp_path: Path) -> None:
     folder, _, _ = saved("llava", tmp_path)
-    with pytest.raises(MirError, match=r"--device-memory 0\.0GB is the least"):
+    with pytest.raises(MirError, match=r"--device-memory 0\.1GB is the least"):
         load(folder, LoadOptions(device="cpu", device_memory=1))
+    layer, others = 440_000_000, 3_080_000_000  # 5.03 GB, with their share of the memory
+    with pytest.raises(MirError) as refused:
+        fit_within(4_900_000_000, layers=[layer] * 32, others=others)
+    [least] = re.findall(r"--device-memory (\S+)GB", str(refused.value))
+    assert not fit_within(int(float(least) * 1e9), layers=[layer] * 32, others=others).whole
 
 
 def test_nothing_is_said_about_offloading_that_was_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
