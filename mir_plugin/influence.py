@@ -93,7 +93,8 @@ def _lengths_under(triangle: Tensor, rows: Tensor) -> Tensor:
 
 
 def _squared_norms(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1).square()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms.square()
 
 
 def _centred(sums: Tensor, counts: Tensor) -> Tensor:

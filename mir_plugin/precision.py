@@ -17,6 +17,7 @@ def full_float32() -> Iterator[None]:
     programs switch it on for matrix products. Half precision is not concerned.
     """
     owners: tuple[Any, ...]
+    full: str | bool
     if hasattr(torch.backends.cudnn, "conv"):  # since torch 2.9; mixed with the older flags, reading them raises
         owners, name, full = (torch.backends.cudnn.conv, torch.backends.cuda.matmul), "fp32_precision", "ieee"
     else:
