@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
@@ -17,7 +16,7 @@ from mir_plugin.model_adapters.decoder_discovery import unwrapped
 from mir_plugin.model_adapters.host_parts import is_processor
 from mir_plugin.model_adapters.huggingface import from_loaded
 from mir_plugin.monitor import metrics_of, saturated, undisturbed
-from mir_plugin.results import MirConfig, MirResult
+from mir_plugin.results import RESULT_NAME, MirConfig, MirResult
 from mir_plugin.samples import SampleSet
 from mir_plugin.tasks.live import measure_live
 
@@ -141,12 +140,12 @@ class MIRCallback(TrainerCallback):
                 checkpoint=str(self._run_dir / f"checkpoint-{step}"),
                 batch_size=self._batch_size,
             )
-        except (MirError, torch.OutOfMemoryError) as error:
+        except (MirError, RuntimeError) as error:  # also out of memory, or linear algebra that did not converge
             logger.warning(f"MIR was not measured at step {step}; training goes on. {error}")
             return
         self._results = {s: r for s, r in self._results.items() if _comparable(r, result)} | {step: result}
         if state.is_world_process_zero:
-            result.save(self._out_dir / f"checkpoint-{step}" / "mir.json")
+            result.save(self._out_dir / f"checkpoint-{step}" / RESULT_NAME)
         # Trainer.log ends the request to log this step's loss, which the Trainer has yet to answer.
         loss_is_due = control.should_log
         self._trainer.log(metrics_of(result))
@@ -161,7 +160,7 @@ class MIRCallback(TrainerCallback):
     def _earlier_results(self, last_step: int) -> dict[int, MirResult]:
         """Results of an interrupted run up to the step it resumes from; none for a run that starts anew."""
         found = {}
-        for path in self._out_dir.glob("checkpoint-*/mir.json"):
+        for path in self._out_dir.glob(f"checkpoint-*/{RESULT_NAME}"):
             step = path.parent.name.removeprefix("checkpoint-")
             if step.isdecimal() and int(step) <= last_step:
                 found[int(step)] = MirResult.load(path)

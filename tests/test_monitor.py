@@ -172,14 +172,23 @@ def test_a_training_that_no_longer_lowers_mir_stops(samples: SampleSet, tmp_path
     assert [step for step, _, _ in losses(trainer)] == [1, 2, 3, 4, 5, 6], "the loss of the last step is logged too"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MirError("3 of 40 vision tokens at layer 2 are NaN"), torch.linalg.LinAlgError("3 of 40 values did not converge")],
+    ids=lambda error: type(error).__name__,
+)
 def test_epochs_are_an_interval_and_a_failed_measurement_does_not_end_the_training(
-    samples: SampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception,
+    samples: SampleSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from mir_plugin.tasks import trainer as module
 
     def fails(*_: Any, checkpoint: str, **__: Any) -> MirResult:
         if checkpoint.endswith("checkpoint-4"):
-            raise MirError("3 of 40 vision tokens at layer 2 are NaN")
+            raise error
         return measured(*_, checkpoint=checkpoint, **__)
 
     measured = module.measure_live
