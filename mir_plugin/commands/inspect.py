@@ -29,15 +29,10 @@ def inspect(
     from rich.console import Console
     from rich.table import Table
 
-    from mir_plugin.model_adapters import LoadOptions, inspect_checkpoint
+    from mir_plugin.commands.loading import load_options
+    from mir_plugin.model_adapters import inspect_checkpoint
 
-    chosen = LoadOptions(
-        base_llm=base_llm,
-        vision_tower=vision_tower,
-        vision_tower_aux=vision_tower_aux,
-        family=family,
-        merge_lora=merge_lora,
-    )
+    chosen = load_options(locals())
     spec, description = inspect_checkpoint(checkpoint, chosen)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)

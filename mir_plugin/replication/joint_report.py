@@ -11,6 +11,7 @@ from mir_plugin.replication.replicate import Replication
 from mir_plugin.reports.build import ReportFiles, build_report
 from mir_plugin.reports.config import ModelEntry, ReportConfig
 from mir_plugin.reports.indicator_columns import indicator_table, with_indicators
+from mir_plugin.results import RESULT_NAME
 
 DIGITS = "mir_digits"
 
@@ -39,7 +40,7 @@ def write_report(replication: Replication, out: Path) -> ReportFiles:
             "Checkpoints of one run are not independent; intervals of correlations over checkpoints are too narrow.",
         ),
     )
-    measured = [plan.results_dir / "mir.json" for plan in plans]
+    measured = [plan.results_dir / RESULT_NAME for plan in plans]
     scored = [path for plan in plans for path in sorted((plan.results_dir / "after").rglob("*_results.json"))]
     return build_report([*measured, *scored, table], out / "report", config)
 

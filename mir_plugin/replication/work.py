@@ -29,6 +29,7 @@ from mir_plugin.replication.outcomes import CHECKPOINTS, CheckpointPlan, Outcome
 from mir_plugin.replication.recipe import Recipe
 from mir_plugin.replication.scoring import digits_score
 from mir_plugin.replication.training import Pictures, Stage, finetune, make_repeatable, train_projector
+from mir_plugin.results import RESULT_NAME
 from mir_plugin.run import measure
 from mir_plugin.samples import Sample, SampleSet
 from mir_plugin.sweep import INDICATORS_NAME
@@ -162,7 +163,7 @@ def measured(recipe: Recipe, plan: CheckpointPlan) -> tuple[dict[str, float], di
     about = {"source": EMBEDDED_DIGITS, "n_questions": recipe.n_in_context, "seed": 0}
     save_indicators(plan.results_dir / INDICATORS_NAME, found, adapter, plan.folder, captioned, about)
     by_captions = measure(adapter, captioned, checkpoint=str(plan.folder), batch_size=BATCH)
-    by_captions.save(plan.results_dir / "mir.json")
+    by_captions.save(plan.results_dir / RESULT_NAME)
     by_prose, by_photographs = (
         measure(adapter, pairs, checkpoint=str(plan.folder), batch_size=BATCH, with_uncertainty=False)
         for pairs in (prose, photographs)
