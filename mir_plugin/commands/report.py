@@ -83,7 +83,11 @@ def print_report(files: ReportFiles) -> None:
 
     console, board = Console(soft_wrap=True, highlight=False), files.board
     n_with_mir = sum(row.mir is not None for row in board.rows)
-    console.print(f"{len(board.rows)} checkpoints ({n_with_mir} with MIR), {len(board.benchmarks)} benchmark(s)")
+    checkpoints, benchmarks = (
+        f"{len(found)} {noun}" + "s" * (len(found) != 1)
+        for found, noun in ((board.rows, "checkpoint"), (board.benchmarks, "benchmark"))
+    )
+    console.print(f"{checkpoints} ({n_with_mir} with MIR), {benchmarks}")
     for row in board.rows:
         shown = [f"MIR {row.mir:.3f}"] if row.mir is not None else []
         shown += [f"{one.name} {row.scores[one.key]:.1f}" for one in board.benchmarks if one.key in row.scores]
