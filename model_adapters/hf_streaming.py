@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +71,7 @@ def placement_within(
             f"{checkpoint} holds pickled weights, and Hugging Face checkpoints are streamed from safetensors only. "
             "Leave out --device-memory, or save the checkpoint again with a recent transformers."
         )
-    path = _path_of(model, layers[0]).rpartition(".")[0]
-    return Placement(dict(_placed(model, path, str(device))), fit.two_layers)
+    return Placement(dict(_placed(model, _path_of_list(model, layers), str(device))), fit.two_layers)
 
 
 @contextmanager
@@ -110,7 +109,8 @@ def streamed_checkpoint(model: Any, device: torch.device, placement: Placement) 
     files = {path: open_weight_file(Path(path)) for path in {entry["safetensors_file"] for entry in index.values()}}
     stored = {name: files[entry["safetensors_file"]][entry["weight_name"]] for name, entry in index.items()}
     layers = find_decoder(model).layers
-    weights = [weights_below(stored, f"{_path_of(model, layer)}.") for layer in layers]
+    path = _path_of_list(model, layers)
+    weights = [weights_below(stored, f"{path}.{k}.") for k in range(len(layers))]
     dtypes = {parameter.dtype for layer in layers for parameter in layer.parameters()}
     if dtypes != {model.dtype}:
         raise MirError(
@@ -143,9 +143,9 @@ def _placed(module: nn.Module, layers: str, device: str, prefix: str = "") -> It
             yield path, device
 
 
-def _path_of(model: nn.Module, wanted: nn.Module) -> str:
+def _path_of_list(model: nn.Module, layers: Sequence[nn.Module]) -> str:
     paths: dict[nn.Module, str] = {module: path for path, module in model.named_modules()}
-    return paths[wanted]
+    return paths[layers[0]].rpartition(".")[0]
 
 
 def _offload_index(model: nn.Module) -> Mapping[str, Mapping[str, str]]:

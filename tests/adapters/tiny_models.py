@@ -170,20 +170,24 @@ def qwen2_5_vl() -> TinyModel:
     return _finish(tf.Qwen2_5_VLForConditionalGeneration(config), processor, QWEN_CHAT)
 
 
+QWEN3_VISION = {
+    "depth": 3,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 16,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0, 1],
+}
+QWEN3_TEXT = {**TEXT, "head_dim": 8, "rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]}}
+
+
 def qwen3_vl() -> TinyModel:
     tokenizer, ids, images, size = _qwen_parts(4)
     config = tf.Qwen3VLConfig(
-        vision_config={
-            "depth": 3,
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "num_heads": 2,
-            "patch_size": 4,
-            "out_hidden_size": 16,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0, 1],
-        },
-        text_config={**TEXT, "head_dim": 8, "rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]}},
+        vision_config=QWEN3_VISION,
+        text_config=QWEN3_TEXT,
         **ids,
     )
     videos = tf.Qwen3VLVideoProcessor(patch_size=4, size=size)
@@ -195,20 +199,9 @@ def qwen3_vl_moe() -> TinyModel:
     """A mixture of experts, whose stored experts transformers transposes: like the others once it is in memory."""
     tokenizer, ids, images, size = _qwen_parts(4)
     config = tf.Qwen3VLMoeConfig(
-        vision_config={
-            "depth": 3,
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "num_heads": 2,
-            "patch_size": 4,
-            "out_hidden_size": 16,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0, 1],
-        },
+        vision_config=QWEN3_VISION,
         text_config={
-            **TEXT,
-            "head_dim": 8,
-            "rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]},
+            **QWEN3_TEXT,
             "num_experts": 4,
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 24,
