@@ -183,20 +183,25 @@ def test_a_damaged_layer_is_named_when_it_is_read(tmp_path: Path) -> None:
     assert key in str(refused.value)
 
 
-GROWTH_ALLOWED = 90e6  # imports at first use, features, and one layer of 13 MB at a time
+GROWTH_ALLOWED = 75e6  # features, and two layers of 13 MB at a time
 SUM_OF_STREAMED_FEATURES = """
     import sys
     from pathlib import Path
-    import transformers
     from adapters.test_huggingface_streaming import sum_of_features
     from mir_plugin.model_adapters import LoadOptions
-    from mir_plugin.model_adapters.huggingface import HuggingFaceAdapter, from_loaded, load
+    from mir_plugin.model_adapters.huggingface import load
 
-    transformers.LlavaForConditionalGeneration, transformers.AutoProcessor  # imported before memory is looked at
-    peak = lambda: 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-    before = peak()
-    adapter = load(Path(sys.argv[1]), LoadOptions(device="cpu", device_memory=80_000_000))
-    print(sum_of_features(adapter), peak() - before)
+    def resident(kind):
+        return 1024 * int(Path("/proc/self/status").read_text().split(kind)[1].split()[0])
+
+    small, large = map(Path, sys.argv[1:3])
+    # What is imported and mapped at first use is there before memory is looked at: how much of the libraries' files
+    # the system then counts as this process's memory changes from machine to machine.
+    sum_of_features(load(small, LoadOptions(device="cpu", device_memory=int(sys.argv[3]))))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+    before = resident("VmRSS:")
+    adapter = load(large, LoadOptions(device="cpu", device_memory=80_000_000))
+    print(sum_of_features(adapter), resident("VmHWM:") - before)
 """
 
 
@@ -212,15 +217,18 @@ def test_a_checkpoint_larger_than_the_memory_it_takes_has_the_features_of_a_load
     tiny.model.config.text_config.update(wide | dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 8))
     torch.manual_seed(0)
     model = type(tiny.model)(tiny.model.config).eval()
-    assert 4 * sum(p.numel() for p in model.parameters()) > 3 * GROWTH_ALLOWED
-    model.save_pretrained(tmp_path, max_shard_size="30MB")
-    tiny.processor.save_pretrained(tmp_path)
+    assert 4 * sum(p.numel() for p in model.parameters()) > 4 * GROWTH_ALLOWED
+    large = tmp_path / "large"
+    model.save_pretrained(large, max_shard_size="30MB")
+    tiny.processor.save_pretrained(large)
+    small, layer, others = saved("llava", tmp_path / "small")
     # A fixed threshold makes glibc return a released tensor at once; by default it keeps some hundred MB for later.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "200000", "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-c", textwrap.dedent(SUM_OF_STREAMED_FEATURES), str(tmp_path)]
+    program = textwrap.dedent(SUM_OF_STREAMED_FEATURES)
+    command = [sys.executable, "-c", program, str(small), str(large), str(room_for(1.5, layer, others))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     total, growth = map(float, done.stdout.split())
     # Another process may add in another order.
     assert total == pytest.approx(sum_of_features(from_loaded(model, tiny.processor)), rel=1e-6)
-    assert growth < GROWTH_ALLOWED
+    assert growth < GROWTH_ALLOWED, f"{growth / 1e6:.0f} MB"
