@@ -22,7 +22,7 @@ class KernelDistances(NamedTuple):
 
 
 def kernel_distances(vision: Tensor, text: Tensor) -> KernelDistances:
-    """MMD² with a Gaussian kernel and with KID's polynomial kernel, from one matrix of inner products.
+    """MMD² with a Gaussian kernel and with KID's polynomial kernel, from the same inner products.
 
     MMD: k(x, y) = exp(−‖x − y‖² / m), m being the median squared distance between any two of the tokens, of either
     modality: the distance does not depend on the features' unit. KID: k(x, y) = (⟨x, y⟩ + 1)³ on features whose text
@@ -34,16 +34,18 @@ def kernel_distances(vision: Tensor, text: Tensor) -> KernelDistances:
     """
     if min(len(vision), len(text)) < 2:
         raise MirError(f"{len(vision)} vision and {len(text)} text tokens; a kernel distance needs 2 of each.")
-    rows = torch.cat([vision, text]).double()
-    products = rows @ rows.t()
-    squares = products.diagonal()
-    squared_distances = (squares[:, None] + squares[None] - 2 * products).clamp_min(0)
-    upper = torch.triu_indices(len(rows), len(rows), offset=1, device=rows.device)
-    bandwidth = squared_distances[upper[0], upper[1]].median()
+    vision, text = vision.double(), text.double()
+    blocks = (vision @ vision.t(), text @ text.t(), vision @ text.t())
+    squares = blocks[0].diagonal(), blocks[1].diagonal()
+    gaussian = [
+        _squared_distances(block, rows, columns)
+        for block, rows, columns in zip(blocks, (*squares, squares[0]), (*squares, squares[1]), strict=True)
+    ]
+    bandwidth = _median_of_pairs(*gaussian)
     if bandwidth == 0:
         raise MirError("more than half of the pairs of tokens are equal, so the Gaussian kernel has no bandwidth.")
-    gaussian = torch.exp(-squared_distances / bandwidth)
-    return KernelDistances(_squared_mmd(gaussian, len(vision)), _squared_mmd((products + 1) ** 3, len(vision)))
+    mmd = _squared_mmd(*(block.div_(-bandwidth).exp_() for block in gaussian))
+    return KernelDistances(mmd, _squared_mmd(*(block.add_(1).pow_(3) for block in blocks)))
 
 
 def mutual_information(vision: Tensor, text: Tensor, n_components: int = 5, n_permutations: int = 200) -> float:
@@ -78,9 +80,19 @@ def mutual_information(vision: Tensor, text: Tensor, n_components: int = 5, n_pe
     return float(information[0] - information[1:].mean())
 
 
-def _squared_mmd(kernel: Tensor, n_vision: int) -> float:
-    """Unbiased: a token's similarity with itself does not count. ``kernel`` is (vision and text, vision and text)."""
-    vision, text, across = kernel[:n_vision, :n_vision], kernel[n_vision:, n_vision:], kernel[:n_vision, n_vision:]
+def _squared_distances(products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """‖x − y‖² from ⟨x, y⟩, ‖x‖² and ‖y‖²; rounding never makes one negative."""
+    return torch.add(rows[:, None], columns[None]).sub_(products, alpha=2).clamp_min_(0)
+
+
+def _median_of_pairs(vision: Tensor, text: Tensor, across: Tensor) -> Tensor:
+    """Lower median over all pairs of different tokens, each pair once."""
+    pairs = [within[i, i + 1 :] for within in (vision, text) for i in range(len(within) - 1)]
+    return torch.cat([*pairs, across.flatten()]).median()
+
+
+def _squared_mmd(vision: Tensor, text: Tensor, across: Tensor) -> float:
+    """Unbiased: a token's similarity with itself does not count."""
     return float(_mean_off_diagonal(vision) + _mean_off_diagonal(text) - 2 * across.mean())
 
 
