@@ -18,7 +18,7 @@ from mir_plugin.model_adapters.llava_files import LlavaFiles, description, open_
 from mir_plugin.model_adapters.llava_model import LlavaModel
 from mir_plugin.model_adapters.llava_sizes import require_own_base, require_own_tokenizer, require_sizes_of_weights
 from mir_plugin.model_adapters.lora import keep_beside, merge
-from mir_plugin.model_adapters.moca import VisionPositions, calibrate
+from mir_plugin.model_adapters.moca import calibrate
 from mir_plugin.model_adapters.placement import chosen_device, chosen_dtype
 from mir_plugin.model_adapters.preprocess import ClipPreprocessor, open_preprocessor
 from mir_plugin.model_adapters.projectors import build_projector
@@ -117,15 +117,13 @@ def assemble(
     device = chosen_device(options.device)
     dtype = chosen_dtype(options.dtype) or files.dtype
     llm_config, llm_class = _llm(files)
-    positions: VisionPositions | None = None
 
     def build() -> LlavaModel:
-        nonlocal positions
         tower = build_tower()
         projector = build_projector(files.config, files.weights, tower.config.clip.hidden_size)
         model = LlavaModel(tower, projector, llm_class(llm_config))
         if files.has_moca:
-            positions = calibrate(model.base_llm.model.layers, llm_config.hidden_size)
+            model.moca_positions = calibrate(model.decoder_layers, model.hidden_size)
         return model
 
     try:
@@ -151,7 +149,6 @@ def assemble(
         model,
         tokenizer,
         preprocessor,
-        positions,
         streamed=streamed,
         features=features,
         more_facts=more_facts or {},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -27,7 +27,6 @@ from mir_plugin.model_adapters.generation import IMAGE_MARK, Prompt
 from mir_plugin.model_adapters.layer_weights import require_resident
 from mir_plugin.model_adapters.llava_files import LlavaFiles
 from mir_plugin.model_adapters.llava_model import LlavaModel
-from mir_plugin.model_adapters.moca import VisionPositions
 from mir_plugin.model_adapters.placement import dtype_name
 from mir_plugin.model_adapters.preprocess import ClipPreprocessor
 from mir_plugin.model_adapters.sequences import ExpandedPrompt, PaddedBatch, expand, padded, padded_batch
@@ -47,7 +46,6 @@ class LlavaAdapter:
         model: LlavaModel,
         tokenizer: Tokenizer,
         preprocessor: ClipPreprocessor,
-        positions: VisionPositions | None,
         *,
         streamed: LayerWeights | None = None,
         features: FeatureStore | None = None,
@@ -61,18 +59,22 @@ class LlavaAdapter:
         self.device = model.base_llm.lm_head.weight.device
         inner = model.base_llm.model
         self.decoder = Decoder(layers=list(inner.layers), final_norm=inner.norm, streamed=streamed)
-        self.facts = {
+        self._facts = {
             **_facts(family, files, model, tokenizer),
             **_conversation_facts(self.conversation),
             "streamed": streamed is not None,
             **more_facts,
         }
-        self._positions = positions
         self._features = features
         self._image_mark = _image_mark(files, tokenizer)
         self._cut_at = _cut_at(files)
         self._n_positions = int(model.base_llm.config.max_position_embeddings)
         self._vocabulary_size = int(model.base_llm.lm_head.weight.shape[0])
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What was loaded; whether it has MoCa may have changed since."""
+        return {**self._facts, "moca": self.model.moca_positions is not None}
 
     def encode(self, samples: Sequence[Sample]) -> Batch:
         """Prompts with the sample's text as the assistant's answer, cut as in training; images as pixels or features.
@@ -114,7 +116,7 @@ class LlavaAdapter:
 
     def bound_to(self, batch: Batch) -> AbstractContextManager[None]:
         """Tells MoCa layers which positions of this batch are vision tokens; nothing for other checkpoints."""
-        return self._calibrating(batch.vision_mask)
+        return self.model.calibrating(batch.vision_mask)
 
     @torch.no_grad()
     def generate(
@@ -140,7 +142,7 @@ class LlavaAdapter:
             )
         batch = padded_batch(questions, self.device, left=True)
         embeddings = self.model.embed(batch, self._pixels(prompts))
-        with self._calibrating(batch.vision_mask.repeat_interleave(num_beams, dim=0)):
+        with self.model.calibrating(batch.vision_mask.repeat_interleave(num_beams, dim=0)):
             return generate_texts(
                 self.model.base_llm,
                 self.tokenizer,
@@ -164,7 +166,7 @@ class LlavaAdapter:
         pairs = [self._continued(prompt, text) for prompt, text in zip(prompts, continuations, strict=True)]
         batch = padded_batch([whole for whole, _ in pairs], self.device)
         embeddings = self.model.embed(batch, self._pixels(prompts))
-        with self._calibrating(batch.vision_mask):
+        with self.model.calibrating(batch.vision_mask):
             hidden_states = self.model.prefill(embeddings, batch.attention_mask)
         return continuation_loglikelihoods(self.model.base_llm.lm_head, hidden_states, pairs)
 
@@ -172,11 +174,8 @@ class LlavaAdapter:
         """The same loaded checkpoint, its weights shared, with image and text alone in every measured prompt."""
         bare = copy.copy(self)
         bare.conversation = BARE
-        bare.facts = {**self.facts, **_conversation_facts(BARE)}
+        bare._facts = {**self._facts, **_conversation_facts(BARE)}
         return bare
-
-    def _calibrating(self, vision_mask: Tensor) -> AbstractContextManager[None]:
-        return nullcontext() if self._positions is None else self._positions.bound_to(vision_mask)
 
     def _seen(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """The images as pixels, or as vision-tower features where these are kept for other checkpoints."""

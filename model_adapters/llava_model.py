@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.moca import CarriesMoca
 from mir_plugin.model_adapters.projectors import Projector
 from mir_plugin.model_adapters.sequences import PaddedBatch
 from mir_plugin.model_adapters.vision_tower import ClipTower
 
 
-class LlavaModel(nn.Module):
+class LlavaModel(CarriesMoca):
     """Vision tower → projector → base LLM.
 
     ``base_llm`` is a causal language model of transformers; its inner model runs alone where no logits are needed.
@@ -28,6 +30,16 @@ class LlavaModel(nn.Module):
     def n_vision_tokens(self) -> int:
         """Rows one image takes in the sequence."""
         return cast("Projector", self.projector).n_vision_tokens(self.vision_tower.n_features)
+
+    @property
+    def decoder_layers(self) -> Sequence[nn.Module]:
+        """The layers of the base LLM."""
+        return list(self.base_llm.model.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the base LLM."""
+        return int(self.base_llm.config.hidden_size)
 
     def embed(self, batch: PaddedBatch, pixel_values: Tensor) -> Tensor:
         """Embeddings (samples, tokens, d) of expanded sequences, vision tokens in place.

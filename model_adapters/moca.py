@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -48,6 +48,30 @@ class VisionPositions:
             yield
         finally:
             self._of_thread.mask = outer
+
+
+class CarriesMoca(nn.Module):
+    """A model of this package: its adapter says which positions of a batch are vision tokens.
+
+    Attributes:
+        moca_positions: what the calibrated layers ask for them; None without MoCa.
+    """
+
+    moca_positions: VisionPositions | None = None
+
+    @property
+    def decoder_layers(self) -> Sequence[nn.Module]:
+        """The layers of the language model."""
+        raise NotImplementedError
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of their hidden states."""
+        raise NotImplementedError
+
+    def calibrating(self, vision_mask: Tensor) -> AbstractContextManager[None]:
+        """Calibrate these positions, bool (samples, tokens), inside the ``with`` block; nothing without MoCa."""
+        return nullcontext() if self.moca_positions is None else self.moca_positions.bound_to(vision_mask)
 
 
 class ModalityCalibration(nn.Module):

@@ -34,6 +34,7 @@ from mir_plugin.model_adapters.image_positions import (
 )
 from mir_plugin.model_adapters.moca import (
     CalibratedLayer,
+    CarriesMoca,
     ModalityCalibration,
     Swapped,
     VisionPositions,
@@ -55,23 +56,32 @@ def apply_moca(model: Any, *, std: float = 0.0) -> VisionPositions:
     weight decay by name, as Trainer does, spare these too.
 
     Args:
-        model: a transformers vision-language model. Where PEFT is used, apply MoCa first and name
+        model: a transformers vision-language model, or the ``model`` of an adapter that ``load_adapter`` gave for a
+            LLaVA, ShareGPT4V or Mini-Gemini checkpoint in its original format: then the adapter measures and answers
+            with MoCa, and trains inside ``adapter.bound_to(batch)``. Where PEFT is used, apply MoCa first and name
             "modality_layernorm" in ``modules_to_save``.
         std: of the noise around 1 and 0 that the parameters start from.
     Returns:
         What knows the vision tokens. Needed by those only who call the model with ``inputs_embeds`` instead of
         ``input_ids``: ``with positions.bound_to(vision_mask): model(...)``.
     Raises:
-        MirError: if the model has MoCa already, or is of an architecture whose decoder layers or vision tokens cannot
-            be found.
+        MirError: if the model has MoCa already, its layers are streamed from disk, or it is of an architecture whose
+            decoder layers or vision tokens cannot be found.
     """
     model = unwrapped(model)
-    require_countable_features(model)
-    layers = find_decoder(model).layers
+    if not isinstance(model, CarriesMoca):
+        require_countable_features(model)
+    layers, width = _layers_and_width(model)
+    devices = [next(layer.parameters()).device for layer in layers]
+    if torch.device("meta") in devices:
+        raise MirError("the decoder layers of this model are read from disk one by one. Load it without device_memory.")
+    positions = calibrate(layers, width, std)
+    for layer, device in zip(layers, devices, strict=True):
+        _calibration_of(layer).to(device)
+    if isinstance(model, CarriesMoca):
+        model.moca_positions = positions
+        return positions
     owner = cast("nn.Module", owner_of(model, "get_image_features"))
-    positions = calibrate(layers, int(model.config.get_text_config(decoder=True).hidden_size), std)
-    for layer in layers:
-        _calibration_of(layer).to(next(layer.parameters()).device)
     owner.moca_positions = positions  # type: ignore[assignment]
     owner.moca_image_token_id = image_token_id(model, None)  # type: ignore[assignment]
     swap_class(owner, _BindingModel)
@@ -87,6 +97,10 @@ def remove_moca(model: Any) -> None:
     """
     model = unwrapped(model)
     layers = _calibrated_layers(model)
+    if isinstance(model, CarriesMoca):
+        model.moca_positions = None
+        uncalibrate(layers)
+        return
     owner = cast("nn.Module", owner_of(model, "get_image_features"))
     restore_class(owner)
     del owner.moca_positions, owner.moca_image_token_id
@@ -134,8 +148,7 @@ def load_moca(model: Any, source: Path | str) -> VisionPositions:
     """
     model = unwrapped(model)
     stored = _stored(Path(source))
-    layers = find_decoder(model).layers
-    width = int(model.config.get_text_config(decoder=True).hidden_size)
+    layers, width = _layers_and_width(model)
     expected = {(k, name) for k in range(len(layers)) for name in ("scale", "shift")}
     if not stored:
         raise MirError(f"{source} holds no MoCa: no key ends in layers.N.modality_layernorm.scale or .shift.")
@@ -163,7 +176,13 @@ def _stored(source: Path) -> Mapping[tuple[int, str], Tensor]:
 def _calibrated_layers(model: Any) -> Sequence[nn.Module]:
     if not has_moca(model):
         raise MirError(f"this {type(model).__name__} has no MoCa. Call apply_moca or load_moca first.")
-    return find_decoder(model).layers
+    return _layers_and_width(model)[0]
+
+
+def _layers_and_width(model: Any) -> tuple[Sequence[nn.Module], int]:
+    if isinstance(model, CarriesMoca):
+        return model.decoder_layers, model.hidden_size
+    return find_decoder(model).layers, int(model.config.get_text_config(decoder=True).hidden_size)
 
 
 def _calibration_of(layer: nn.Module) -> ModalityCalibration:

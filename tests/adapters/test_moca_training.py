@@ -529,3 +529,72 @@ def test_what_cannot_be_done_is_said(llava: TinyModel, tmp_path: Path) -> None:
     save_file(incomplete, save_here)
     with pytest.raises(MirError, match=r"holds 4 MoCa tensors .* but the model's 3 layers"):
         load_moca(llava.model, save_here)
+
+
+ORIGINAL_CASES = ("llava/llava_full", "sharegpt4v/share4v_full", "mini_gemini/mgm_full")
+
+
+def original(case: str) -> LlavaAdapter:
+    folder = require_golden(case) / "model"
+    adapter = load_adapter(folder, LoadOptions(device="cpu", dtype="float32"))
+    assert isinstance(adapter, LlavaAdapter)
+    return adapter
+
+
+@pytest.mark.parametrize("case", ORIGINAL_CASES)
+def test_a_checkpoint_of_the_original_format_takes_trains_stores_and_gives_back_moca(case: str, tmp_path: Path) -> None:
+    adapter = original(case)
+    batch, names = adapter.encode(SAMPLES), set(adapter.model.state_dict())
+    before, prompts = states_of(adapter, batch), batch.inputs["prompts"]
+    assert adapter.facts["moca"] is False
+    apply_moca(adapter.model)
+    assert equal(states_of(adapter, batch), before)
+    assert adapter.facts["moca"] is True
+    disturb(adapter.model)
+    scale, shift = moca_parameters(adapter.model)[:2]
+    mask, found = batch.vision_mask, states_of(adapter, batch)
+    assert torch.allclose(found[0][mask], before[0][mask] * scale + shift, atol=1e-5)
+    assert torch.equal(found[0][~mask], before[0][~mask])
+    questions = [Prompt("What is it?", (one.image,)) for one in SAMPLES]
+    assert len(adapter.generate(questions, max_new_tokens=2)) == 2
+
+    optimiser, losses = torch.optim.Adam(moca_parameters(adapter.model), lr=1e-2), []
+    for _ in range(4):
+        with adapter.bound_to(batch):
+            embeddings = adapter.model.embed(prompts, batch.inputs["pixel_values"])
+            hidden = adapter.model.prefill(embeddings, prompts.attention_mask)
+        predicted = batch.text_mask[:, 1:]
+        logits = adapter.model.base_llm.lm_head(hidden[:, :-1][predicted])
+        loss = torch.nn.functional.cross_entropy(logits, prompts.token_ids[:, 1:][predicted])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    trained_states = states_of(adapter, batch)
+
+    save_moca(adapter.model, tmp_path / "moca.safetensors")
+    again = original(case)
+    load_moca(again.model, tmp_path / "moca.safetensors")
+    assert equal(states_of(again, batch), trained_states)
+    remove_moca(adapter.model)
+    assert equal(states_of(adapter, batch), before)
+    assert (set(adapter.model.state_dict()), adapter.facts["moca"]) == (names, False)
+
+
+def test_a_recorded_moca_taken_out_and_loaded_again_is_the_recorded_one() -> None:
+    adapter = original("llava/llava_moca")
+    batch = adapter.encode(SAMPLES)
+    recorded = states_of(adapter, batch)
+    remove_moca(adapter.model)
+    assert not equal(states_of(adapter, batch), recorded)
+    load_moca(adapter.model, require_golden("llava/llava_moca") / "model")
+    assert equal(states_of(adapter, batch), recorded)
+
+
+def test_layers_that_are_streamed_take_no_moca() -> None:
+    folder = require_golden("llava/llava_full") / "model"
+    adapter = load_adapter(folder, LoadOptions(device="cpu", device_memory=1_500_000))
+    assert isinstance(adapter, LlavaAdapter)
+    with pytest.raises(MirError, match="are read from disk one by one"):
+        apply_moca(adapter.model)
