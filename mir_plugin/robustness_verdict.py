@@ -99,7 +99,9 @@ def _outcome(difference: float | None, ratio: float | None, n_orders: int, n_sam
             return "robust", alike
         return "order kept", f"{alike}, but values of different {noun} must not be compared"
     if difference is None:
-        return "nothing to compare with", "there is no second checkpoint to hold that against"
+        return "nothing to compare with", (
+            "there is no second checkpoint to hold that against: name one beside it, or its mir.json with --against"
+        )
     if ratio is None:
         return "unclear", "two checkpoints have the same MIR"
     if ratio < HARMLESS_RATIO:

@@ -41,7 +41,7 @@ NUMBER_COLUMNS: tuple[Column[NumberRow], ...] = (
 )
 VERDICT_COLUMNS: tuple[Column[Verdict], ...] = (
     Column("Study", lambda v: v.question, TEXT, 48, wraps=True),
-    Column("Outcome", lambda v: v.outcome, TEXT, 20),
+    Column("Outcome", lambda v: v.outcome, TEXT, 25),
     Column("Spread", lambda v: v.spread, THREE_PLACES, 10),
     Column("Difference between checkpoints", lambda v: v.difference, THREE_PLACES, 16),
     Column("Spread ÷ difference", lambda v: v.ratio, TWO_PLACES, 12),

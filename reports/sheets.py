@@ -59,8 +59,10 @@ def put(cell: Cell, value: Any, number_format: str = TEXT, font: Font = TEXT_FON
 class ColumnStyle:
     """The look of a column's cells, put together once for each kind: assembling it costs more than writing the cell."""
 
-    def __init__(self, column: Column[Any], font: Font = TEXT_FONT, border: Border | None = None) -> None:
-        self._column, self._font, self._border = column, font, border
+    def __init__(
+        self, column: Column[Any], font: Font = TEXT_FONT, border: Border | None = None, *, beside_wrapped: bool = False
+    ) -> None:
+        self._column, self._font, self._border, self._beside_wrapped = column, font, border, beside_wrapped
         self._styles: dict[tuple[type, bool], StyleArray] = {}
 
     def put(self, cell: Cell, value: Any) -> None:
@@ -82,6 +84,8 @@ class ColumnStyle:
         put(cell, value, self._column.number_format, self._font)
         if self._column.wraps:
             cell.alignment = TOP_WRAPPED
+        elif self._beside_wrapped:  # on the first line of its row, as wrapped text is
+            cell.alignment = cell.alignment + Alignment(vertical="top")
         if self._border is not None:
             cell.border = self._border
         return cell
@@ -98,8 +102,8 @@ def put_formula(cell: Cell, formula: str, number_format: str, font: Font = TEXT_
 def write_table(sheet: Worksheet, columns: Sequence[Column[R]], rows: Sequence[R], top: int = 1) -> None:
     """Header in row ``top``, one row per record below; filtered, frozen, with the declared widths and formats."""
     write_header(sheet, columns, top)
-    styled = [(column, ColumnStyle(column)) for column in columns]
     wrapped = [column for column in columns if column.wraps]
+    styled = [(column, ColumnStyle(column, beside_wrapped=bool(wrapped))) for column in columns]
     for number, row in enumerate(rows, start=top + 1):
         for index, (column, style) in enumerate(styled, start=1):
             value = column.value(row)

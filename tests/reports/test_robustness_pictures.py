@@ -76,6 +76,9 @@ def test_the_workbook_holds_verdicts_conditions_and_numbers_of_samples(tmp_path)
     assert book.sheetnames == ["Robustness verdict", "Robustness", "Sample number"]
     heading, first, *rest = cells(book["Robustness verdict"])
     assert dict(zip(heading, first, strict=True))["Same order"] == 1
+    assert {cell.alignment.vertical for cell in book["Robustness verdict"][2]} == {"top"}, "wrapped text begins there"
+    outcomes = ("robust", "order kept", "unclear", "not robust", "nothing to compare with")
+    assert max(map(len, outcomes)) < book["Robustness verdict"].column_dimensions["B"].width
     assert ["Data seen and not seen in training".lower(), "nobody knows"] in [row[:2] for row in rest]
     assert any("a note" in row for row in rest)
     conditions = cells(book["Robustness"])
