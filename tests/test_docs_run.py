@@ -47,6 +47,8 @@ def test_the_commands_of_a_page_do_what_it_shows(
     page: Path, tmp_path: Path, validators: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace, names = Workspace(tmp_path), dict[str, Any]()
+    monkeypatch.chdir(tmp_path)
+    beside = {*REPOSITORY.iterdir(), REPOSITORY / ".pytest_cache"}
     waiting = [block for block in blocks(page) if block.title]
     for block in waiting:
         (tmp_path / str(block.title)).write_text(block.text, encoding="utf-8")
@@ -67,6 +69,7 @@ def test_the_commands_of_a_page_do_what_it_shows(
             assert outcome.code == 0 or expects_failure, f"{block}: {command.text}\n{outcome.err}{outcome.out}"
             if command.shown:
                 assert outcome.shows(command.shown), f"{block}: {command.text}\n{outcome.difference(command.shown)}"
+    assert set(REPOSITORY.iterdir()) <= beside, f"{page.name} writes into the repository"
     for path in tmp_path.rglob("*.json"):
         if path.name in validators and path.stat().st_size:
             validators[path.name].validate(json.loads(path.read_text(encoding="utf-8")))
