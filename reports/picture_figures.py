@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mir_plugin.reports.sources import gather
 COLOURS = {"vision": PALETTE[1], "text": PALETTE[0]}
 GAPS = "gaps"
 PANEL_WIDTH, ACROSS = 2.6, 4
+FOOTNOTE_CHARACTERS = 19  # to an inch, at its size
 
 
 def write_pictures(pictures: Pictures, folder: Path) -> list[Path]:
@@ -105,7 +107,8 @@ def _panels(n: int, height: float) -> tuple[Figure, list[Axes]]:
 def _finish(figure: Figure, panels: Sequence[Axes], footnote: str) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), markerscale=2.5)
-    figure.supxlabel(storable(footnote), fontsize=7, color=MUTED)
+    lines = textwrap.wrap(storable(footnote), int(FOOTNOTE_CHARACTERS * figure.get_figwidth()))
+    figure.supxlabel("\n".join(lines), fontsize=7, color=MUTED)
 
 
 def _draw_map(axes: Axes, one: TokenMap) -> None:

@@ -8,6 +8,7 @@ import re
 
 import openpyxl
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from report_boards import board, save_mir
 
 from mir_plugin.picture_data import NormHistogram, Pictures, TokenMap
@@ -177,6 +178,27 @@ def test_every_panel_of_tokens_says_how_many_it_shows():
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["layer 1: 35 vision, 9 text\nnote", "layer 8: 35 vision, 2 text\nnote"]
     assert not re.search(r"\d+ (vision|text)", figure.get_supxlabel())
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["a", "llava-v1.5-13b-pretrain-blip_laion_cc_sbu_558k-with-a-name-that-is-long"])
+def test_what_stands_below_the_panels_fits_their_width(n_layers, name):
+    data = pictures()
+    layers = range(1, n_layers + 1)
+    data = dataclasses.replace(
+        data,
+        checkpoint=name,
+        layers=tuple(layers),
+        maps=tuple(dataclasses.replace(data.maps[0], layer=layer) for layer in layers),
+        norms=tuple(dataclasses.replace(one, layer=layer) for layer in layers for one in data.norms[:2]),
+    )
+    for figure in (tokens_figure(data, "pca"), norms_figure(data)):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        footnote = figure._supxlabel.get_window_extent(canvas.get_renderer())
+        assert footnote.x0 >= 0 and footnote.x1 <= figure.bbox.width, (n_layers, footnote)
+        axis = figure.axes[0].get_tightbbox(canvas.get_renderer())
+        assert footnote.y0 >= 0 and footnote.y1 <= axis.y0, (n_layers, footnote, axis)
 
 
 def test_gap_curves_of_several_models_share_a_picture(tmp_path):
