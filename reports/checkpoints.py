@@ -64,12 +64,12 @@ def find_checkpoints(harvest: Harvest, config: ReportConfig) -> Checkpoints:
     labels: dict[str, str] = {}
     for reference in references.values():
         labels.setdefault(clusters.root(reference.keys[0]), reference.label)
-    identities = {root: min(keys, key=_kind_order) for root, keys in members.items()}
+    identities = _identities(members)
     entries = {clusters.root(key): entry for entry, key in entry_keys}
     names = _names(labels, entries)
     found_checkpoints = {
         root: Checkpoint(
-            identity=plain(identities[root]),
+            identity=identities[root],
             name=names[root],
             group=entries[root].group if root in entries else "",
             step=_step(labels[root], entries.get(root)),
@@ -79,6 +79,20 @@ def find_checkpoints(harvest: Harvest, config: ReportConfig) -> Checkpoints:
     problems += _changed_weights(members, names)
     by_key = {key: found_checkpoints[root] for root, keys in members.items() for key in keys}
     return Checkpoints(by_key, tuple(problems))
+
+
+def _identities(members: Mapping[str, list[str]]) -> dict[str, str]:
+    """What names each checkpoint, without its kind unless two differ in nothing else.
+
+    >>> _identities({"1": ["name:a", "path:/m/a"], "2": ["name:llava"], "3": ["vlmevalkit:llava"]})
+    {'1': '/m/a', '2': 'llava', '3': 'vlmevalkit:llava'}
+    """
+    keys = {root: min(keys, key=_kind_order) for root, keys in members.items()}
+    counts = Counter(map(plain, keys.values()))
+    return {
+        root: key if counts[plain(key)] > 1 and key.startswith(VLMEVALKIT_MODEL) else plain(key)
+        for root, key in keys.items()
+    }
 
 
 def _kind_order(key: str) -> tuple[int, str]:
@@ -112,10 +126,12 @@ def _names(labels: Mapping[str, str], entries: Mapping[str, ModelEntry]) -> dict
             f"the report's configuration calls different checkpoints {twice[0]!r}; give each a name of its own, "
             "or put them under one `match:` list if they are one checkpoint."
         )
-    # Two kinds of keys can carry one text, for example a hub name and a VLMEvalKit model name.
+    # Two kinds of keys can carry one text, for example a name in a table and a VLMEvalKit model name.
     counts = Counter(labels.values())
     distinct = {
-        root: label if counts[label] == 1 else f"{label} ({'vlmevalkit' if VLMEVALKIT_MODEL + label == root else root})"
+        root: label
+        if counts[label] == 1 or root == NAME + label
+        else f"{label} ({'vlmevalkit' if root == VLMEVALKIT_MODEL + label else root})"
         for root, label in labels.items()
         if root not in given
     }

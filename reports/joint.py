@@ -17,6 +17,7 @@ from mir_plugin.reports.cohorts import choose_measurements, cohort_warnings
 from mir_plugin.reports.config import ReportConfig
 from mir_plugin.reports.correlation import correlate
 from mir_plugin.reports.headlines import headline_entries
+from mir_plugin.reports.identity import VLMEVALKIT_MODEL
 from mir_plugin.reports.records import Harvest, Measurement, Picture, Problem
 
 SEVERITY_ORDER = ("error", "warning", "note")
@@ -219,19 +220,24 @@ def unmatched(rows: Sequence[BoardRow]) -> list[Problem]:
             else []
         )
     problems = []
-    for here, there, lacking in ((without_scores, without_mir, "no score"), (without_mir, without_scores, "no MIR")):
+    for here, there, lacking, what_to_do in (
+        (without_scores, without_mir, "no score", "Evaluate it, or name its results among the sources."),
+        (without_mir, without_scores, "no MIR", "Measure it with `mir run`, or name its mir.json among the sources."),
+    ):
         alike = {_letters_of(row): row for row in there.values()}
         for name, row in here.items():
             twin = alike.get(_letters_of(row))
             hint = f"; {twin.name} ({twin.identity}) looks alike" if twin else ""
-            remedy = "If that is this checkpoint under another name, put both under one `match:` list." if twin else ""
-            problems.append(Problem("warning", "unmatched", name, f"has {lacking}{hint} ({row.identity})", remedy))
+            join = "If that is this checkpoint under another name, put both under one `match:` list."
+            what = f"has {lacking}{hint} ({row.identity})"
+            problems.append(Problem("warning", "unmatched", name, what, join if twin else what_to_do))
     return problems
 
 
 def _letters_of(row: BoardRow) -> str:
     """Letters and digits of the last part of a checkpoint's path: what two spellings of one name have in common."""
-    return "".join(filter(str.isalnum, PurePosixPath(row.identity).name.casefold()))
+    name = PurePosixPath(row.identity.removeprefix(VLMEVALKIT_MODEL)).name
+    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def _without_average(

@@ -46,6 +46,26 @@ def test_equal_display_names_do_not_join(tmp_path):
     assert "looks alike" in unmatched["1/model"]
 
 
+def test_a_name_in_a_table_and_the_same_name_in_vlmevalkit_are_two_until_the_user_joins_them(tmp_path):
+    """One cannot know: pretrained=llava may be any folder. Their scores once stood in one row under two names."""
+    model = tmp_path / "eval" / "llava"
+    (model / "T20261121-004534").mkdir(parents=True)
+    (model / "T20261121-004534" / "llava_MMStar_acc.csv").write_text("split,Overall\nnone,0.25\n")
+    sources = [tmp_path / "eval", scores_csv(tmp_path, "llava,40,1500")]
+    board = join(gather(sources))
+    assert {(row.name, row.identity): row.scores for row in board.rows} == {
+        ("llava", "llava"): {"mmstar": 40.0, "mme": 1500.0},
+        ("llava (vlmevalkit)", "vlmevalkit:llava"): {"mmstar": 25.0},
+    }
+    assert {entry.name for entry in board.entries} == {row.name for row in board.rows}
+    joined = join(gather(sources), ReportConfig.from_mapping({"models": [{"match": "llava", "name": "LLaVA"}]}))
+    assert [row.name for row in joined.rows] == ["LLaVA"]
+    measured = scores_csv(tmp_path, "llava,3.1", header="checkpoint,MIR")
+    unmatched = {p.where: p.what for p in join(gather([tmp_path / "eval", measured])).problems if p.kind == "unmatched"}
+    assert "llava (vlmevalkit) (vlmevalkit:llava) looks alike" in unmatched["llava"]
+    assert "llava (llava) looks alike" in unmatched["llava (vlmevalkit)"]
+
+
 def test_a_match_list_joins_what_the_user_knows_to_be_one(tmp_path):
     save_mir(tmp_path / "mir.json", "/runs/1/model", 100.0)
     config = ReportConfig.from_mapping(
