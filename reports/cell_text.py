@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
+N_REMEMBERED = 1024  # names and tasks come again in row after row
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 MAX_CELL_LENGTH = 32_767  # the limit of a spreadsheet's cell
 # What XML cannot hold, what steers a terminal, and what turns the direction of the text behind it: after U+202E a MIR
@@ -13,11 +15,13 @@ UNSAFE = re.compile(
 )
 
 
+@lru_cache(maxsize=N_REMEMBERED)
 def starts_a_formula(text: str) -> bool:
     """Whether a spreadsheet may take this text for a formula."""
     return text.lstrip(" \n").startswith(FORMULA_STARTS)
 
 
+@lru_cache(maxsize=N_REMEMBERED)
 def storable(text: str) -> str:
     """The text as XML, UTF-8 and a terminal can show it, cut to what fits in a cell."""
     text = UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -65,8 +65,10 @@ def _write_chart(sheet: Worksheet, board: Board, top: int, left: int) -> None:
     for offset, (number, row) in enumerate(points, start=1):
         put(sheet.cell(top + offset, left), row.name)
         put(sheet.cell(top + offset, left + 1), row.cohort)
-        put_formula(sheet.cell(top + offset, left + 2), f"=Leaderboard!{mir}{number}", "0.000")
-        put_formula(sheet.cell(top + offset, left + 3), f"=Leaderboard!{average}{number}", "0.0")
+        put_formula(sheet.cell(top + offset, left + 2), f"=Leaderboard!{mir}{number}", row.mir, "0.000")
+        put_formula(
+            sheet.cell(top + offset, left + 3), or_no_point(f"Leaderboard!{average}{number}"), row.average, "0.0"
+        )
         by_cohort.setdefault(row.cohort, []).append(top + offset)
     for place, (cohort, numbers) in enumerate(by_cohort.items()):
         series = Series(
@@ -90,6 +92,11 @@ def _write_chart(sheet: Worksheet, board: Board, top: int, left: int) -> None:
     if len(by_cohort) == 1:
         chart.legend = None
     sheet.add_chart(chart, f"A{HEADER_ROW}")
+
+
+def or_no_point(cell: str) -> str:
+    """The cell's number; where it holds an empty text, which a chart would draw as 0, what a chart leaves out."""
+    return f'=IF({cell}="",NA(),{cell})'
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

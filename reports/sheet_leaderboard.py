@@ -82,7 +82,7 @@ def write_leaderboard(sheet: Worksheet, board: Board) -> None:
         for index, (column, plain, bold) in enumerate(styled, start=1):
             cell = sheet.cell(number, index)
             if column.key == AVERAGE:
-                put_formula(cell, average_formula(plan, number), column.number_format).border = LINE
+                put_formula(cell, average_formula(plan, number), row.average, column.number_format, border=LINE)
             else:
                 value = column.value(row)
                 style = bold if best.hold(column, row) else plain

@@ -17,6 +17,7 @@ from openpyxl.worksheet.worksheet import Worksheet
 from mir_plugin.reports.board import Board
 from mir_plugin.reports.cell_text import starts_a_formula, storable
 from mir_plugin.reports.columns import PROBLEM_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, TEXT, WHOLE, Column, filled
+from mir_plugin.reports.sheet_data import FormulaText
 
 R = TypeVar("R")
 
@@ -91,11 +92,21 @@ class ColumnStyle:
         return cell
 
 
-def put_formula(cell: Cell, formula: str, number_format: str, font: Font = TEXT_FONT) -> Cell:
-    """Fill a cell with a formula of our own."""
+def put_formula(
+    cell: Cell,
+    formula: str,
+    value: float | None,
+    number_format: str,
+    font: Font = TEXT_FONT,
+    border: Border | None = None,
+) -> Cell:
+    """Fill a cell with a formula of our own, and the value that it has now; None where that is an empty text."""
     cell.value = formula
+    cell._value = FormulaText(formula, value)  # the setter makes plain text of it
     cell.number_format = number_format
     cell.font = font
+    if border is not None:
+        cell.border = border
     return cell
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -17,11 +18,13 @@ from tqdm import tqdm
 from mir_plugin.output import replacing
 from mir_plugin.reports.board import Board
 from mir_plugin.reports.sheet_correlation import write_correlation
+from mir_plugin.reports.sheet_data import row_lines
 from mir_plugin.reports.sheet_layers import write_layers
 from mir_plugin.reports.sheet_leaderboard import write_leaderboard
 from mir_plugin.reports.sheet_robustness import add_robustness_sheets
 from mir_plugin.reports.sheets import write_problems, write_runs, write_scores
 
+EMPTY_SHEET_DATA = re.compile(rb"<sheetData\s*/>|<sheetData\s*></sheetData>")
 SHEETS: tuple[tuple[str, Callable[[Worksheet, Board], None]], ...] = (
     ("Leaderboard", write_leaderboard),
     ("Scores", write_scores),
@@ -51,14 +54,28 @@ def write_workbook(board: Board, path: Path) -> Path:
 
 
 class _Writer(ExcelWriter):  # type: ignore[misc]  # openpyxl has no types
-    """openpyxl's, without its temporary file for each sheet, which a kill or a full disk would leave behind."""
+    """openpyxl's, without its temporary file for each sheet, which a kill or a full disk would leave behind.
+
+    Cells are written by ``sheet_data``: several times faster, and formulas with their values.
+    """
 
     def write_worksheet(self, sheet: Worksheet) -> None:
         content = io.BytesIO()
         sheet._drawing = SpreadsheetDrawing()
         sheet._drawing.charts, sheet._drawing.images = sheet._charts, sheet._images
-        writer = WorksheetWriter(sheet, content)
+        writer = _EmptySheetWriter(sheet, content)
         writer.write()
         sheet._rels = writer._rels
-        self._archive.writestr(sheet.path[1:], content.getvalue())
+        before, after = EMPTY_SHEET_DATA.split(content.getvalue())
+        with self._archive.open(sheet.path[1:], "w") as file:
+            file.write(before + b"<sheetData>")
+            file.writelines(line.encode() for line in row_lines(sheet))
+            file.write(b"</sheetData>" + after)
         self.manifest.append(sheet)
+
+
+class _EmptySheetWriter(WorksheetWriter):  # type: ignore[misc]
+    """Writes everything about a sheet but its rows."""
+
+    def rows(self) -> list[object]:
+        return []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import subprocess
+from zipfile import ZipFile
 
 import openpyxl
 import pytest
@@ -14,6 +16,8 @@ from report_boards import board
 
 from mir_plugin.reports.cell_text import starts_a_formula
 from mir_plugin.reports.columns import layer_columns, layer_rows
+from mir_plugin.reports.joint import join
+from mir_plugin.reports.paper import paper_config, paper_harvest
 from mir_plugin.reports.sheet_leaderboard import layout
 from mir_plugin.reports.workbook import write_workbook
 
@@ -159,27 +163,74 @@ def test_no_name_becomes_a_formula_or_breaks_the_file(tmp_path, name):
     assert bool(cell.quotePrefix) == starts_a_formula(name) or cell.value is None
 
 
-@pytest.mark.host
-@pytest.mark.skipif(shutil.which("soffice") is None, reason="LibreOffice is not installed")
-def test_libreoffice_computes_the_averages_that_the_board_holds(tmp_path):
-    changed = dataclasses.replace(board(), weights={"mmstar": 3.0, "mme": 1.0})
-    write_workbook(changed, tmp_path / "report.xlsx")
+def test_formulas_come_with_the_value_that_they_have_so_previews_and_pandas_show_it(tmp_path):
+    path = write_workbook(board(), tmp_path / "report.xlsx")
+    plan = layout(board())
+    values = openpyxl.load_workbook(path, data_only=True)
+    cells = [values["Leaderboard"][f"{plan.letter('Average')}{plan.first_row + n}"].value for n in range(3)]
+    assert cells == [row.average or None for row in board().rows]
+    header = next(row for row in values["Correlation"].iter_rows() if row[0].value == "Rows")
+    charted = next(cell for cell in header if cell.value == "Charted")
+    first = [charted.offset(1, right).value for right in range(4)]
+    row = board().rows[0]
+    assert first == [row.name, row.cohort, row.mir, row.average]
+
+
+def test_an_average_that_a_changed_weight_empties_leaves_the_chart(book):
+    formulas = [cell.value for row in book["Correlation"].iter_rows() for cell in row if cell.data_type == "f"]
+    assert any(formula.startswith("=IF(Leaderboard!") and "NA()" in formula for formula in formulas)
+
+
+def test_every_kind_of_cell_is_read_back_as_it_was_written(tmp_path):
+    texts = ["a & b < c > d", "  spaces  ", "two\nlines", 'quoted "x"', "naïve 模型 🙂", "]]>", "&lt;"]
+    sheet = openpyxl.load_workbook(write_workbook(board(names=tuple(texts)), tmp_path / "r.xlsx"))["Leaderboard"]
+    plan = layout(board(names=tuple(texts)))
+    column = plan.letter("Checkpoint")
+    assert [sheet[f"{column}{plan.first_row + n}"].value for n in range(len(texts))] == texts
+
+
+def computed_by_libreoffice(board, folder):
+    """The averages that LibreOffice finds, without the values that stand beside the formulas in the file."""
+    plan = layout(board)
+    with ZipFile(write_workbook(board, folder / "full.xlsx")) as full, ZipFile(folder / "report.xlsx", "w") as bare:
+        for name in full.namelist():
+            bare.writestr(name, re.sub(rb"</f><v>[^<]*</v>", b"</f>", full.read(name)))
     subprocess.run(
         [
             "soffice",
-            f"-env:UserInstallation=file://{tmp_path}/profile",
+            f"-env:UserInstallation=file://{folder}/profile",
             "--headless",
             "--convert-to",
-            "csv",
+            "xlsx",
+            "--outdir",
+            "computed",
             "report.xlsx",
         ],
-        cwd=tmp_path,
+        cwd=folder,
         check=True,
         capture_output=True,
         timeout=120,
     )
-    plan = layout(changed)
-    lines = [line.split(",") for line in (tmp_path / "report.csv").read_text().splitlines()]
-    index = [column.heading for column in plan.columns].index("Average")
-    averages = [line[index] for line in lines[plan.first_row - 1 :]]
-    assert averages[:3] == ["48.125", "47.5", ""]  # (3·39 + 1510/20)/4 and (3·38 + 1520/20)/4; gamma lacks MME
+    sheet = openpyxl.load_workbook(folder / "computed" / "report.xlsx", data_only=True)["Leaderboard"]
+    column = plan.letter("Average")
+    return [sheet[f"{column}{plan.first_row + n}"].value or None for n in range(len(board.rows))]
+
+
+needs_libreoffice = pytest.mark.skipif(shutil.which("soffice") is None, reason="LibreOffice is not installed")
+
+
+@pytest.mark.host
+@needs_libreoffice
+def test_libreoffice_computes_the_averages_of_changed_weights(tmp_path):
+    changed = dataclasses.replace(board(), weights={"mmstar": 3.0, "mme": 1.0})
+    averages = computed_by_libreoffice(changed, tmp_path)
+    assert averages == [48.125, 47.5, None]  # (3·39 + 1510/20)/4 and (3·38 + 1520/20)/4; gamma lacks MME
+
+
+@pytest.mark.host
+@needs_libreoffice
+def test_libreoffice_computes_the_averages_of_the_paper(tmp_path):
+    paper = join(paper_harvest(), paper_config())
+    averages = computed_by_libreoffice(paper, tmp_path)
+    assert averages == [None if row.average is None else pytest.approx(row.average, abs=1e-9) for row in paper.rows]
+    assert sum(average is not None for average in averages) == 25
