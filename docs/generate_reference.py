@@ -277,7 +277,7 @@ def report_columns() -> str:
     """The tables of ``mir report``, column by column."""
     from mir_plugin.reports import columns
 
-    no_board = cast("Board", SimpleNamespace(benchmarks=()))
+    no_board = cast("Board", SimpleNamespace(benchmarks=(), cohorts=()))
     sheets = {
         "Leaderboard": (
             *columns.PLACE_COLUMNS,

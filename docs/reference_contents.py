@@ -17,7 +17,7 @@ MEANINGS: dict[str, str] = {
     "Average": "mean of percentages (MME ÷ 20), of benchmarks that half of the checkpoints have; empty if one lacks",
     "n samples": "image-text pairs",
     "Identity": "path, name or weights by which results were joined",
-    "Benchmark": "display name",
+    "Benchmark": "short name, as the configuration uses it",
     "Score": "on the board's scale",
     "Status": "used or not used; partial where not all rows were evaluated",
     "Host": "the program that wrote it",

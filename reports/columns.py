@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Generic, TypeVar
 
 from mir_plugin.reports.benchmarks import Benchmark
 from mir_plugin.reports.board import AVERAGE, Board, BoardRow, Coefficient, Correlation, ScoreEntry
 from mir_plugin.reports.records import Problem, Run
+from mir_plugin.reports.series import scopes
 from mir_plugin.results import LayerDistance
 
 R = TypeVar("R")
 
 THREE_PLACES, TWO_PLACES, ONE_PLACE, WHOLE, TEXT = "0.000", "0.00", "0.0", "0", "@"
 P_VALUE = "[<0.001]0.0E+00;0.000"
+
+
+EXACT_BELOW = 1e15  # floats hold 15 digits
+
+
+def rounded(value: float, places: int, separator: str = "") -> str:
+    """The number as spreadsheets and browsers round it, so that all formats of a report show the same digits.
+
+    >>> rounded(57.25, 1), f"{57.25:.1f}", rounded(57.05, 1), f"{57.05:.1f}", rounded(-1234.5, 0, ",")
+    ('57.3', '57.2', '57.1', '57.0', '-1,235')
+    """
+    if abs(value) >= EXACT_BELOW:
+        return f"{value:{separator}.{places}f}"
+    exact = Decimal(f"{value:.15g}").quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
+    return f"{exact:{separator}.{places}f}"
 
 
 @dataclass(frozen=True)
@@ -143,6 +160,7 @@ COEFFICIENT_COLUMNS: tuple[Column[Coefficient], ...] = (
 def correlation_columns(board: Board) -> tuple[Column[Correlation], ...]:
     """Scope, score, n, six columns for each coefficient, and the note."""
     names = {benchmark.key: benchmark.name for benchmark in board.benchmarks} | {AVERAGE: "Average"}
+    labels = {scope.key: scope.label for scope in scopes(board)}
     cells = [
         Column(
             column.heading.format(name=name, symbol=symbol), _through(column, pick), column.number_format, column.width
@@ -151,7 +169,7 @@ def correlation_columns(board: Board) -> tuple[Column[Correlation], ...]:
         for column in COEFFICIENT_COLUMNS
     ]
     return (
-        Column("Rows", lambda c: c.scope, TEXT, 34),
+        Column("Rows", lambda c: labels.get(c.scope, c.scope), TEXT, 34),
         Column("MIR against", lambda c: names[c.benchmark], TEXT, 20),
         Column("n", lambda c: c.n, WHOLE, 6),
         *cells,

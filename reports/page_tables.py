@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from mir_plugin.reports.board import AVERAGE, Board, BoardRow, Coefficient
 from mir_plugin.reports.cell_text import storable
 from mir_plugin.reports.cohorts import briefly
-from mir_plugin.reports.columns import COEFFICIENTS, TEXT, BestValues, Column, leaderboard_columns
+from mir_plugin.reports.columns import COEFFICIENTS, TEXT, BestValues, Column, leaderboard_columns, rounded
 from mir_plugin.reports.joint import score_of
 from mir_plugin.reports.series import scopes
 
@@ -70,7 +70,7 @@ def display(value: Any, number_format: str) -> str:
         return "< 0.001"
     places = len(number_format.rpartition(".")[2]) if "." in number_format else 0
     separator = "," if "," in number_format else ""
-    text = f"{value:{separator}.{places}f}" if number_format != TEXT else str(value)
+    text = rounded(value, places, separator) if number_format != TEXT else str(value)
     return text.replace("-", "−")
 
 

@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 from mir_plugin.reports.board import AVERAGE, Board, BoardRow
 from mir_plugin.reports.cell_text import csv_text, latex_text, markdown_text
 from mir_plugin.reports.cohorts import briefly
-from mir_plugin.reports.columns import COEFFICIENTS, BestValues, Column, correlation_columns, leaderboard_columns
+from mir_plugin.reports.columns import (
+    COEFFICIENTS,
+    BestValues,
+    Column,
+    correlation_columns,
+    leaderboard_columns,
+    rounded,
+)
 from mir_plugin.reports.records import COMPARABILITY_PARTS
 
 R = TypeVar("R")
@@ -124,5 +131,5 @@ def _plain(column: Column[R], row: R, text: Callable[[str], str]) -> str:
         return ""
     if isinstance(value, float):
         places = len(column.number_format.rpartition(".")[2]) if "." in column.number_format else 0
-        return f"{value:.{places}f}"
+        return rounded(value, places)
     return text(str(value))

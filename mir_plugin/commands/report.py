@@ -81,6 +81,8 @@ def print_report(files: ReportFiles) -> None:
     from rich.console import Console
     from rich.markup import escape
 
+    from mir_plugin.reports.columns import rounded
+
     console, board = Console(soft_wrap=True, highlight=False), files.board
     n_with_mir = sum(row.mir is not None for row in board.rows)
     checkpoints, benchmarks = (
@@ -89,15 +91,20 @@ def print_report(files: ReportFiles) -> None:
     )
     console.print(f"{checkpoints} ({n_with_mir} with MIR), {benchmarks}")
     for row in board.rows:
-        shown = [f"MIR {row.mir:.3f}"] if row.mir is not None else []
-        shown += [f"{one.name} {row.scores[one.key]:.1f}" for one in board.benchmarks if one.key in row.scores]
-        shown += [f"average {row.average:.1f}"] if row.average is not None else []
+        cohort = f" (cohort {row.cohort})" if len(board.cohorts) > 1 else ""
+        shown = [f"MIR {rounded(row.mir, 3)}{cohort}"] if row.mir is not None else []
+        shown += [
+            f"{one.name} {rounded(row.scores[one.key], one.decimals)}"
+            for one in board.benchmarks
+            if one.key in row.scores
+        ]
+        shown += [f"average {rounded(row.average, 1)}"] if row.average is not None else []
         console.print(f"  {escape(on_a_line(row.name))}: {escape(', '.join(shown))}")
     for warning in board.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(on_a_line(warning))}")
     errors = ["mir: not everything could be used:"]
     for problem in board.problems:
-        told = on_a_line(f"{problem.where}: {problem.what.rstrip('.')}. {problem.remedy}")
+        told = on_a_line(f"{problem.where}: {problem.what.rstrip('.')}. {problem.remedy}".rstrip())
         if problem.severity == "error":
             errors.append(f"  {told}")
         else:

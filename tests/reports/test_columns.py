@@ -87,7 +87,7 @@ def test_correlation_columns():
 
     row = SimpleNamespace(scope="scope", benchmark="mmstar", n="n", note="note")
     row.pearson, row.spearman, row.kendall = map(coefficient, ("pearson", "spearman", "kendall"))
-    board = SimpleNamespace(benchmarks=(SimpleNamespace(key="mmstar", name="MMStar"),))
+    board = SimpleNamespace(benchmarks=(SimpleNamespace(key="mmstar", name="MMStar"),), cohorts=())
     read = values(declared.correlation_columns(board), row)
     for name, symbol in (("Pearson", "r"), ("Spearman", "ρ"), ("Kendall", "τ")):
         own = name.lower()

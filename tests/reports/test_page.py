@@ -102,7 +102,7 @@ def test_cohorts_are_separate_sections_and_never_share_a_plot():
 
 def test_the_numbers_above_are_those_of_the_average_or_else_of_the_main_score():
     found = [(one.label, one.value, one.detail) for one in highlights(board())]
-    assert found == [("Lowest MIR", "2.750", "alpha"), ("Highest average", "57.2", "alpha")]
+    assert found == [("Lowest MIR", "2.750", "alpha"), ("Highest average", "57.3", "alpha")]
     rows = tuple(dataclasses.replace(row, average=None) for row in board().rows)
     related = Correlation("A", "mmstar", 3, spearman=Coefficient(-0.5))
     found = [(one.label, one.value, one.detail) for one in highlights(board(rows=rows, correlations=(related,)))]

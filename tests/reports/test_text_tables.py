@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 
 import pytest
@@ -12,8 +13,10 @@ from report_boards import board, save_mir
 
 from mir_plugin.errors import MirError
 from mir_plugin.reports.build import FORMATS, build_report
+from mir_plugin.reports.columns import rounded
 from mir_plugin.reports.config import ReportConfig
 from mir_plugin.reports.joint import join
+from mir_plugin.reports.page_tables import leaderboard_sections
 from mir_plugin.reports.sources import gather
 from mir_plugin.reports.text_tables import to_csv, to_latex, to_markdown
 
@@ -79,3 +82,20 @@ def test_a_report_writes_every_format(tmp_path):
 def test_an_unknown_format_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(MirError, match="unknown report format 'docx'"):
         build_report([tmp_path / "nowhere"], tmp_path, ReportConfig(formats=("docx",)))
+
+
+def test_every_format_rounds_a_half_as_spreadsheets_and_browsers_do():
+    """Python rounds 57.25 to 57.2 and a spreadsheet to 57.3: two files of one report gave two averages."""
+    first, *others = board().rows
+    shown = board(rows=(dataclasses.replace(first, average=57.25), *others))
+    assert "57.3" in to_markdown(shown)
+    assert "57.3" in to_latex(shown)
+    assert "57.3" in {
+        cell.text for section in leaderboard_sections(shown) for row in section.rows for cell in row.cells
+    }
+    assert rounded(1e30, 1) == f"{1e30:.1f}"
+
+
+def test_correlations_name_their_rows_in_words():
+    """The one cohort of a report is nowhere else called A."""
+    assert "| All checkpoints | Average |" in to_markdown(board())
