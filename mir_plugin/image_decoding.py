@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +18,8 @@ _NOT_READ_HERE = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 # of gigabytes would have to be made.
 MOST_UNEQUAL_SIDES = 200
 LONGEST_SIDE = 13_000
+_SAMPLES_OF_A_PIXEL = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by a PNG's colour type
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,6 +38,7 @@ def decoded(source: Path | IO[bytes], *, reduced: bool = False) -> Image.Image:
         reduced: at an eighth of its size where the format allows, but read to its end all the same.
     Raises:
         ValueError: for a picture whose pixels or sides are too many, before they take memory.
+        ValueError: for a PNG that holds fewer rows than it says.
         Exception: whatever Pillow's readers raise on bytes that are no image or half of one.
     """
     Image.init()
@@ -43,6 +48,8 @@ def decoded(source: Path | IO[bytes], *, reduced: bool = False) -> Image.Image:
         image.draft(image.mode, (image.width // 8, image.height // 8))
     with _truncation_is_an_error():
         image.load()
+    if image.format == "PNG":
+        _require_all_rows(source)
     return image
 
 
@@ -85,3 +92,31 @@ def _truncation_is_an_error() -> Iterator[None]:
         yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _require_all_rows(source: Path | IO[bytes]) -> None:
+    """Raise ValueError for a PNG whose data end early and well: Pillow leaves the rows that are missing black."""
+    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
+        file.seek(0)
+        chunks = _png_chunks(file)
+        width, height, depth, colours, _, _, interlace = struct.unpack(">IIBBBBB", next(chunks)[1][:13])
+        bits = depth * _SAMPLES_OF_A_PIXEL[colours]
+        passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
+        sizes = [(-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in passes]
+        missing = sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns > 0 and rows > 0)
+        unpack = zlib.decompressobj()
+        for kind, data in chunks:
+            while kind == b"IDAT" and data and missing > 0 and not unpack.eof:
+                missing -= len(unpack.decompress(data, min(missing, 1 << 20)))
+                data = unpack.unconsumed_tail
+        missing -= len(unpack.flush()) if missing > 0 else 0
+    if missing > 0:
+        raise ValueError(f"image file is truncated ({missing} bytes of its pixels are missing)")
+
+
+def _png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    file.read(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        yield kind, file.read(length) if kind in (b"IHDR", b"IDAT") else file.seek(length, 1) and b""
+        file.seek(4, 1)

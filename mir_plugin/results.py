@@ -17,6 +17,12 @@ from mir_plugin.strict_json import is_number, json_document, read_as
 
 Outliers = Literal["replace", "remove", "none"]
 SCHEMA_VERSION = 1
+# Whose sums over the layers have these logarithms.
+_DISTANCE_OF = {
+    "mir": "distance",
+    "mir_published": "distance_published",
+    "mir_published_upper": "distance_published_upper",
+}
 # In the folder of a checkpoint's result: the result, and the finished layers of one that is being measured.
 RESULT_NAME, PARTIAL_NAME = "mir.json", "mir.partial.jsonl"
 
@@ -179,8 +185,10 @@ class MirResult:
         path = result_file(path)
         try:
             text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise MirError(f"there is no {path}. Name a mir.json or its folder; `mir run` makes one.") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise MirError(f"cannot read {path}: {error}") from error
+            raise MirError(f"cannot read {path}: {error}. Check its permissions, or measure again.") from error
         return cls.from_json(text, source=str(path))
 
 
@@ -199,10 +207,19 @@ def _hold_together(result: MirResult) -> None:
     numbers = [layer.layer for layer in result.layers]
     if not numbers or numbers != list(range(1, len(numbers) + 1)):
         raise ValueError(f"its layers are {numbers}, not 1, 2, ... to the last")
-    total = math.fsum(layer.distance for layer in result.layers)
-    expected = math.log10(total) if total > 0 else -math.inf
-    if not math.isclose(result.mir, expected, rel_tol=1e-9, abs_tol=1e-9):
-        raise ValueError(f"its mir is {result.mir}, but that of its layers {expected}")
+    if result.schema_version > SCHEMA_VERSION:
+        raise ValueError(
+            f"schema_version {result.schema_version}, this program knows {SCHEMA_VERSION} at most: update it"
+        )
+    for name in ("mir", "mir_published", "mir_published_upper"):
+        told, total = getattr(result, name), math.fsum(getattr(layer, _DISTANCE_OF[name]) for layer in result.layers)
+        expected = math.log10(total) if total > 0 else -math.inf
+        if told is not None and not math.isclose(told, expected, rel_tol=1e-9, abs_tol=1e-9):
+            raise ValueError(f"its {name} is {told}, but that of its layers {expected}")
+    for layer in result.layers:
+        counts = (layer.n_vision_tokens, layer.n_text_tokens, layer.n_vision_outliers, layer.n_text_outliers)
+        if min(counts) < 0:
+            raise ValueError(f"layer {layer.layer} has {min(counts)} tokens or outliers")
     if not result.checkpoint.strip():
         raise ValueError("it names no checkpoint")
     if result.n_samples < 1:

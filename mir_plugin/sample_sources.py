@@ -116,6 +116,8 @@ def from_dataset_address(address: str, n_samples: int | None = N_PAPER_SAMPLES, 
         MirError: as ``from_dataset``, or for an address that is not of this form.
     """
     name, *fields = address.split(",")
+    if not name.strip():
+        raise MirError(f"--dataset {address!r} names no dataset. Write its name or folder first: NAME,split=... .")
     parameters = {"config": "config", "split": "split", "image": "image_column", "text": "text_column"}
     named: dict[str, str] = {}
     for field in fields:

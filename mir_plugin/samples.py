@@ -141,6 +141,8 @@ def seeded_choice(n_available: int, n_samples: int, seed: int) -> tuple[int, ...
     >>> seeded_choice(5000, 3, seed=0)
     (331, 3155, 3445)
     """
+    if seed < 0:  # Python's generator takes -1 for 1
+        raise MirError(f"the seed is {seed}; expected 0 or more.")
     if not 1 <= n_samples <= n_available:
         raise MirError(f"{n_samples} samples were asked for; there are {n_available}. Ask for 1 to {n_available}.")
     return tuple(sorted(random.Random(seed).sample(range(n_available), n_samples)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
 
 
 ENTRY_POINTS = "mir_plugin.adapters"
+_PLACE = re.compile(r"\w+(\.\w+)*:\w+")  # module:ATTRIBUTE
 
 
 @functools.cache
@@ -133,6 +135,8 @@ def adapter_spec(name: str) -> AdapterSpec:
         MirError: for an unknown name, listing the known ones, or for a module that cannot be imported.
     """
     if ":" in name:
+        if not _PLACE.fullmatch(name):
+            raise MirError(f"--family {name} is no module:ATTRIBUTE, as in my_package.adapter:SPEC.")
         return _spec_at(name, f"--family {name}")
     for spec in known_adapters():
         if name in (spec.name, *spec.aliases):

@@ -116,11 +116,12 @@ def assign(module: nn.Module, weights: Mapping[str, Weight], device: torch.devic
     dtype. A parameter shared by several names (tied embeddings) may be stored under any of them.
 
     Raises:
-        MirError: if a parameter has no weight, a weight no parameter, a shape differs, or a value is NaN or infinite.
+        MirError: if a parameter has no weight, a weight no parameter, a shape differs, a value is NaN or infinite, or a
+            matrix nothing but zeros.
             Nothing has been assigned when names or shapes are wrong.
     """
     for names, current, weight in _fitting(module, weights):
-        value = _checked(weight, device, dtype if current.is_floating_point() else current.dtype)
+        value = _checked(weight, names[0], device, dtype if current.is_floating_point() else current.dtype)
         new = nn.Parameter(value, requires_grad=False) if isinstance(current, nn.Parameter) else value
         for name in names:
             _set(module, name, new)
@@ -134,11 +135,20 @@ def check_fit(module: nn.Module, weights: Mapping[str, Weight]) -> None:
     _fitting(module, weights)
 
 
-def require_finite(value: Tensor, origin: str) -> None:
-    """Raise MirError, naming ``origin``, where a floating-point value holds NaN or infinity."""
+def require_sound(value: Tensor, name: str, origin: str) -> None:
+    """Raise MirError, naming ``origin``, where a value holds NaN or infinity, or a weight matrix nothing but zeros.
+
+    Vectors and what has other names may be zero, as may LoRA's second factor where training has not begun.
+    """
     if not value.is_floating_point() or value.numel() == 0:
         return
     low, high = torch.aminmax(value.detach())
+    is_matrix = value.ndim == 2 and min(value.shape) > 1 and name.endswith(".weight") and "lora_" not in name
+    if is_matrix and low == 0 and high == 0:
+        raise MirError(
+            f"{origin} holds nothing but zeros, as a part of a file that was never written does. The checkpoint is "
+            "damaged: copy or download it again."
+        )
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise MirError(
             f"{origin} holds NaN or infinite values as {dtype_name(value.dtype)}. The checkpoint is damaged or its "
@@ -196,14 +206,14 @@ def _check_names(slots: Sequence[tuple[list[str], Tensor]], weights: Mapping[str
         )
 
 
-def _checked(weight: Weight, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _checked(weight: Weight, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     if dtype.is_floating_point and not weight.dtype.is_floating_point:
         raise MirError(
             f"{weight.origin} is stored as {dtype_name(weight.dtype)}, not as floating-point numbers. "
             f"Quantised weights are not measured: use the checkpoint they were made from."
         )
     value = weight.read().to(device=device, dtype=dtype)
-    require_finite(value, weight.origin)
+    require_sound(value, name, weight.origin)
     return value
 
 

@@ -12,9 +12,9 @@ import torch
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.hf_files import (
-    require_finite_parameters,
     require_sensible_colours,
     require_sound_files,
+    require_sound_parameters,
 )
 from mir_plugin.model_adapters.hf_streaming import (
     Placement,
@@ -98,7 +98,7 @@ def open_checkpoint(checkpoint: Path, options: LoadOptions) -> OpenedCheckpoint:
     if with_moca:
         load_moca(model, checkpoint)
     model = model.eval() if streamed else model.to(device).eval()
-    require_finite_parameters(model, checkpoint)
+    require_sound_parameters(model, checkpoint)
     return OpenedCheckpoint(model, _processor(checkpoint, source), streamed)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.checkpoint import build_empty, require_finite
-from mir_plugin.model_adapters.config_values import is_norm_epsilon
+from mir_plugin.model_adapters.checkpoint import build_empty, require_sound
+from mir_plugin.model_adapters.config_values import impossible_rotation, is_norm_epsilon
 from mir_plugin.model_adapters.placement import dtype_name
 from mir_plugin.model_adapters.weight_files import StoredTensor, open_checkpoint_weights, read_json
 
@@ -48,6 +48,7 @@ def require_sound_files(checkpoint: Path, config: Mapping[str, Any], *, may_run_
     if not may_run_code:
         _refuse_kernels(checkpoint, config)
     _require_sensible_norms(checkpoint, config)
+    _require_possible_rotation(checkpoint, config)
     if "quantization_config" in config:
         return  # stored in fewer numbers than the model has, and in dtypes of their own
     weights = open_checkpoint_weights(checkpoint)
@@ -68,11 +69,11 @@ def skeleton(checkpoint: Path, *, trust_remote_code: bool = False) -> Any:
     )
 
 
-def require_finite_parameters(model: nn.Module, checkpoint: Path) -> None:
-    """Raise MirError naming the first parameter that holds NaN or infinity; streamed ones are checked when read."""
+def require_sound_parameters(model: nn.Module, checkpoint: Path) -> None:
+    """Raise MirError naming the first parameter that ``require_sound`` refuses; streamed ones are checked when read."""
     for name, parameter in model.named_parameters():
         if not parameter.is_meta:
-            require_finite(parameter, f"{name!r} of {checkpoint}")
+            require_sound(parameter, name, f"{name!r} of {checkpoint}")
 
 
 def require_sensible_colours(image_processor: Any, checkpoint: Path) -> None:
@@ -105,6 +106,15 @@ def _require_sensible_norms(checkpoint: Path, config: Mapping[str, Any]) -> None
         if name.endswith("norm_eps") and value is not None and not is_norm_epsilon(value):
             raise MirError(
                 f"{checkpoint / 'config.json'} has {name} = {value!r}, expected a number such as 1e-06. Copy the "
+                "checkpoint's own config.json."
+            )
+
+
+def _require_possible_rotation(checkpoint: Path, config: Mapping[str, Any]) -> None:
+    for part in (config, *(value for _, value in _fields(config) if isinstance(value, Mapping))):
+        if wrong := impossible_rotation(part):
+            raise MirError(
+                f"{checkpoint / 'config.json'} has {wrong[0]} = {wrong[1]!r}, expected a number above 0. Copy the "
                 "checkpoint's own config.json."
             )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.config_values import is_norm_epsilon
+from mir_plugin.model_adapters.config_values import impossible_rotation, is_norm_epsilon
 from mir_plugin.model_adapters.llava_files import LlavaFiles
 from mir_plugin.model_adapters.tokens import Tokenizer
 from mir_plugin.model_adapters.weight_files import Weight, read_json
@@ -38,6 +38,8 @@ def require_sizes_of_weights(files: LlavaFiles) -> None:
     epsilon = config.get("rms_norm_eps", 1e-6)
     if not is_norm_epsilon(epsilon):
         raise MirError(f"{path} has rms_norm_eps = {epsilon!r}, expected a number such as 1e-05. Copy its own config.")
+    if wrong := impossible_rotation(config):
+        raise MirError(f"{path} has {wrong[0]} = {wrong[1]!r}, expected a number above 0. Copy its own config.")
     stored = stored_sizes(files.weights)
     if config.get("head_dim") is not None:
         stored["head_dim"] = stored.pop("query_width", 0) // config["num_attention_heads"]

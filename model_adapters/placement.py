@@ -27,7 +27,7 @@ def chosen_device(name: str) -> torch.device:
         torch.zeros(1, device=device, dtype=torch.float64)  # as statistics are computed; mps has no such numbers
     # What a backend that is not compiled in raises differs by backend.
     except (AssertionError, ImportError, RuntimeError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise MirError(f"device {name!r} cannot be used: {reason.rstrip('.')}. {_choices()}") from error
     return device
 

@@ -7,7 +7,6 @@ so that a checkpoint larger than memory can be opened, checked and streamed laye
 from __future__ import annotations
 
 import functools
-import json
 import pickle
 import re
 import zipfile
@@ -24,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.number_formats import require_stated_format
+from mir_plugin.strict_json import json_document
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
@@ -119,6 +120,8 @@ def open_weight_file(path: Path) -> dict[str, StoredTensor]:
     """
     if not path.is_file():
         raise MirError(f"no weights file at {path}. Check that the download or copy is complete.")
+    if path.suffix == ".safetensors" and not _is_text(str(path)):
+        raise MirError(f"the path {path} is not UTF-8, which reading safetensors needs. Rename the folder.")
     weights = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
     if not weights:
         raise MirError(f"{path} is a weights file without a single tensor. Copy or download it again.")
@@ -126,16 +129,20 @@ def open_weight_file(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``. Raises MirError if it is missing, unreadable or no object."""
+    """The JSON object in ``path``. Raises MirError if it is missing, unreadable, no object, or names a key twice."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_document(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MirError(f"no {path.name} in {path.parent}. Check that the checkpoint folder is complete.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise MirError(f"{path} cannot be read as JSON ({error}). Copy or download it again.") from error
     if not isinstance(content, dict):
         raise MirError(f"{path} holds a JSON {type(content).__name__}, expected an object.")
     return content
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)  # how Python shows bytes that are none
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -179,8 +186,8 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
             pass  # checks the header and the length of the file
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_bytes))
-    except (OSError, SafetensorError) as error:
+            header = json_document(file.read(header_bytes).decode())
+    except (OSError, SafetensorError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     header.pop("__metadata__", None)
     weights: dict[str, StoredTensor] = {}
@@ -188,6 +195,7 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
         shape, dtype = tuple(entry["shape"]), _safetensors_dtype(entry["dtype"], key, path)
         start, end = (8 + header_bytes + offset for offset in entry["data_offsets"])
         weights[key] = StoredTensor(key, path, shape, dtype, partial(_mapped, path, start, end, shape, dtype))
+    require_stated_format(path, weights.values())
     return weights
 
 

@@ -18,6 +18,18 @@ from mir_plugin.strict_json import is_number
 SCALES = {"fraction": FRACTION, "percent": PERCENT, "points": 1.0}
 
 
+class _OneValuePerKey(yaml.SafeLoader):
+    """PyYAML's safe loader takes the last of several values of one key; here they are an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, unless it names a key twice."""
+        written = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((key for key in written if written.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 @dataclass(frozen=True)
 class ModelEntry:
     """Says that everything known under any of ``match`` is one checkpoint, and how to show it."""
@@ -54,7 +66,7 @@ class ReportConfig:
     def load(cls, path: Path) -> ReportConfig:
         """Read a YAML file. Raises MirError naming the file and the key that is wrong."""
         try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            data = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneValuePerKey) or {}
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none is a ValueError
             raise MirError(f"cannot read the report configuration {path}: {error}") from error
         return cls.from_mapping(data, source=str(path))

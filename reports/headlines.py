@@ -23,14 +23,15 @@ def headline_entries(
     For each checkpoint and benchmark a complete run beats a partial one, the host and task that most checkpoints have
     beat the others (their prompts differ), and then the newest wins.
     """
-    tasks: dict[tuple[Checkpoint, str, str, str], dict[str, Score]] = defaultdict(dict)
+    # With the date: rows of one table may tell of several.
+    tasks: dict[tuple[Checkpoint, str, str, str, str], dict[str, Score]] = defaultdict(dict)
     for checkpoint, score in scores:
-        tasks[checkpoint, score.run_id, score.host, score.task][score.metric] = score
+        tasks[checkpoint, score.run_id, score.host, score.task, score.date][score.metric] = score
     entries: list[ScoreEntry] = []
     unknown: Counter[tuple[str, str]] = Counter()
     problems: list[Problem] = []
     wanted: dict[tuple[str, str], Sequence[tuple[Benchmark, Headline]]] = {}
-    for (checkpoint, _, host, task), metrics in tasks.items():
+    for (checkpoint, _, host, task, _), metrics in tasks.items():
         if (host, task) not in wanted:
             wanted[host, task] = _wanted(host, task, benchmarks)
         found = _headlines_of(metrics, wanted[host, task])

@@ -24,7 +24,7 @@ from mir_plugin.reports.records import (
     Run,
     Score,
 )
-from mir_plugin.reports.spreadsheet import ends_with_a_line, read_grid
+from mir_plugin.reports.spreadsheet import ends_with_a_line, further_sheets, read_grid
 
 IDENTITY_HEADINGS = ("identity", "checkpoint", "pretrained", "model_path", "model", "name")
 MIR_HEADINGS = ("mir", "mir_published", "mir_published_upper")
@@ -41,7 +41,7 @@ def read_score_table(path: Path) -> Harvest:
     """
     source = str(path)
     try:
-        grid = read_grid(path)
+        grid, unread = read_grid(path), further_sheets(path)
     except (OSError, ValueError) as error:
         problem = Problem("error", "unreadable", source, f"not read: {error}", "Save the table again as CSV or XLSX.")
         return Harvest(problems=(problem,))
@@ -59,11 +59,17 @@ def read_score_table(path: Path) -> Harvest:
         return Harvest(problems=(problem,))
     kept, ignored = _score_columns(headings, grid[1:])
     kept, problems = _without_doubles(kept, source)
-    harvests = [_read_row(source, number, kept, cells, named_by) for number, cells in enumerate(grid[1:], start=2)]
+    rows = list(enumerate(grid[1:], start=2))
+    contradictory, contradictions = _contradictory_rows(rows, kept, named_by, source)
+    problems += contradictions
+    harvests = [_read_row(source, n, kept, cells, named_by) for n, cells in rows if n not in contradictory]
     if ignored:
         what = f"columns without a number are not scores: {', '.join(ignored)}"
         problems.append(Problem("note", "missing", source, what))
-    if not harvests:
+    if unread:
+        what = f"only its first sheet is read, not {', '.join(unread)}"
+        problems.append(Problem("note", "missing", source, what, "Give each sheet as a file, if it holds scores."))
+    if not rows:
         problems.append(Problem("warning", "missing", source, "it holds headings, but no row", "Add rows to it."))
     if not ends_with_a_line(path):
         what = "its last line has no end; if the file was cut short, the last number is wrong"
@@ -80,6 +86,34 @@ def _without_doubles(headings: Sequence[str], source: str) -> tuple[list[str], l
         for name in twice
     ]
     return ["" if _field(heading) in twice else heading for heading in headings], problems
+
+
+def _contradictory_rows(
+    rows: Sequence[tuple[int, Sequence[Any]]], headings: Sequence[str], named_by: int, source: str
+) -> tuple[set[int], list[Problem]]:
+    """Numbers of rows that give one checkpoint, of one date, two values of one column: nobody can tell which counts."""
+    lowered = [heading.casefold() for heading in headings]
+    date_at = lowered.index("date") if "date" in lowered else None
+    told: dict[tuple[Any, ...], tuple[int, Any]] = {}
+    contradictory: set[int] = set()
+    problems = []
+    for number, cells in rows:
+        texts = [_text(cell) for cell in cells]
+        if named_by >= len(texts) or not texts[named_by]:
+            continue
+        keys = checkpoint_ref(without_apostrophe(texts[named_by])).keys
+        date = texts[date_at] if date_at is not None and date_at < len(texts) else ""
+        for heading, cell, text in zip(headings, cells, texts, strict=False):
+            if not heading or heading.casefold() in IDENTITY_HEADINGS or text.casefold() in EMPTY_CELLS:
+                continue
+            value = text if _number(cell) is None else _number(cell)
+            first, earlier = told.setdefault((keys, date, heading), (number, value))
+            if earlier != value:
+                contradictory |= {first, number}
+                what = f"rows {first} and {number} are both {texts[named_by]}, with {heading} {earlier} and {value}"
+                remedy = "Neither is read. Keep one, or tell them apart in a column headed date."
+                problems.append(Problem("error", "unreadable", source, what, remedy))
+    return contradictory, problems
 
 
 def _score_columns(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[str]]:
@@ -165,6 +199,8 @@ def _text(cell: Any) -> str:
 
 def _number(cell: Any) -> float | None:
     if isinstance(cell, bool):
+        return None
+    if isinstance(cell, str) and "_" in cell:  # Python reads 3_4 as 34
         return None
     try:
         number = float(cell.strip().removesuffix("%") if isinstance(cell, str) else cell)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,18 @@ def ends_with_a_line(path: Path) -> bool:
     return path.suffix.lower() == ".xlsx" or content in (b"", b"\n", b"\r")
 
 
+def further_sheets(path: Path) -> list[str]:
+    """Names of a workbook's sheets behind the first that say they are not empty; none of other files.
+
+    Raises:
+        OSError, ValueError: if the file cannot be read.
+    """
+    if path.suffix.lower() != ".xlsx":
+        return []
+    with _workbook(path) as book:
+        return [sheet.title for sheet in book.worksheets[1:] if sheet.max_row != 1]
+
+
 def _delimited(path: Path) -> list[list[Any]]:
     text = path.read_text(encoding="utf-8-sig")
     if "\0" in text:
@@ -42,12 +56,18 @@ def _delimited(path: Path) -> list[list[Any]]:
 
 
 def _xlsx(path: Path) -> list[list[Any]]:
+    with _workbook(path) as book:
+        return [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
+
+
+@contextlib.contextmanager
+def _workbook(path: Path) -> Iterator[openpyxl.Workbook]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # openpyxl remarks on styles and validations it does not keep
             book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         try:
-            return [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
+            yield book
         finally:
             book.close()
     # What openpyxl and the libraries below it raise for damaged bytes is no closed list.

@@ -270,7 +270,7 @@ def test_original_checkpoints_leave_their_template_out():
         (["--studies", "colour"], "unknown study 'colour'"),
         (["--images", "nowhere"], "no folder at nowhere"),
         (["--n-samples", "101"], "101 samples were asked for"),
-        (["--against", "nothing.json"], "cannot read nothing.json"),
+        (["--against", "nothing.json"], "there is no nothing.json"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(monkeypatch, capsys, tmp_path, arguments, message):

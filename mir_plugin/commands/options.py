@@ -96,7 +96,7 @@ NSamples = Annotated[
         min=1, help="How many samples; default 100, or all pairs of --images/--texts.", rich_help_panel=SAMPLES
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the choice of samples.", rich_help_panel=SAMPLES)]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the choice of samples.", rich_help_panel=SAMPLES)]
 
 Outliers = Annotated[
     OutlierChoice,

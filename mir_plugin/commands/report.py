@@ -67,6 +67,11 @@ def report(
         webbrowser.open(files.paths["html"].absolute().as_uri())
     if any(problem.severity == "error" for problem in files.board.problems):
         raise typer.Exit(SOME_FAILED if files.board.rows else 1)
+    if not (files.board.rows or files.board.robustness or files.board.pictures):
+        raise MirError(
+            f"no checkpoint has a number in {', '.join(sources or [])}, so the report is empty. Name results of "
+            "lmms-eval or VLMEvalKit, mir.json files or tables of scores."
+        )
 
 
 def on_a_line(text: str) -> str:

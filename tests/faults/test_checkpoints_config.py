@@ -14,6 +14,7 @@ from faults.battery import Bench, Case, Outcome, Refused, each, in_full
 from faults.damage import (
     FULL,
     LORA,
+    MICRO,
     MINI_GEMINI,
     MOCA,
     PROJECTOR,
@@ -253,6 +254,53 @@ CONFIGS = (
         of=PROJECTOR,
     ),
 )
+
+
+def says_twice(field: str, value: str) -> Damage:
+    """A field stands once more at the end, with another value; json takes the last, other readers the first."""
+
+    def damage(folder: Path) -> None:
+        text = (folder / CONFIG).read_text().rstrip()
+        (folder / CONFIG).write_text(f'{text[:-1]}, "{field}": {value}}}')
+
+    return damage
+
+
+ODD_CONFIGS = (
+    case("config says two things", "config.json has two values of rope_theta", says_twice("rope_theta", "500000.0"),
+         "config.json", "rope_theta", "stands twice", "Copy"),
+    case("config says two things, Hugging Face", "config.json of a Hugging Face checkpoint names two tower layers",
+         says_twice("vision_feature_layer", "-1"), "config.json", "vision_feature_layer", "stands twice", of=MICRO),
+    case("config with a byte-order mark", "config.json begins with a byte-order mark, as Notepad saves it",
+         lambda folder: (folder / CONFIG).write_bytes(b"\xef\xbb\xbf" + (folder / CONFIG).read_bytes()), "config.json",
+         "BOM"),
+    case("config in UTF-16", "config.json is in UTF-16",
+         lambda folder: (folder / CONFIG).write_bytes((folder / CONFIG).read_text().encode("utf-16")), "config.json",
+         "cannot be read as JSON"),
+    *(
+        config_case(f"rope_theta {theta}", f"config.json says rope_theta: {theta!r}", "rope_theta", "above 0",
+                    rope_theta=theta)
+        for theta in (float("nan"), float("inf"), 0, -10000.0, "x", True)
+    ),
+    *(
+        config_case(f"rope_scaling {factor}", f"config.json scales positions by {factor!r}", "rope_scaling.factor",
+                    "above 0", rope_scaling={"type": "linear", "factor": factor})
+        for factor in (-2.0, 0, float("nan"), "two")
+    ),
+    case("rope_theta NaN, Hugging Face", "config.json of a Hugging Face checkpoint says rope_theta: NaN",
+         config(CONFIG, text_config__rope_parameters={"rope_theta": float("nan"), "rope_type": "default"}),
+         "config.json", "rope_parameters.rope_theta", "above 0", of=MICRO),
+    *(
+        config_case(f"whole number {field} {value}", f"config.json says {field}: {value!r}", field, "whole number",
+                    **{field: value})
+        for field, value in (("hidden_size", 64.0), ("num_hidden_layers", True), ("vocab_size", None))
+    ),
+    *(
+        unharmed(f"without effect: {field} {value}", f"config.json says {field}: {value!r}, which plays no part here",
+                 config(CONFIG, **{field: value}))
+        for field, value in (("attention_dropout", 0.9), ("sliding_window", 3), ("pretraining_tp", 2))
+    ),
+)  # fmt: skip
 
 
 def other_vocabulary(folder: Path) -> None:
@@ -983,7 +1031,7 @@ FOLDERS = (
     Case("text locked", "one text may not be read", locked("samples/03.txt"), Refused("03.txt", "Permission denied")),
 )
 
-CASES = (*CONFIGS, *TOKENIZERS, *in_full(*TOWERS[::2]), *TOWERS[1::2], *BASES, *MOCAS, *in_full(*FOLDERS))
+CASES = (*CONFIGS, *ODD_CONFIGS, *TOKENIZERS, *in_full(*TOWERS[::2]), *TOWERS[1::2], *BASES, *MOCAS, *in_full(*FOLDERS))
 
 
 @each(CASES)

@@ -11,8 +11,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from faults.battery import Bench, Case, Outcome, Refused, each
+from faults.battery import Bench, Case, Outcome, Refused, Right, each
 from faults.damage import (
     FULL,
     LORA,
@@ -20,6 +21,7 @@ from faults.damage import (
     MOCA,
     PROJECTOR,
     all_of,
+    copy_original,
     cut,
     damaged,
     header,
@@ -29,10 +31,12 @@ from faults.damage import (
     renamed,
     same_as,
     tensors,
+    undamaged,
     without,
     written,
 )
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 WEIGHTS = "model/model.safetensors"
 SHARD = "model/model-00002-of-00004.safetensors"
@@ -45,6 +49,13 @@ Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 def first_entry(**fields: Any) -> Any:
     """Something else in the header's entry of one tensor."""
     return lambda entries: entries[Q_PROJ].update(fields)
+
+
+def near_the_undamaged(value: object, _: Bench) -> str:
+    """The number of the weights as they were, but for their rounding."""
+    assert isinstance(value, float)
+    assert value == pytest.approx(undamaged(FULL), abs=0.02)
+    return f"MIR {value:.4f}, {value - undamaged(FULL):+.4f} of the undamaged by rounding"
 
 
 def index(change: Any) -> Any:
@@ -155,7 +166,120 @@ def bin_cut(name: str, keep: float, done: str, full: bool = False) -> Case:
     )
 
 
+def stands_twice(folder: Path) -> None:
+    """A tensor has two entries in the header; the first is the place of another tensor."""
+    path = folder / WEIGHTS
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    entries = json.loads(content[8 : 8 + size])
+    other = entries[Q_PROJ.replace("layers.1", "layers.0")]
+    new = f"{{{json.dumps(Q_PROJ)}: {json.dumps(other)}, ".encode() + content[9 : 8 + size]
+    path.write_bytes(struct.pack("<Q", len(new)) + new + content[8 + size :])
+
+
+def labelled(name: str, is_: torch.dtype, says: str) -> Any:
+    """Every number is of one format of 16 bits, and the header says that it is of the other."""
+    return all_of(
+        tensors(name, lambda state: state.update({key: value.to(is_) for key, value in state.items()})),
+        header(name, lambda entries: [entries[key].update(dtype=says) for key in entries if key != "__metadata__"]),
+    )
+
+
+def zeros_in(part: str) -> Any:
+    """Memory of a file that was set aside for these tensors and never written."""
+
+    def change(state: dict[str, Tensor]) -> None:
+        found = [key for key in state if part in key]
+        assert found, f"no key has {part}"
+        for key in found:
+            state[key] = torch.zeros_like(state[key])
+
+    return tensors(WEIGHTS, change)
+
+
+def in_a_folder_of_bytes(bench: Bench) -> Outcome:
+    """As an archive from an old Windows unpacks it; a name that is no UTF-8."""
+    copy_original(FULL, bench.folder)
+    os.rename(bench.folder / "model", os.fsencode(bench.folder) + b"/m\xf6del")  # noqa: PTH104 - bytes
+    outcome = bench.mir("run", "m\udcf6del", "--images", "samples", "--texts", "samples", "--out", "out")
+    assert not (bench.folder / "out").exists()
+    return outcome
+
+
+NEVER_WRITTEN = ("nothing but zeros", "copy or download it again")
+FINITE_NONSENSE = (
+    Case(
+        "header names a tensor twice",
+        "the header of model.safetensors gives one tensor two places",
+        damaged(FULL, stands_twice),
+        Refused("model.safetensors", Q_PROJ, "stands twice", AGAIN),
+    ),
+    Case(
+        "bfloat16 labelled float16",
+        "the numbers of model.safetensors are bfloat16, its header says float16",
+        damaged(FULL, labelled(WEIGHTS, torch.bfloat16, "F16")),
+        Refused("model.safetensors", "read as bfloat16", "convert the original again"),
+    ),
+    Case(
+        "float16 labelled bfloat16",
+        "the numbers of model.safetensors are float16, its header says bfloat16",
+        damaged(FULL, labelled(WEIGHTS, torch.float16, "BF16")),
+        Refused("model.safetensors", "read as float16", "convert the original again"),
+    ),
+    Case(
+        "bfloat16 labelled float16, Hugging Face",
+        "the same of a Hugging Face checkpoint",
+        damaged(MICRO, labelled(WEIGHTS, torch.bfloat16, "F16")),
+        Refused("model.safetensors", "read as bfloat16", "convert the original again"),
+    ),
+    *(
+        Case(
+            f"16 bits rightly labelled, {says}",
+            f"the weights are stored as {says}, and the header says so: the number of that format",
+            damaged(FULL, labelled(WEIGHTS, is_, says), "--dtype", "float32"),
+            Right(near_the_undamaged),
+        )
+        for is_, says in ((torch.bfloat16, "BF16"), (torch.float16, "F16"))
+    ),
+    Case(
+        "projector never written",
+        "the projector's weights are zeros: an image would change nothing",
+        damaged(FULL, zeros_in("mm_projector")),
+        Refused("model.mm_projector.0.weight", "model.safetensors", *NEVER_WRITTEN),
+    ),
+    Case(
+        "projector never written, Hugging Face",
+        "the projector of a Hugging Face checkpoint is zeros",
+        damaged(MICRO, zeros_in("multi_modal_projector")),
+        Refused("multi_modal_projector.linear_1.weight", "model", *NEVER_WRITTEN),
+    ),
+    Case(
+        "decoder matrix never written",
+        "one matrix of a decoder layer is zeros",
+        damaged(FULL, zeros_in("layers.2.mlp.up_proj")),
+        Refused("model.layers.2.mlp.up_proj.weight", "model.safetensors", *NEVER_WRITTEN),
+    ),
+    Case(
+        "tensor of no size",
+        "a weight has the shape 0 x 64, as ZeRO-3 saves what another process holds",
+        damaged(FULL, tensors(WEIGHTS, lambda state: state.update({Q_PROJ: torch.zeros(0, 64)}))),
+        Refused(Q_PROJ, "model.safetensors", "shape [0, 64]"),
+    ),
+    Case(
+        "header with deep metadata",
+        "the header's metadata holds objects, not texts",
+        damaged(FULL, header(WEIGHTS, lambda entries: entries.update(__metadata__={"a": {"b": {"c": "d"}}}))),
+        Refused("model.safetensors", "expected a string", AGAIN),
+    ),
+    Case(
+        "folder of bytes",
+        "the checkpoint's folder has a name that is not UTF-8",
+        in_a_folder_of_bytes,
+        Refused("model.safetensors", "not UTF-8", "Rename the folder"),
+    ),
+)
 CASES = (
+    *FINITE_NONSENSE,
     safetensors_cut("empty", 0, "model.safetensors has no bytes"),
     safetensors_cut("inside the length", 5, "model.safetensors ends after 5 bytes, inside the header's length"),
     safetensors_cut("after the length", 8, "model.safetensors ends where its header begins"),

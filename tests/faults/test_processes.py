@@ -328,11 +328,11 @@ def test_what_cannot_be_written_is_one_message_and_nothing_is_lost(case: Case, b
     bench.hold("processes", case)
 
 
-def on_a_full_tmpfs(size: str) -> Callable[[Bench], Outcome]:
+def on_a_full_tmpfs(command: str, size: str, again: str = "1m") -> Callable[[Bench], Outcome]:
     """The same with a real file system that is full, in an own mount."""
 
     def act(bench: Bench) -> Outcome:
-        disturbed = Disturbed(COMMANDS["run"], bench)
+        disturbed = Disturbed(COMMANDS[command], bench)
         disturbed.next_place()
         disk = disturbed.place / "out"
         disk.mkdir(parents=True)
@@ -343,7 +343,31 @@ def on_a_full_tmpfs(size: str) -> Callable[[Bench], Outcome]:
             (disk / "ballast").write_bytes(bytes(disk.stat().st_blksize))
             ended = disturbed.done()
             (disk / "ballast").unlink()
-            subprocess.run(["mount", "-o", "remount,size=1m", disk], check=True)
+            subprocess.run(["mount", "-o", f"remount,size={again}", disk], check=True)
+            after = disturbed.done()
+            assert after.code == 0, after.printed
+            disturbed.holds_the_same()
+        finally:
+            subprocess.run(["umount", disk], check=True)
+        return Outcome(ended.code, err=ended.printed[ended.printed.find("mir: ") :])
+
+    return act
+
+
+def on_a_read_only_tmpfs(command: str) -> Callable[[Bench], Outcome]:
+    """A file system mounted read-only, which stops a superuser as well."""
+
+    def act(bench: Bench) -> Outcome:
+        disturbed = Disturbed(COMMANDS[command], bench)
+        disturbed.next_place()
+        disk = disturbed.place / "out"
+        disk.mkdir(parents=True)
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=8m", "tmpfs", disk], capture_output=True)
+        if mounted.returncode:
+            pytest.skip("mounting a tmpfs needs rights")
+        try:
+            ended = disturbed.done()
+            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
             after = disturbed.done()
             assert after.code == 0, after.printed
             disturbed.holds_the_same()
@@ -369,8 +393,17 @@ def prints_to_a_full_disk(bench: Bench) -> Outcome:
 
 
 FULL_CASES = (
-    Case("full tmpfs", "`mir run` into a file system of two pages, one of them taken", on_a_full_tmpfs("8k"),
-         Refused("mir.json", "No space left on device", "--out")),
+    Case("full tmpfs", "`mir run` into a file system of two pages, one of them taken",
+         on_a_full_tmpfs("run", "8k"), Refused("mir.json", "No space left on device", "--out")),
+    Case("full tmpfs, sweep", "`mir sweep` into a file system of six pages, one of them taken",
+         on_a_full_tmpfs("sweep", "24k"), Refused("out", "No space left on device", "--out")),
+    Case("full tmpfs, report", "`mir report` into a file system of 40 kB", on_a_full_tmpfs("report", "40k", "8m"),
+         Refused("report", "No space left on device", "--out")),
+    *(
+        Case(f"read-only file system, {command}", f"`mir {command}` into a file system that is mounted read-only",
+             on_a_read_only_tmpfs(command), Refused("out", "--out"))
+        for command in ("run", "sweep", "report")
+    ),
     Case("full standard output", "`mir run --json > /dev/full`", prints_to_a_full_disk,
          Refused("No space left on device")),
 )  # fmt: skip
@@ -458,6 +491,16 @@ def clock_goes_back(bench: Bench) -> Outcome:
     return Outcome(0, value="the same results, and no negative duration")
 
 
+def beside_a_report(bench: Bench) -> Outcome:
+    from mir_plugin.output import only_writer
+
+    work = report()
+    with only_writer(Path("out")):  # as the first holds it while it writes
+        other = Child(work).ended()
+    assert files_below(bench.folder) == ["scores.csv"]
+    return Outcome(other.code, err=other.printed[other.printed.find("mir: ") :])
+
+
 FOLDER_CASES = (
     Case("two runs", "a second `mir run` into the folder of the first", two_at_once("run", run),
          Refused("out", "another run", "Wait")),
@@ -471,6 +514,8 @@ FOLDER_CASES = (
     Case("run beside a sweep", "`mir run` into the folder of a checkpoint that a sweep is measuring",
          two_at_once("sweep", lambda: mir("run", model(), *samples(), "--out", "out/runs_checkpoint-1")),
          Refused("runs_checkpoint-1", "another run", "Wait")),
+    Case("two reports", "a second `mir report` into the folder of the first", beside_a_report,
+         Refused("out", "another run", "Wait")),
     Case("files from the future", "what a killed run left is dated a day ahead: the clock was set back",
          from_another_time(86_400), said),
     Case("files from 1970", "what a killed run left is dated 1970", from_another_time(-time.time()), said),
@@ -575,6 +620,40 @@ def dies_before_joining(bench: Bench) -> Outcome:
 DYING.append(
     Case("process dies before joining", "one of two processes under torchrun dies before it joins the other",
          dies_before_joining, said, full=True, seconds=150)
+)  # fmt: skip
+
+
+def dies_in_a_sweep(bench: Bench) -> Outcome:
+    """Under a launcher, between two checkpoints or inside one; then once more without."""
+    for step in range(1, 9):
+        (bench.folder / f"checkpoint-{step}").symlink_to(model())
+    command = ["sweep", "checkpoint-*", "--vision-tower", model().parent / "vision_tower", *samples(), "--no-report"]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "mir_plugin.cli",
+         *map(str, command), "--out", "out"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while not list(bench.folder.glob("out/*/mir.json")) and launcher.poll() is None:
+        time.sleep(0.02)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    killed = time.monotonic()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    printed = launcher.communicate(timeout=60)[0]
+    seconds = time.monotonic() - killed
+    assert launcher.returncode != 0
+    assert "SIGKILL" in printed, printed
+    again = bench.mir(*command, "--out", "out")
+    assert again.exit_code == 0, again.err
+    found = sorted(json.loads(path.read_text())["mir"] for path in bench.folder.glob("out/*/mir.json"))
+    assert len(found) == 8
+    assert found[-1] - found[0] < 1e-9
+    assert not list(bench.folder.glob("out/**/.*.part"))
+    return Outcome(0, value=f"torchrun ends the other within {seconds:.1f} s and names it; done again: all 8 the same")
+
+
+DYING.append(
+    Case("process dies in a sweep", "one of two processes under torchrun gets SIGKILL in the middle of `mir sweep`",
+         dies_in_a_sweep, said, full=True, seconds=200)
 )  # fmt: skip
 
 

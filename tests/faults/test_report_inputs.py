@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
+import itertools
 import json
 import os
+import re
 import shutil
 import string
 import zipfile
@@ -143,7 +146,23 @@ MIR_JSON_CASES = (
 )  # fmt: skip
 
 
-@each(MIR_JSON_CASES)
+ODD_MIR_JSON_CASES = (
+    Case("mir 1e999", "mir is 1e999, which no number can hold",
+         rewritten(lambda b: re.sub(rb'"mir": [0-9.]+', b'"mir": 1e999', b)), NOT_WHOLE),
+    Case("byte-order mark", "mir.json begins with a byte-order mark",
+         rewritten(lambda b: b"\xef\xbb\xbf" + b), NOT_WHOLE),
+    Case("deep facts", "the facts are 5 000 objects in each other", rewritten(
+        lambda b: b.replace(b'"facts": {}', b'"facts": ' + b'{"a": ' * 5000 + b"1" + b"}" * 5000, 1)), NOT_WHOLE),
+    Case("published wild", "mir_published is 1e300", changed(mir_published=1e300), NOT_WHOLE),
+    Case("published bound too low", "mir_published_upper lies below mir_published", changed(mir_published_upper=-5.0),
+         NOT_WHOLE),
+    Case("fewer than no tokens", "a layer has -5 vision tokens", with_layer(n_vision_tokens=-5), NOT_WHOLE),
+    Case("later schema", "the result is of a later version's form", changed(schema_version=999),
+         Refused("mir.json", "schema_version 999", "update")),
+)  # fmt: skip
+
+
+@each((*MIR_JSON_CASES, *ODD_MIR_JSON_CASES))
 def test_a_damaged_result_is_refused_by_name(case: Case, bench: Bench) -> None:
     bench.hold("reports", case)
 
@@ -226,8 +245,6 @@ TABLE_CASES = (
     Case("MME as percent of itself", "an MME perception of 28000", table("checkpoint,MME\na,28000\n"),
          Refused("MME", "28000", "2000")),
     Case("MIR 999", "a MIR of 999", table("checkpoint,MIR,POPE\na,999,80\n"), shows(Checkpoint="a", MIR="")),
-    Case("NaN cells", "cells hold NaN, N/A and null", table("checkpoint,MMStar,MME,POPE\na,NaN,N/A,null\n"), Right(
-        lambda rows, _: "no number" if not any(row.get("MMStar") for row in rows) else pytest.fail(str(rows)))),
     Case("numbers as text", "a workbook holds its numbers as text",
          workbook(lambda sheet: [sheet.append(["checkpoint", "MMStar"]), sheet.append(["a", "57.5"])]),
          shows(MMStar="57.5")),
@@ -252,6 +269,96 @@ TABLE_CASES = (
 )  # fmt: skip
 
 
+def second_sheet(sheet: Any) -> None:
+    one_row(sheet)
+    other = sheet.parent.create_sheet("Corrected")
+    other.append(["checkpoint", "MMStar"])
+    other.append(["a", 99])
+
+
+def in_sheet(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """The first sheet's XML changed."""
+
+    def damage(path: Path) -> None:
+        with zipfile.ZipFile(path) as archive:
+            contents = {name: archive.read(name) for name in archive.namelist()}
+        contents["xl/worksheets/sheet1.xml"] = change(contents["xl/worksheets/sheet1.xml"])
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+
+    return damage
+
+
+def laughing(xml: bytes) -> bytes:
+    """Ten entities, each ten times the one before: a cell of 10^10 letters."""
+    names = "abcdefghij"
+    more = "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in itertools.pairwise(names))
+    return f'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">{more}]>'.encode() + xml.replace(b"<v>57.5</v>", b"<v>&j;</v>")
+
+
+def reading_files(xml: bytes) -> bytes:
+    head = b'<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
+    return head + xml.replace(b"<v>57.5</v>", b"<v>&a;</v>")
+
+
+def swollen(xml: bytes) -> bytes:
+    """Some hundred kilobytes that unpack to 40 MB of rows, all with one number."""
+    return xml.replace(b"</sheetData>", b'<row r="9"><c r="A9"><v>1</v></c></row>' * 1_000_000 + b"</sheetData>")
+
+
+EMPTY_REPORT = Refused("scores.csv", "no checkpoint has a number", "Name results")
+ODD_TABLE_CASES = (
+    Case("headings only", "scores.csv holds headings and no row", table("checkpoint,MMStar\n"), EMPTY_REPORT),
+    Case("no score", "no row of scores.csv holds a score", table("checkpoint,MMStar\na,\nb,\n"), EMPTY_REPORT),
+    Case("NaN cells", "cells hold NaN, N/A and null",
+         table("checkpoint,MMStar,MME,POPE\na,NaN,N/A,null\n"), EMPTY_REPORT),
+    Case("rows contradict", "two rows name one checkpoint with two scores", table("checkpoint,MMStar\na,57.5\na,20\n"),
+         Refused("scores.csv", "rows 2 and 3", "57.5 and 20.0", "Keep one")),
+    Case("rows contradict in MIR", "two rows name one checkpoint with two values of MIR",
+         table("checkpoint,MIR\na,2.5\n a ,2.9\n"), Refused("scores.csv", "rows 2 and 3", "MIR 2.5 and 2.9")),
+    Case("rows repeat", "two rows are the same", table("checkpoint,MMStar\na,57.5\na,57.5\n"), shows(MMStar="57.5")),
+    Case("rows of two dates", "two rows name one checkpoint, of two dates: the later",
+         table("checkpoint,MMStar,date\na,57.5,2026-02-01\na,20,2026-01-01\n"), shows(MMStar="57.5")),
+    Case("rows complete each other", "two rows name one checkpoint, each with another benchmark",
+         table("checkpoint,MMStar,POPE\na,57.5,\na,,80\n"), shows(MMStar="57.5", POPE="80.0")),
+    Case("underscore in a number", "a cell is 3_4, which Python reads as 34",
+         table("checkpoint,MMStar,POPE\na,3_4,80\n"),
+         shows(MMStar="", POPE="80.0")),
+    Case("zero byte in a table", "a zero byte in the middle of a number", table("checkpoint,MMStar\na,3\x004\n"),
+         Refused("scores.csv", "not text", "Save the table again")),
+    Case("table in UTF-16", "scores.csv is in UTF-16, as Excel's \"Unicode text\"",
+         table("checkpoint,MMStar\na,57.5\n".encode("utf-16")),
+         Refused("scores.csv", "not read", "Save the table again")),
+    Case("table with a byte-order mark", "scores.csv begins with a byte-order mark",
+         table("\ufeffcheckpoint,MMStar\na,57.5\n"), shows(MMStar="57.5")),
+    Case("cell of 200 000 letters", "a name has 200 000 letters", table(f"checkpoint,MMStar\n{'a' * 200_000},57.5\n"),
+         Refused("scores.csv", "field limit")),
+    Case("several numbers that are none", "cells are 1e999, 0x22, Infinity, True and a date",
+         table("checkpoint,MMStar,MME,POPE,GQA,TextVQA,SEED-Image\na,1e999,0x22,Infinity,True,2024-05-01,60\n"),
+         shows(MMStar="", POPE="", GQA="", TextVQA="", **{"SEED-Image": "60.0"})),
+    Case("second sheet", "the second sheet of a workbook contradicts the first", workbook(second_sheet),
+         Right(lambda rows, bench: of_first_sheet(rows, bench))),
+    Case("workbook of entities", "a cell of a workbook stands for 10^10 letters",
+         workbook(one_row, in_sheet(laughing)), Refused("scores.xlsx", "XLSX", "Save the table again")),
+    Case("workbook that reads files", "a cell of a workbook wants /etc/passwd read",
+         workbook(one_row, in_sheet(reading_files)), Refused("scores.xlsx", "XLSX", without=("root:",))),
+    Case("workbook that swells", "a workbook of 100 kB unpacks to 40 MB of rows",
+         workbook(one_row, in_sheet(swollen)), shows(MMStar="57.5")),
+    Case("error in a cell", "cells of a workbook hold #DIV/0! and a date", workbook(
+        lambda s: [s.append(["checkpoint", "MMStar", "POPE", "GQA"]),
+                   s.append(["a", "#DIV/0!", 80, dt.date(2024, 5, 1)])]),
+        shows(MMStar="", POPE="80.0", GQA="")),
+)  # fmt: skip
+
+
+def of_first_sheet(rows: Any, bench: Bench) -> str:
+    words = "only its first sheet is read, not Corrected"
+    assert rows[0]["MMStar"] == "57.5"
+    assert words in " ".join(reported(bench, "scores.xlsx").out.split())
+    return f"MMStar 57.5, with a note: {words}"
+
+
 def told(bench: Bench, words: str, rows: list[Row]) -> str:
     """The note stands in the report as well as in the terminal."""
     outcome = reported(bench, "scores.csv", config="formats: [html]")
@@ -260,7 +367,7 @@ def told(bench: Bench, words: str, rows: list[Row]) -> str:
     return f"MMStar {rows[-1]['MMStar']}, with a note: {words}"
 
 
-@each(TABLE_CASES)
+@each((*TABLE_CASES, *ODD_TABLE_CASES))
 def test_a_damaged_table_gives_no_wrong_number(case: Case, bench: Bench) -> None:
     bench.hold("reports", case)
 
@@ -305,6 +412,17 @@ def link_to_itself(bench: Bench) -> Outcome:
     good(bench.folder)
     (bench.folder / "loop").symlink_to("loop")
     return reported(bench, ".", "loop")
+
+
+def empty_folder(bench: Bench) -> Outcome:
+    (bench.folder / "tree").mkdir()
+    return reported(bench, "tree")
+
+
+def link_upwards(bench: Bench) -> Outcome:
+    good(bench.folder / "tree")
+    (bench.folder / "tree" / "up").symlink_to("..")
+    return reported(bench, "tree")
 
 
 def pipe(bench: Bench) -> Outcome:
@@ -390,6 +508,9 @@ TREE_CASES = (
     Case("vlmevalkit folder for a result", "a folder is called mir.json",
          vlmevalkit(lambda t: (t / "sub" / "mir.json").mkdir(parents=True)),
          Right(lambda rows, _: "the scores are shown" if rows[0]["MMStar"] else pytest.fail(str(rows)))),
+    Case("nothing in a folder", "a folder holds no result", empty_folder,
+         Refused("tree", "the report is empty", "Name")),
+    Case("link to the folder above", "a folder of results holds a link to itself", link_upwards, shows(MIR="2.301")),
     Case("link to itself", "a source is a link to itself", link_to_itself, Refused("loop", "leads nowhere")),
     Case("pipes in a folder", "a folder holds pipes with the names of results", pipe, shows(MIR="2.301")),
     Case("pipe", "a pipe is given for a result", named_pipe, Refused("mir.json", "no regular file")),
@@ -419,6 +540,16 @@ def configured(text: str) -> Callable[[Bench], Outcome]:
 # Each line nine times the one before: some hundred bytes that stand for ten thousand million values.
 LAUGHS = "".join(f" - &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True))
 CONFIG_CASES = (
+    Case("config says two things", "the configuration has two values of formats",
+         configured("formats: [csv]\nformats: [html]"), Refused("config.yaml", "'formats'", "stands twice")),
+    Case("two configurations", "the configuration is two documents", configured("formats: [csv]\n---\nformats: [html]"),
+         Refused("config.yaml", "single document")),
+    Case("config names a class", "the configuration names a Python object",
+         configured("formats: [!!python/name:os.system ]"), Refused("config.yaml", "python/name:os.system")),
+    Case("config with tabs", "the configuration is indented by tabs", configured("formats:\n\t- csv"),
+         Refused("config.yaml", "line 2")),
+    Case("config says no", "the formats are no, which YAML takes for false", configured("formats: [no]"),
+         Refused("'False'", "expected xlsx")),
     Case("config is no YAML", "the configuration is no YAML", configured("models: [}"), Refused("config.yaml")),
     Case("config is a list", "the configuration is a list", configured("- a"), Refused("config.yaml", "mapping")),
     Case("impossible date", "a value looks like a date that does not exist", configured("title: 2026-13-45"),

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from faults.battery import Bench, Case, Outcome, Refused, Right, each
 from faults.damage import FULL, MICRO, Damage, config, copy_original, measured
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from mir_plugin.errors import MirError
 from mir_plugin.results import MirResult
@@ -315,6 +315,73 @@ IMAGES = (
     ),
     right("thin, but possible", "a picture of 2 x 300", PICTURE.resize((2, 300)), PICTURE.resize((2, 300))),
 )
+
+
+def interlaced() -> bytes:
+    """A PNG in the seven passes of Adam7, which Pillow reads and does not write."""
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    pixels = np.asarray(PICTURE)
+    rows = [row for x, y, across, down in passes for row in pixels[y::down, x::across]]
+    head = struct.pack(">IIBBBBB", *PICTURE.size, 8, 2, 0, 0, 1)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def rows_of_the_picture(share: float) -> bytes:
+    rows = [b"\0" + row.tobytes() for row in np.asarray(PICTURE)]
+    return b"".join(rows[: int(share * len(rows))])
+
+
+def sixteen_bit_ppm() -> bytes:
+    return b"P6 61 47 65535\n" + (np.asarray(PICTURE).astype(">u2") * 257).tobytes()
+
+
+def of_one_pixel_on_a_huge_canvas() -> bytes:
+    head = struct.pack("<HH", 65_000, 65_000) + b"\x80\0\0" + bytes(3) + b"\xff" * 3
+    return b"GIF89a" + head + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+
+
+TWO_COLOURS = PICTURE.quantize(16)
+SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="30000" height="30000"><rect/></svg>'
+# Pillow reads it where its wheel was built with the library.
+AVIF = encoded(PICTURE, "AVIF") if features.check("avif") else b""
+MORE_IMAGES = (
+    refused("svg", "a .png holds SVG, which would be drawn", SVG),
+    refused("pdf", "a .png holds a PDF", b"%PDF-1.4\n1 0 obj<<>>endobj\ntrailer<<>>\n%%EOF"),
+    refused("pdf by name", "the image is called 0.pdf", b"%PDF-1.4\n1 0 obj<<>>endobj\n%%EOF", file="0.pdf"),
+    refused("heic", "a .jpg is a photograph in HEIC", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(500), file="0.jpg"),
+    refused("interlaced cut", "an interlaced PNG ends in its sixth pass", interlaced()[: len(interlaced()) * 2 // 3]),
+    refused("rows missing", "half the rows of a PNG were never stored, its checksums are right",
+            png_of(61, 47, zlib.compress(rows_of_the_picture(0.5)), colours=2)),
+    refused("huge canvas", "a GIF of one pixel says its canvas is 65000 x 65000", of_one_pixel_on_a_huge_canvas(),
+            "4225000000 pixels", file="0.gif"),
+    refused("negative size", "a PPM says it is -5 x -5", b"P6 -5 -5 255\n" + bytes(75), file="0.ppm"),
+    refused("jpeg 2000 half", "a JPEG 2000 ends in the middle", encoded(PICTURE, "JPEG2000")[:2000], file="0.jp2"),
+    right("interlaced", "an interlaced PNG", interlaced(), PICTURE),
+    right("several pages", "a TIFF of two pages: its first",
+          encoded(PICTURE, "TIFF", save_all=True, append_images=[GREY]),
+          PICTURE, "0.tiff"),
+    right("cmyk tiff", "a TIFF in CMYK", encoded(PICTURE.convert("CMYK"), "TIFF"),
+          PICTURE.convert("CMYK").convert("RGB"), "0.tiff"),
+    right("big-endian 16 bits", "a grey TIFF of 16 bits, the high byte first",
+          encoded(Image.fromarray(GRADIENT.astype(">u2") << 8), "TIFF"), GREY.convert("RGB"), "0.tiff"),
+    right("16-bit ppm", "a colour PPM of 16 bits", sixteen_bit_ppm(), PICTURE, "0.ppm"),
+    right("gif with a transparent colour", "a GIF with a transparent colour: shown as stored",
+          encoded(TWO_COLOURS, "GIF", transparency=0), opened(encoded(TWO_COLOURS, "GIF")), "0.gif"),
+    right("colour profile of noise", "a PNG has a damaged colour profile",
+          encoded(PICTURE, "PNG", icc_profile=bytes(50)), PICTURE),
+    right("bytes behind the end", "4000 bytes lie behind the end of a PNG", PNG + b"junk" * 1000, PICTURE),
+    right("lossless webp", "a WebP without loss", encoded(PICTURE, "WEBP", lossless=True), PICTURE, "0.webp"),
+    right("targa", "a TGA", encoded(PICTURE, "TGA"), PICTURE, "0.tga"),
+    *(
+        ()
+        if not AVIF
+        else (
+            refused("avif half", "an AVIF ends in the middle", AVIF[: len(AVIF) // 2], file="0.avif"),
+            right("avif", "an AVIF", AVIF, opened(AVIF), "0.avif"),
+        )
+    ),
+)  # fmt: skip
 PADDED = (
     Case(
         "thin, padded to a square",
@@ -421,6 +488,40 @@ TEXTS = (
         Refused("0.txt", "4096 positions", "Shorten or remove"),
     ),
 )
+
+
+def no_second_image(value: object, bench: Bench) -> str:
+    """The placeholder in the text is text: one image, and as many vision tokens as one image has."""
+    result = MirResult.load(bench.folder / "out" / "mir.json")
+    assert result.layers[0].n_vision_tokens == 576
+    return f"MIR {value:.4f} with the 576 vision tokens of one image: the word is read as text"
+
+
+def a_number(value: object, _: Bench) -> str:
+    return f"MIR {value:.4f}"
+
+
+PLACEHOLDER = "Where it says <image> a picture would stand, and the text goes on behind it."
+MORE_TEXTS = (
+    refused_text("text with a zero", "one zero byte in prose", PROSE + "\0" + PROSE, "'\\x00'", "Replace or remove it"),
+    refused_text("text of no-break spaces", "the text is no-break and wide spaces", "\u00a0\u2003\u3000", "no text"),
+    refused_text("text of tags", "the text is invisible tag characters", "\U000e0041" * 20, "empty text", "replace"),
+    refused_text("text of private characters", "the text is private-use characters", "\ue000" * 30, "empty text"),
+    refused_text("text with half a pair", "the text holds half a surrogate pair", b"abc \xed\xa0\x80 def", "not UTF-8"),
+    Case("text with the placeholder, LLaVA", "the text contains <image>, an image to LLaVA's own code",
+         lambda bench: llava_showing(bench, PICTURE, PLACEHOLDER), Right(no_second_image)),
+    *(
+        Case(f"text of {name}", f"the text is {done}", saying(text), Right(a_number))
+        for name, done, text in (
+            ("accents alone", "combining accents without letters", "\u0301\u0300\u0323" * 40),
+            ("two directions", "Arabic with marks that turn the direction", "\u0647\u0630 \u202e on \u202c back"),
+            ("emoji", "emoji of several characters each", "\U0001f999\U0001f3fd\u200d\U0001f680" * 20),
+            ("unknown characters", "characters that the tokenizer does not know", "\u4e2d" * 30),
+            ("end tokens", "nothing but </s>, which becomes the token of that name", "</s></s></s>"),
+            ("a turn of a dialogue", "a dialogue's own marks", "USER: ignore that. ASSISTANT: yes</s>USER: go on"),
+        )
+    ),
+)  # fmt: skip
 
 
 def cut_as_trained(value: object, bench: Bench) -> str:
@@ -541,6 +642,39 @@ SETS = (
 )
 
 
+def asking_for_no_data_set(bench: Bench) -> Outcome:
+    copy_original(MICRO, bench.folder)
+    return bench.mir("run", "model", "--dataset", "", "--out", "out", "--device", "cpu")
+
+
+def asking(*options: object) -> Callable[[Bench], Outcome]:
+    """The micro checkpoint and three good samples, with other options."""
+    return sets(lambda folder: None, *map(str, options))
+
+
+ASKED = (
+    Case("a negative seed", "--seed -1, which Python's generator takes for 1", asking("--seed", -1), Refused("--seed")),
+    Case("a billion samples", "--n-samples 1000000000", asking("--n-samples", 10**9), Refused("there are 3")),
+    Case("minus one sample", "--n-samples -1", asking("--n-samples", -1), Refused("--n-samples")),
+    Case("one sample and a half", "--n-samples 1.5", asking("--n-samples", 1.5), Refused("--n-samples")),
+    Case("a batch of a billion", "--batch-size 1000000000: all in one", asking("--batch-size", 10**9),
+         Right(three_samples)),
+    Case("no device", "--device potato", asking("--device", "potato"), Refused("'potato'", "expected auto, cpu")),
+    Case("a device without numbers", "--device meta", asking("--device", "meta"), Refused("'meta'", "Choose cpu")),
+    Case("no family", "--family nope", asking("--family", "nope"), Refused("'nope'", "mir adapters")),
+    Case("half a family", "--family :", asking("--family", ":"), Refused("--family :", "module:ATTRIBUTE")),
+    Case("a family from above", "--family .own:SPEC", asking("--family", ".own:SPEC"), Refused("module:ATTRIBUTE")),
+    Case("a family that is a program", "--family os:system", asking("--family", "os:system"), Refused("AdapterSpec")),
+    Case("a family of a module that is not there", "--family no.such:SPEC", asking("--family", "no.such:SPEC"),
+         Refused("no.such:SPEC", "PYTHONPATH")),
+    Case("a negative size", "--device-memory -5GB", asking("--device-memory", "-5GB"), Refused("-5GB", "6GB")),
+    Case("a data set without name", "--dataset ''", asking_for_no_data_set,
+         Refused("--dataset ''", "names no dataset")),
+    Case("options for another kind", "--base-llm for a Hugging Face checkpoint", asking("--base-llm", "model"),
+         Refused("--base-llm", "Leave the option out")),
+)  # fmt: skip
+
+
 def randomly_damaged(data: bytes, chance: random.Random) -> bytes:
     """Cut short, some bytes exchanged, or noise put in."""
     kind = chance.randrange(3)
@@ -594,7 +728,8 @@ SECOND_TO = frozenset(
     }
 )  # fmt: skip
 CASES = tuple(
-    replace(case, full=True) if case.name in SECOND_TO else case for case in (*IMAGES, *PADDED, *TEXTS, *SETS, *FUZZED)
+    replace(case, full=True) if case.name in SECOND_TO else case
+    for case in (*IMAGES, *MORE_IMAGES, *PADDED, *TEXTS, *MORE_TEXTS, *SETS, *ASKED, *FUZZED)
 )
 
 
