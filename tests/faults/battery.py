@@ -48,7 +48,16 @@ INTRODUCTION = """# What was done to it, and what came out
 
 Every row is a test in `tests/faults/`: one thing is done to an otherwise good run. What must come out is one message
 that names the file and says what to do, with a non-zero exit, or the right number; never a plausible one. `make test`
-holds a part of them; all of them, and this table: `python -m pytest tests/faults --full --write-table`.
+holds a part of them; all of them, and this table: `python -m pytest tests/faults --full --write-table` (22 minutes on
+a machine of two processors).
+"""
+LIMITS = """## What no check can tell
+
+* A JPEG whose data are damaged inside an intact frame, its end marker in place: every program built on libjpeg decodes
+  it without an error, to a picture that is grey or shifted from there on.
+* Weights that are finite, of the right shape and spread as weights do, but are not the checkpoint's: two layers
+  exchanged, another model's tokenizer of the same size, a part of a matrix that was never written.
+* A score in a table that is a possible score, but a wrong one.
 """
 
 
@@ -219,7 +228,7 @@ def table_page(rows: Mapping[str, Mapping[str, tuple[str, str]]], earlier: str) 
         sections[PARTS[part]] = "\n".join(
             [f"## {PARTS[part]} ({len(lines)})", "", "| what was done | what came out |", "|---|---|", *lines, ""]
         )
-    return "\n".join([INTRODUCTION, *(sections[heading] for heading in PARTS.values() if heading in sections)])
+    return "\n".join([INTRODUCTION, *(sections[heading] for heading in PARTS.values() if heading in sections), LIMITS])
 
 
 def _cell(text: str) -> str:
