@@ -118,5 +118,6 @@ def _png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
     file.read(8)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        yield kind, file.read(length) if kind in (b"IHDR", b"IDAT") else file.seek(length, 1) and b""
-        file.seek(4, 1)
+        data = file.read(length) if kind in (b"IHDR", b"IDAT") else b""
+        yield kind, data
+        file.seek(length - len(data) + 4, 1)

@@ -27,7 +27,8 @@ def chosen_device(name: str) -> torch.device:
         torch.zeros(1, device=device, dtype=torch.float64)  # as statistics are computed; mps has no such numbers
     # What a backend that is not compiled in raises differs by backend.
     except (AssertionError, ImportError, RuntimeError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+        sentences = str(error).strip().partition("\n")[0].split(". ")
+        reason = ". ".join(sentences[:2]) or type(error).__name__  # behind them: advice for those who build torch
         raise MirError(f"device {name!r} cannot be used: {reason.rstrip('.')}. {_choices()}") from error
     return device
 

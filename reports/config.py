@@ -18,7 +18,7 @@ from mir_plugin.strict_json import is_number
 SCALES = {"fraction": FRACTION, "percent": PERCENT, "points": 1.0}
 
 
-class _OneValuePerKey(yaml.SafeLoader):
+class _OneValuePerKey(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """PyYAML's safe loader takes the last of several values of one key; here they are an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -27,7 +27,8 @@ class _OneValuePerKey(yaml.SafeLoader):
         twice = next((key for key in written if written.count(key) > 1), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 @dataclass(frozen=True)
