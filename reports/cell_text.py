@@ -55,7 +55,7 @@ LATEX_SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",  # \textquotedbl needs T1 fonts
     **{character: f"\\{character}" for character in "#$%&_"},
 }
 

@@ -15,7 +15,7 @@ N_CHARTED = 10  # more lines than this cannot be told apart
 
 
 def write_layers(sheet: Worksheet, board: Board) -> None:
-    """Fill the sheet; the chart shows the first checkpoints of the leaderboard that have layers."""
+    """Fill the sheet; the chart shows the first checkpoints that have layers, of one cohort: others do not compare."""
     rows = layer_rows(board)
     if not rows:
         put(sheet.cell(1, 1), "No source holds per-layer numbers; mir.json files do.", font=MUTED_FONT)
@@ -29,7 +29,8 @@ def write_layers(sheet: Worksheet, board: Board) -> None:
 
 
 def _write_chart(sheet: Worksheet, board: Board, left: int) -> None:
-    charted = [row for row in board.rows if row.layers][:N_CHARTED]
+    with_layers = [row for row in board.rows if row.layers]
+    charted = [row for row in with_layers if row.cohort == with_layers[0].cohort][:N_CHARTED]
     n_layers = max(len(row.layers) for row in charted)
     put(sheet.cell(HEADER_ROW, left), "Layer", font=BOLD_FONT)
     for layer in range(1, n_layers + 1):
@@ -40,7 +41,8 @@ def _write_chart(sheet: Worksheet, board: Board, left: int) -> None:
         for measured in row.layers:
             put(sheet.cell(HEADER_ROW + measured.layer, index), measured.distance, "#,##0.00")
     chart = LineChart()
-    chart.title = "Layer distance (the sum's log10 is MIR)"
+    of = f" of cohort {charted[0].cohort}" if len(board.cohorts) > 1 else ""
+    chart.title = f"Layer distance{of} (the sum's log10 is MIR)"
     chart.x_axis.title, chart.y_axis.title = "layer", "squared Fréchet distance"
     chart.x_axis.delete = chart.y_axis.delete = False
     chart.width, chart.height = 28, 15

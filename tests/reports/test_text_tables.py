@@ -99,3 +99,8 @@ def test_every_format_rounds_a_half_as_spreadsheets_and_browsers_do():
 def test_correlations_name_their_rows_in_words():
     """The one cohort of a report is nowhere else called A."""
     assert "| All checkpoints | Average |" in to_markdown(board())
+
+
+def test_latex_needs_no_font_encoding_but_the_usual():
+    """\\textquotedbl stops a document in LaTeX's default encoding."""
+    assert "say ''a'' \\& 5\\%" in to_latex(board(names=('say "a" & 5%', "b", "c")))

@@ -14,10 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_boards import board
 
+from mir_plugin.reports.board import Cohort
 from mir_plugin.reports.cell_text import starts_a_formula
 from mir_plugin.reports.columns import layer_columns, layer_rows
 from mir_plugin.reports.joint import join
 from mir_plugin.reports.paper import paper_config, paper_harvest
+from mir_plugin.reports.records import Comparability
 from mir_plugin.reports.sheet_leaderboard import layout
 from mir_plugin.reports.workbook import write_workbook
 
@@ -134,6 +136,15 @@ def test_the_chart_of_the_average_holds_points_that_lie_close_together(tmp_path)
     for axis, low, high in ((chart.x_axis, 2.51, 2.53), (chart.y_axis, 50.0, 50.04)):
         assert axis.scaling.min < low < high < axis.scaling.max
         assert axis.scaling.max - axis.scaling.min < 2 * (high - low)
+
+
+def test_the_chart_over_layers_compares_no_cohorts(tmp_path):
+    first, second, third = board().rows
+    other = Cohort("B", Comparability("exact", "s2", "p1"), 1)
+    mixed = board(rows=(first, second, dataclasses.replace(third, cohort="B")), cohorts=(*board().cohorts, other))
+    (lines,) = openpyxl.load_workbook(write_workbook(mixed, tmp_path / "r.xlsx"))["Layers"]._charts
+    assert len(lines.series) == 2
+    assert "of cohort A" in lines.title.tx.rich.p[0].r[0].t
 
 
 def test_a_board_without_anything_still_opens(tmp_path):
