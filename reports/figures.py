@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mir_plugin.reports.board import Board, BoardRow
 from mir_plugin.reports.cell_text import storable
@@ -17,6 +17,8 @@ from mir_plugin.reports.figure_style import DASHES, MARKERS, STYLE, legend_besid
 from mir_plugin.reports.scatter_figures import score_figure, scores_figure
 from mir_plugin.reports.series import LAYER_METRICS, PALETTE, scopes
 from mir_plugin.reports.training import TrainingRun, training_quantities, training_runs
+
+ROOM_FOR_EVERY_TICK = 4  # largest ÷ smallest value of a log axis
 
 
 def write_figures(board: Board, folder: Path) -> Path:
@@ -57,8 +59,11 @@ def layers_figure(board: Board) -> Figure | None:
         )
     if min(map(min, curves)) > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(_log_tick))
-        axes.yaxis.set_minor_formatter(FuncFormatter(_log_tick))
+        low, high = axes.get_ylim()
+        tick_text = FuncFormatter(_log_tick if high > ROOM_FOR_EVERY_TICK * low else lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_formatter(tick_text)
+        axes.yaxis.set_minor_formatter(tick_text)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("Layer")
     axes.set_ylabel(metric.label)
     legend_beside(axes)

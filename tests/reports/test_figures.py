@@ -7,7 +7,7 @@ import re
 
 import matplotlib
 import pytest
-from report_boards import board
+from report_boards import board, layer
 
 from mir_plugin.reports import figures
 from mir_plugin.reports.benchmarks import BENCHMARKS, TRAINING_LOSS
@@ -83,6 +83,17 @@ def test_every_score_has_a_panel_with_its_rank_correlation_and_number_of_rows():
     correlated = board(correlations=(Correlation("A", "mmstar", 3, spearman=Coefficient(-0.5)),))
     titles = [axes.get_title() for axes in scores_figure(correlated).axes if axes.get_visible()]
     assert titles == ["Average (%)\nn = 2", "MMStar (%)\nρ = −0.50, n = 3", "MME (points)\nn = 2"]
+
+
+def test_few_layers_and_close_distances_have_whole_layers_and_several_numbers_on_the_axes():
+    """Four layers once had ticks at 1.5, and distances from 0.6 to 1.4 the one number 1."""
+    close = tuple(layer(k, 0.5 + 0.2 * k) for k in range(1, 5))
+    figure = layers_figure(board(rows=tuple(dataclasses.replace(row, layers=close) for row in board().rows)))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+    shown = [label.get_text() for label in (*axes.get_yticklabels(), *axes.get_yticklabels(minor=True))]
+    assert len([text for text in shown if text]) > 2
 
 
 def test_layers_are_drawn_on_a_log_axis_from_layer_one():
