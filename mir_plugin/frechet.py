@@ -35,9 +35,9 @@ def trace_term(vision: Moments, text: Moments) -> TraceTerm:
 
     With roots R (RᵀR = Σ) the term is the sum of the singular values of R_v R_tᵀ. Routes, by what is available:
 
-    * "cross": fewer tokens than dimensions in both modalities; singular values of the (n_v, n_t) cross matrix. On CPUs:
-      a GPU's singular value decomposition is many times slower than its eigenvalues.
-    * "gram": in one of them; eigenvalues of R Σ Rᵀ, (n, n), R being that modality's root.
+    * "cross": a rank below the number of dimensions in both modalities, as with few tokens; singular values of the
+      (r_v, r_t) cross matrix. On CPUs: a GPU's singular value decomposition is many times slower than its eigenvalues.
+    * "gram": in one of them; eigenvalues of R Σ Rᵀ, (r, r), R being that modality's root.
     * "cholesky": in neither; eigenvalues of Lᵀ Σ_t L with L Lᵀ = Σ_v, (d, d).
     * "eigh": the same with a symmetric square root, where Cholesky finds Σ_v singular.
 
@@ -45,10 +45,10 @@ def trace_term(vision: Moments, text: Moments) -> TraceTerm:
     """
     if vision.root is not None and text.root is not None and vision.cov.device.type == "cpu":
         return TraceTerm(torch.linalg.svdvals(vision.root @ text.root.t()).sum(), "cross")
-    if text.root is not None:
-        return TraceTerm(_sum_of_root_eigenvalues(text.root @ vision.cov @ text.root.t()), "gram")
-    if vision.root is not None:
-        return TraceTerm(_sum_of_root_eigenvalues(vision.root @ text.cov @ vision.root.t()), "gram")
+    roots = [(one.root, other) for one, other in ((text, vision), (vision, text)) if one.root is not None]
+    if roots:
+        root, other = min(roots, key=lambda pair: len(pair[0]))  # the longer one would add eigenvalues of 0
+        return TraceTerm(_sum_of_root_eigenvalues(root @ other.cov @ root.t()), "gram")
     lower, failed = torch.linalg.cholesky_ex(vision.cov)
     if not failed:
         return TraceTerm(_sum_of_root_eigenvalues(lower.t() @ text.cov @ lower), "cholesky")
@@ -74,7 +74,7 @@ def transport(vision: Moments, text: Moments) -> Transport:
 
     The trace term is the sum of the s, so one decomposition serves both. Routes are those of ``trace_term``.
     """
-    if text.root is None and vision.root is not None:
+    if _root_rows(vision) < _root_rows(text):
         back = transport(text, vision)
         return Transport(back.to_vision, back.to_text, back.trace_term)
     root, route = _root(text)
@@ -88,6 +88,10 @@ def transport(vision: Moments, text: Moments) -> Transport:
     roots = scales[kept].sqrt()[:, None]
     to_text = (vectors[:, kept].t() @ root) / roots
     return Transport(to_text, to_text @ vision.cov / roots.square(), TraceTerm(scales.sum(), route))
+
+
+def _root_rows(one: Moments) -> int:
+    return len(one.cov) if one.root is None else len(one.root)
 
 
 def _root(one: Moments) -> tuple[Tensor, str]:

@@ -21,8 +21,8 @@ class Moments:
         n: number of tokens, at least 2.
         mean: (d,).
         cov: (d, d), unbiased.
-        root: (n, d) with rootᵀ root = cov, where n < d; None otherwise. It makes the trace term cheap and exact when
-            the covariance is singular.
+        root: (r, d) with rootᵀ root = cov, where the covariance has a rank r < d for certain; None otherwise. It makes
+            the trace term cheap, and exact: directions of which only rounding is left have no row.
     """
 
     n: int
@@ -64,11 +64,28 @@ def moments(
     for chunk in token_chunks(features, replaced, replacement):
         _add_upper_products(products, chunk.sub_(mean))
     products = products.triu_() + products.triu(1).t()
+    n_replaced = 0 if replaced is None else sum(group.objects(int(replaced.sum())))
     root = None
-    if n < d:
-        centred = torch.cat([chunk - mean for chunk in token_chunks(features, replaced, replacement)])
-        root = group.gathered(centred) / (n - 1) ** 0.5
+    if n - max(n_replaced, 1) < d:
+        own = features if replaced is None else features[~replaced]
+        distinct = [group.gathered(own.double() - mean)]
+        if n_replaced and replacement is not None:
+            distinct.append((replacement.double() - mean)[None])
+        root = _root_of_centred(torch.cat(distinct), max(n_replaced, 1)) / (n - 1) ** 0.5
     return Moments(n, mean, group.summed(products) / (n - 1), root)
+
+
+def _root_of_centred(rows: Tensor, times: int) -> Tensor:
+    """A matrix with the products RᵀR of the centred rows, the last of them counted ``times`` over, in one row less.
+
+    Equal rows are one, longer row; and as the rows sum to zero, a reflection that carries the first axis onto the
+    vector of ones empties the first row. Left as they are, both would give the trace term eigenvalues of 0 up to 1e-16,
+    whose roots are 0 up to 1e-8 only.
+    """
+    n = len(rows) - 1 + times
+    root = rows[1:] + rows[0] / (n**0.5 - 1)
+    root[-1] *= times**0.5
+    return root
 
 
 def _add_upper_products(products: Tensor, centred: Tensor) -> None:

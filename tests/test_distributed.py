@@ -94,6 +94,7 @@ def test_statistics_of_shards_equal_those_of_one_process(size: int, tmp_path: Pa
             (7, 6, torch.float32, "replace"),  # uneven shards, width no multiple of three
             (7, 6, torch.bfloat16, "remove"),
             (5, 600, torch.float32, "replace"),  # fewer tokens than dimensions, several blocks of coordinates
+            (7, 50, torch.float32, "replace"),  # fewer text tokens than dimensions, one of them an outlier
             (2, 4, torch.float32, "replace"),  # with three processes one has no sample
             (1, 4, torch.float16, "none"),
         ]

@@ -34,7 +34,10 @@ def test_fewer_tokens_than_dimensions_keep_a_root_of_the_covariance() -> None:
     assert one.root is not None
     torch.testing.assert_close(one.root.T @ one.root, one.cov)
     assert moments(torch.randn(9, 5)).root is None
-    assert moments(torch.randn(5, 5)).root is None
+    assert moments(torch.randn(6, 5)).root is None
+    square = moments(torch.randn(5, 5))  # of rank 4, as centred rows sum to zero
+    assert square.root is not None
+    torch.testing.assert_close(square.root.T @ square.root, square.cov)
     scaled = one.scaled(3.0)
     assert scaled.root is not None
     torch.testing.assert_close(scaled.root.T @ scaled.root, scaled.cov)
@@ -49,6 +52,18 @@ def test_replaced_rows_count_as_the_replacement_and_the_input_stays() -> None:
     one = moments(features, replaced=torch.tensor([False, True, False, False]), replacement=torch.full((3,), 100.0))
     torch.testing.assert_close(one.cov, by_hand.double().T.cov())
     assert torch.equal(features, before)
+
+
+@pytest.mark.parametrize("n_replaced", [1, 3])
+def test_a_root_has_as_many_rows_as_the_covariance_has_rank(n_replaced: int) -> None:
+    features = torch.randn(9, 12, generator=torch.Generator().manual_seed(5))
+    replaced = torch.zeros(9, dtype=torch.bool)
+    replaced[[7, 2, 4][:n_replaced]] = True
+    one = moments(features, replaced, torch.full((12,), 0.5))
+    assert one.root is not None
+    assert one.root.shape == (9 - n_replaced, 12)
+    torch.testing.assert_close(one.root.T @ one.root, one.cov)
+    assert torch.linalg.matrix_rank(one.root) == len(one.root) == torch.linalg.matrix_rank(one.cov)
 
 
 def test_rows_are_replaced_in_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
