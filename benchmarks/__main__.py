@@ -1,8 +1,8 @@
 """``python -m benchmarks``: all parts, ratios in one run, as a Markdown table each. By hand, on an idle machine.
 
 Part (a) compares with our plain version of the published procedure, (b) with bare forward passes, (c) shows growth with
-samples, layers, width and processes, (d) the routes of the trace term, (e) a model of 7B shape,
-where there is an accelerator.
+samples, layers, width and processes, (d) the routes of the trace term, (e) a model of 7B shape, where
+there is a GPU. On a machine that does other work as well, look at the processor seconds.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.checkpoint import VICUNA_7B, Size, write_checkpoint
+from benchmarks.checkpoint import TINY, VICUNA_7B, Size, write_checkpoint
 
 Runs = Mapping[str, Mapping[str, Any]]
 WHOLE_RUNS = {  # what parts a and b compare; what both need is run once for both
     "a": ("ours", "published", "published accurate"),
     "b": ("bare", "ours", "ours with standard errors"),
 }
-
+TIMES = ("seconds", "processor seconds")
 
 # The published protocol's texts are CNN/DailyMail articles: 781 words on average (See et al. 2017, arXiv 1704.04368).
 ARTICLE_WORDS = 781
@@ -36,12 +36,18 @@ def main() -> None:
     """Parse the options, run the parts, print their tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", default=list("abcde"), help="a b c d e; all by default")
-    parser.add_argument("--samples", type=int, default=100, help="samples in parts a and b")
+    parser.add_argument("--samples", type=int, default=100, help="samples in parts a, b and e")
     parser.add_argument(
-        "--text-words", type=int, default=ARTICLE_WORDS, help="words of each text in parts a and b; the mean of CNN/DM"
+        "--text-words",
+        type=int,
+        default=ARTICLE_WORDS,
+        help="words of each text in parts a, b and e; the mean of CNN/DM",
     )
     parser.add_argument(
         "--repeats", type=int, default=1, help="measurements of each task of a and b, in turn; the fastest counts"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="part e with a tiny model, GPU or not: whether it runs, not how fast"
     )
     parser.add_argument("--checkpoints", type=Path, default=Path(tempfile.gettempdir()) / "mir-benchmarks")
     options = parser.parse_args()
@@ -52,7 +58,7 @@ def main() -> None:
         "b": lambda: overhead(runs, options),
         "c": lambda: growth(options.checkpoints),
         "d": trace_terms,
-        "e": lambda: seven_billion(options.checkpoints),
+        "e": lambda: seven_billion(options),
     }
     for part in options.parts:
         parts[part]()
@@ -62,21 +68,28 @@ def against_published(runs: Runs, options: argparse.Namespace) -> None:
     """(a) wall time and growth of peak memory against the published procedure in both its modes."""
     ours = runs["ours"]
     print(f"\n### (a) Against the published procedure, {_described(options)}\n")
-    print("| procedure | seconds | growth of peak memory, MB | time ÷ ours | memory ÷ ours |\n|---|---|---|---|---|")
+    print(
+        "| procedure | seconds | processor seconds | growth of peak memory, MB "
+        "| time ÷ ours | processor time ÷ ours | memory ÷ ours |\n|---|---|---|---|---|---|---|"
+    )
     for name in WHOLE_RUNS["a"]:
         one = runs[name]
-        ratios = f"{one['seconds'] / ours['seconds']:.2f} | {one['memory'] / ours['memory']:.1f}"
-        print(f"| {name} | {one['seconds']:.1f} | {one['memory'] / 1e6:.0f} | {ratios} |")
+        ratios = " | ".join(f"{one[time] / ours[time]:.2f}" for time in TIMES)
+        memory = f"{one['memory'] / ours['memory']:.1f}"
+        print(f"| {name} | {_times(one)} | {one['memory'] / 1e6:.0f} | {ratios} | {memory} |")
 
 
 def overhead(runs: Runs, options: argparse.Namespace) -> None:
     """(b) a whole run, with and without standard errors, against its bare forward passes."""
     print(f"\n### (b) Overhead over bare forward passes, {_described(options)}\n")
-    print("| run | seconds | ÷ bare | growth of peak memory, MB |\n|---|---|---|---|")
+    print(
+        "| run | seconds | processor seconds | ÷ bare | processor time ÷ bare | growth of peak memory, MB |\n"
+        "|---|---|---|---|---|---|"
+    )
     for name in WHOLE_RUNS["b"]:
         one = runs[name]
-        ratio = one["seconds"] / runs["bare"]["seconds"]
-        print(f"| {name} | {one['seconds']:.1f} | {ratio:.2f} | {one['memory'] / 1e6:.0f} |")
+        ratios = " | ".join(f"{one[time] / runs['bare'][time]:.2f}" for time in TIMES)
+        print(f"| {name} | {_times(one)} | {ratios} | {one['memory'] / 1e6:.0f} |")
 
 
 def growth(checkpoints: Path) -> None:
@@ -87,8 +100,11 @@ def growth(checkpoints: Path) -> None:
     cases += [(replace(small, d=d, n_heads=d // 64, intermediate=11 * d // 4), 50, 1) for d in (512, 1024)]
     cases += [(small, 100, 2)]
     print("\n### (c) Growth; one thread a process\n")
-    print("| layers | d | samples | processes | seconds | seconds a sample | growth of peak memory, MB, process 0 |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| layers | d | samples | processes | seconds | processor seconds, process 0 | a sample "
+        "| growth of peak memory, MB, process 0 | one layer's features, MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for size, n_samples, n_processes in cases:
         one = _measured(
             n_processes,
@@ -98,8 +114,10 @@ def growth(checkpoints: Path) -> None:
             text_words=1,  # one passage
             n_threads=1,
         )
-        seconds = f"{one['seconds']:.1f} | {one['seconds'] / n_samples:.3f}"
-        print(f"| {size.n_layers} | {size.d} | {n_samples} | {n_processes} | {seconds} | {one['memory'] / 1e6:.0f} |")
+        spent = one["processor seconds"]
+        cells = [size.n_layers, size.d, n_samples, n_processes, f"{one['seconds']:.1f}", f"{spent:.1f}"]
+        cells += [f"{spent / n_samples:.3f}", f"{one['memory'] / 1e6:.0f}", f"{one['features'] / 1e6:.0f}"]
+        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def trace_terms() -> None:
@@ -119,18 +137,28 @@ def trace_terms() -> None:
         print(f"| {device} | {d} | " + " | ".join(cells) + " |")
 
 
-def seven_billion(checkpoints: Path) -> None:
-    """(e) a randomly initialised model of 7B shape in bfloat16."""
-    print("\n### (e) 7B shape, bfloat16, 100 samples\n")
-    if not torch.cuda.is_available():
-        print("Not run: no GPU on this machine.")
+def seven_billion(options: argparse.Namespace) -> None:
+    """(e) a randomly initialised model of 7B shape in bfloat16: seconds after loading, peak memory."""
+    print(f"\n### (e) {'Tiny' if options.tiny else '7B'} shape, bfloat16, {_described(options)}\n")
+    if not torch.cuda.is_available() and not options.tiny:
+        print(
+            "Not run: no GPU on this machine. `python -m benchmarks e --tiny --samples 2` runs this part without one."
+        )
         return
-    checkpoint = str(write_checkpoint(VICUNA_7B, checkpoints))
-    settings = {"checkpoint": checkpoint, "n_samples": 100, "text_words": ARTICLE_WORDS}
-    print("| run | seconds | growth of GPU memory, MB |\n|---|---|---|")
-    for name in WHOLE_RUNS["b"]:
-        one = _measured_run(name, settings)
-        print(f"| {name} | {one['seconds']:.1f} | {one['memory'] / 1e6:.0f} |")
+    settings = {
+        "checkpoint": str(write_checkpoint(TINY if options.tiny else VICUNA_7B, options.checkpoints)),
+        "n_samples": options.samples,
+        "text_words": options.text_words,
+    }
+    print("| run | device | seconds | ÷ bare | peak GPU memory, MB | peak host memory, MB |\n|---|---|---|---|---|---|")
+    runs = {name: _measured_run(name, settings) for name in WHOLE_RUNS["b"]}
+    for name, one in runs.items():
+        ratio = one["seconds"] / runs["bare"]["seconds"]
+        on_gpu = "none" if one["GPU memory"] is None else f"{one['GPU memory'] / 1e6:.0f}"
+        print(
+            f"| {name} | {one['device']} | {one['seconds']:.1f} | {ratio:.2f} | {on_gpu} "
+            f"| {one['host memory'] / 1e6:.0f} |"
+        )
 
 
 def _best_of(options: argparse.Namespace, tasks: list[str]) -> dict[str, dict[str, Any]]:
@@ -150,6 +178,10 @@ def _best_of(options: argparse.Namespace, tasks: list[str]) -> dict[str, dict[st
 def _measured_run(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     name = task.removesuffix(" with standard errors")
     return _measured(task=name, uncertainty=name != task, **settings)
+
+
+def _times(one: Mapping[str, Any]) -> str:
+    return " | ".join(f"{one[time]:.1f}" for time in TIMES)
 
 
 def _described(options: argparse.Namespace) -> str:

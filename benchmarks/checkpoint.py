@@ -41,6 +41,10 @@ VICUNA_7B = Size(
     n_layers=32, d=4096, n_heads=32, intermediate=11008, tower_layers=24, tower_width=1024, dtype=torch.bfloat16
 )
 
+TINY = Size(
+    n_layers=2, d=64, n_heads=2, intermediate=128, vocabulary=4096, tower_layers=2, tower_width=64, dtype=torch.bfloat16
+)
+
 
 def write_checkpoint(size: Size, parent: Path, seed: int = 0) -> Path:
     """Write the checkpoint into ``parent`` unless it is there; returns its folder."""

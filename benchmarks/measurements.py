@@ -15,6 +15,7 @@ import torch
 from benchmarks.published import published_mir
 from mir_plugin.distributed import ALONE, Group, launched_group
 from mir_plugin.embedded import N_EMBEDDED_SAMPLES, embedded_samples, prose_passages
+from mir_plugin.engine import default_batch_size, packed_by_length
 from mir_plugin.frechet import trace_term, transport
 from mir_plugin.model_adapters import LoadOptions, load_adapter
 from mir_plugin.moments import Moments, moments
@@ -46,33 +47,50 @@ def measured_run(
     n_threads: int | None = None,
     group: Group = ALONE,
 ) -> dict[str, Any]:
-    """Seconds and growth of peak memory (bytes) of "ours", "bare", "published" or "published accurate"."""
+    """What "ours", "bare", "published" or "published accurate" took, the checkpoint loaded and run once before.
+
+    Returns:
+        "seconds" on the clock and "processor seconds" of this process; "memory", the growth of its peak on the
+        device (bytes), and the peaks as such, "host memory" and "GPU memory"; "features", bytes of one layer's
+        tokens of all samples; "mir" and "device".
+    """
     if n_threads:
         torch.set_num_threads(n_threads)
     adapter: Any = load_adapter(Path(checkpoint), LoadOptions(device=device))
+    weight = adapter.decoder.final_norm.weight
     samples = samples_of(n_samples, text_words)
     bare_forwards(adapter, samples.samples[:1])  # what a first call allocates for good belongs to neither side
     on_gpu = adapter.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    memory_before, started = _peak_memory(on_gpu), time.perf_counter()
-    value = None
+    memory_before = _peak_memory(on_gpu)
+    started, processor_started = time.perf_counter(), time.process_time()
+    value, n_tokens = None, 0
     if task == "ours":
-        value = measure(adapter, samples, checkpoint=checkpoint, with_uncertainty=uncertainty, group=group).mir
+        result = measure(adapter, samples, checkpoint=checkpoint, with_uncertainty=uncertainty, group=group)
+        value, n_tokens = result.mir, result.layers[0].n_vision_tokens + result.layers[0].n_text_tokens
     elif task == "bare":
         bare_forwards(adapter, samples.samples)
     else:
         value = published_mir(adapter, samples.samples, accurate=task == "published accurate")
     if on_gpu:
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "memory": _peak_memory(on_gpu) - memory_before, "mir": value}
+    return {
+        "seconds": time.perf_counter() - started,
+        "processor seconds": time.process_time() - processor_started,
+        "memory": _peak_memory(on_gpu) - memory_before,
+        "host memory": _peak_memory(on_gpu=False),
+        "GPU memory": _peak_memory(on_gpu) if on_gpu else None,
+        "features": n_tokens * weight.shape[0] * weight.element_size(),
+        "mir": value,
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+    }
 
 
 def bare_forwards(adapter: Any, samples: Sequence[Sample]) -> None:
-    """The forward passes that MIR is made of, and nothing else: no attentions, no logits, nothing kept."""
-    for sample in samples:
-        adapter.forward(adapter.encode([sample]))
+    """The forward passes that MIR is made of, in the same batches, and nothing else: no attentions, nothing kept."""
+    for indices in packed_by_length(samples, default_batch_size(adapter)):
+        adapter.forward(adapter.encode([samples[index] for index in indices]))
 
 
 def samples_of(n: int, text_words: int) -> SampleSet:
