@@ -6,6 +6,7 @@ so that a checkpoint larger than memory can be opened, checked and streamed laye
 
 from __future__ import annotations
 
+import errno
 import functools
 import pickle
 import re
@@ -75,6 +76,11 @@ class StoredTensor:
         try:
             return self._read()
         except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            if _is_shortage(error):
+                raise MirError(
+                    f"main memory does not suffice to read {self.origin}: {error}. What needs less: layers one at a "
+                    "time (--device-memory 8GB), half precision (--dtype bfloat16)."
+                ) from error
             raise _damaged(self.path, f"{self.key!r} cannot be read: {error}") from error
 
 
@@ -283,6 +289,11 @@ def _compare_checksums(path: Path, size: int, mtime_ns: int) -> None:
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"the checksum of its record {damaged} is wrong")
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Whether the machine, not the file, is what fails."""
+    return getattr(error, "errno", None) == errno.ENOMEM or "allocate memory" in str(error)
 
 
 def _damaged(path: Path, reason: str) -> MirError:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from mir_plugin.engine import layer_features
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, load_adapter
+from mir_plugin.model_adapters.weight_files import StoredTensor
 from mir_plugin.replay import ReplayCheck, check_replay
 from mir_plugin.run import measure
 from mir_plugin.sample_sources import from_folders
@@ -143,6 +144,21 @@ def test_a_limit_below_one_layer_is_refused_with_the_least_that_works() -> None:
     folder = require_golden("llava/llava_full")
     with pytest.raises(MirError, match=r"--device-memory 0\.1GB is the least"):
         load_adapter(folder / "model", LoadOptions(device="cpu", device_memory=1))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("unable to mmap 51389440 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
+    ],
+)
+def test_weights_that_memory_has_no_room_for_are_not_called_damaged(error: Exception, tmp_path: Path) -> None:
+    def read() -> torch.Tensor:
+        raise error
+
+    with pytest.raises(MirError, match=r"main memory does not suffice .*'weight' in .*--device-memory"):
+        StoredTensor("weight", tmp_path / "model.safetensors", (1,), torch.float32, read).read()
 
 
 def test_streamed_checkpoints_answer_no_prompts() -> None:
