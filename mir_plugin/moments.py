@@ -83,7 +83,7 @@ def _root_of_centred(rows: Tensor, times: int) -> Tensor:
     whose roots are 0 up to 1e-8 only.
     """
     n = len(rows) - 1 + times
-    root = rows[1:] + rows[0] / (n**0.5 - 1)
+    root: Tensor = rows[1:] + rows[0] / (n**0.5 - 1)
     root[-1] *= times**0.5
     return root
 
