@@ -7,8 +7,10 @@ import dataclasses
 import functools
 import io
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -18,15 +20,18 @@ from typing import Any
 import pytest
 import torch
 from command_line import mir
+from rich.console import Console
 
 from mir_plugin.commands.sweep import found_checkpoints
-from mir_plugin.commands.sweep_table import SweepDisplay
+from mir_plugin.commands.sweep_table import SweepDisplay, sweep_table
+from mir_plugin.commands.terminal import print_ranking
 from mir_plugin.errors import MirError
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.run import measure
 from mir_plugin.samples import SampleSet
+from mir_plugin.selection import Candidate, select
 from mir_plugin.steps import in_training_order, run_of, step_of
-from mir_plugin.sweep import Measured, Sweep, result_name
+from mir_plugin.sweep import Measured, Sweep, SweepEntry, result_name
 
 from golden_data import require_golden
 from toy import ToyAdapter, toy_samples
@@ -329,6 +334,47 @@ def test_a_watch_measures_what_is_there_and_what_lands(
     assert [row["step"] for row in saved(out)["checkpoints"]] == [20, 30, 50]
     assert not (out / "report").exists()
     assert "3/3 runs_checkpoint-50: measured" in capsys.readouterr().err
+
+
+def test_a_plain_kill_ends_a_watch_as_ctrl_c_does_with_verdict_and_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, runs: Path
+) -> None:
+    out, before = tmp_path / "out", signal.getsignal(signal.SIGTERM)
+
+    def stop() -> None:
+        while not (out / "runs_checkpoint-30" / "mir.json").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    try:
+        assert mir(monkeypatch, "sweep", "--watch", runs, *options(), "--out", out, "--watch-settle", 0.2) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        stopping.join()
+    assert "has the lowest MIR" in capsys.readouterr().out
+    assert (out / "report" / "report.xlsx").exists()
+
+
+def test_tables_fit_a_plain_terminal_with_long_names_steps_and_times(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    entries = [
+        SweepEntry(
+            Path("run"), f"llava-pretrain-mlp_checkpoint-{step}", "run", step, "measured", result, seconds=12345.6
+        )
+        for step in (100_000, 100_500)
+        if (result := toy_result(Path(f"run/checkpoint-{step}"), seed=step))
+    ]
+    Console().print(sweep_table(entries, entries))
+    print_ranking(select([Candidate(one.name, one.run, one.step, one.result) for one in entries if one.result]))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[-1] for line in lines if " 12345.6 " in line] == ["*", "measured"]
+    assert {line.split()[-1] for line in lines if re.match(r" \d ", line)} <= {"best", "worse", "tied"}
+    assert len([line for line in lines if re.match(r" \d ", line)]) == 2
 
 
 def test_the_live_table_shows_what_runs_and_keeps_messages_above_it(

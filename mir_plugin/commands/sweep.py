@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import glob
 import json as json_module
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +19,7 @@ from mir_plugin.commands.shortage import shortage_told
 from mir_plugin.errors import MirError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mir_plugin.commands.measuring import Request
     from mir_plugin.distributed import Group
@@ -67,7 +69,7 @@ def sweep(
         Path | None,
         typer.Option(
             help="Measure folders named after a step (checkpoint-200, step-200, ...) below this one as a training "
-            "completes them, until Ctrl-C.",
+            "completes them, until Ctrl-C or a plain kill.",
             rich_help_panel=WATCHING,
         ),
     ] = None,
@@ -143,7 +145,8 @@ def sweep(
             with held(out, group), display.of(running):
                 if watch is not None and watcher is not None:
                     running.recall(watch, sample_set.fingerprint, config)
-                    _follow(running, watcher, watch_settle, watch_idle, group)
+                    with _ended_by_kill():
+                        _follow(running, watcher, watch_settle, watch_idle, group)
                 else:
                     running.add(group.of_first(folders))
                     running.run()
@@ -220,6 +223,16 @@ def _measuring(asked: Callable[..., Request], n_questions: int | None) -> Callab
         return Measured(result, kept=existing is not None)
 
     return measure
+
+
+@contextmanager
+def _ended_by_kill() -> Iterator[None]:
+    """Inside, a plain kill (SIGTERM) is Ctrl-C, which programs that a script starts with & do not get."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _follow(running: Sweep, watcher: Watch, settle: float, idle: float | None, group: Group) -> None:
