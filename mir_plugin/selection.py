@@ -303,10 +303,12 @@ def _reasons(
     for trend in trends:
         where = f"{trend.run}: " if len(trends) > 1 else ""
         if trend.saturated_at is not None:
-            reasons.append(
-                f"{where}MIR saturates at {label[id(trend.saturated_at)]}: no later checkpoint differs from it by "
-                f"more than the noise."
+            apart = (
+                f"is distinguishably more than {tolerance:g} away"
+                if tolerance
+                else "differs from it by more than the noise"
             )
+            reasons.append(f"{where}MIR saturates at {label[id(trend.saturated_at)]}: no later checkpoint {apart}.")
         elif trend.trend == "still falling":
             reasons.append(
                 f"{where}MIR has not saturated: the last checkpoint is distinguishably below the one before."

@@ -113,6 +113,9 @@ def test_differences_below_the_tolerance_do_not_matter() -> None:
     selection = select(candidates, tolerance=0.005)
     assert (selection.outcome, selection.recommended.step) == ("clear", 200)
     assert "worse by more than 0.005" in selection.reasons[1]
+    assert selection.reasons[2] == (
+        "MIR saturates at step 200: no later checkpoint is distinguishably more than 0.005 away."
+    )
 
 
 def test_a_tie_with_another_run_is_undecided() -> None:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from mir_plugin.commands.terminal import NAME_WIDTH
+from mir_plugin.commands.terminal import CLOSE, NAME_WIDTH
 from mir_plugin.errors import MirError
 from mir_plugin.results import PARTIAL_NAME
 from mir_plugin.selection import Outcome, Selection
@@ -124,7 +124,7 @@ def print_verdict(selection: Selection) -> None:
 def sweep_table(shown: Sequence[SweepEntry], entries: Sequence[SweepEntry], running_note: str = "") -> Table:
     """A row for each entry shown; the lowest MIR of all entries is marked."""
     lowest = min((one.result.mir for one in entries if one.result), default=None)
-    table = Table(box=SIMPLE_HEAD, title="MIR of a sweep (lower is better)", title_justify="left")
+    table = Table(box=SIMPLE_HEAD, title="MIR of a sweep (lower is better)", title_justify="left", padding=CLOSE)
     table.add_column("checkpoint", overflow="fold", min_width=NAME_WIDTH)
     for heading in ("step", "MIR", "95 % interval", "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)

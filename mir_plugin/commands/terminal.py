@@ -13,8 +13,10 @@ from mir_plugin.comparison import Comparison, Difference
 from mir_plugin.results import MirResult
 from mir_plugin.selection import Selection
 
-# A name that is folded after every third letter cannot be read; numbers give way instead.
+# A name that is folded after every third letter cannot be read; numbers give way instead. With one space between the
+# columns rather than two, all of them fit the 80 characters of a plain terminal, long steps included.
 NAME_WIDTH = 20
+CLOSE = (0, 1, 0, 0)
 
 
 def print_result(result: MirResult, saved_to: Path) -> None:
@@ -68,7 +70,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 def print_ranking(selection: Selection) -> None:
     """Print the candidates of a selection, best first, to standard output."""
-    table = Table(title="Ranking by MIR (lower is better)", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title="Ranking by MIR (lower is better)", title_justify="left", box=SIMPLE_HEAD, padding=CLOSE)
     table.add_column("", justify="right")
     table.add_column("checkpoint", overflow="fold", min_width=NAME_WIDTH)
     for heading in ("step", "MIR", "behind the best", ""):
