@@ -9,6 +9,7 @@ import random
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from adapters.tiny_models import TINY_MODELS, TinyModel
+from tensorboardX.proto.event_pb2 import Event
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -98,6 +100,17 @@ def logged(trainer: Trainer) -> dict[int, float]:
     return {row["step"]: row["mir/mir"] for row in trainer.state.log_history if "mir/mir" in row}
 
 
+def scalars(folder: Path) -> Iterator[tuple[int, str, float]]:
+    """Step, name and value of everything in TensorBoard's event files."""
+    for path in folder.rglob("*tfevents*"):
+        content, start = path.read_bytes(), 0
+        while start < len(content):  # length of the event, its check sum, the event, its check sum
+            end = start + 12 + int.from_bytes(content[start : start + 8], "little")
+            event = Event.FromString(content[start + 12 : end])
+            yield from ((event.step, value.tag, value.simple_value) for value in event.summary.value)
+            start = end + 4
+
+
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
     others = dict(other.named_parameters())
     return all(torch.equal(value, others[name]) for name, value in one.named_parameters())
@@ -143,7 +156,7 @@ def test_values_reach_the_trackers_and_the_files(samples: SampleSet, tmp_path: P
             if "mir/mir" in logs:
                 seen[state.global_step] = dict(logs)
 
-    saving = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    saving = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "report_to": "tensorboard"}
     trainer = trainer_of(with_lora(tiny_llava()), tmp_path, **saving)
     trainer.add_callback(Tracker)
     callback = MIRCallback(trainer, samples)  # no interval: whenever a checkpoint is saved
@@ -155,6 +168,8 @@ def test_values_reach_the_trackers_and_the_files(samples: SampleSet, tmp_path: P
     layers = {f"mir/layer_{layer.layer}": layer.distance for layer in saved.layers}
     expected = {"mir/mir": saved.mir, "mir/standard_error": saved.uncertainty["standard_error"], **layers}
     assert seen[4] == {**expected, "epoch": 1.0}
+    written = {tag: value for step, tag, value in scalars(tmp_path / "runs") if step == 4 and "/mir/" in tag}
+    assert written == pytest.approx({f"train/{name}": value for name, value in expected.items()}, rel=1e-6)
 
     resumed = trainer_of(with_lora(tiny_llava()), tmp_path, **saving)
     callback = MIRCallback(resumed, samples)
