@@ -134,7 +134,7 @@ def select(candidates: Sequence[Candidate], *, tolerance: float = 0.0, anyway: b
     ranking = _ranked(ordered, tolerance)
     by_run = _by_run(candidates)
     trends = tuple(_trend(run, members, tolerance) for run, members in by_run.items() if len(members) > 1)
-    recommended, outcome, because = _recommendation(ranking, by_run, trends)
+    recommended, outcome, because = _recommendation(ranking, by_run, trends, tolerance)
     label = _labels(candidates)
     return Selection(
         ranking=ranking,
@@ -185,7 +185,10 @@ def _trend(run: str, members: Sequence[Candidate], tolerance: float) -> RunTrend
 
 
 def _recommendation(
-    ranking: Sequence[Ranked], by_run: Mapping[str, Sequence[Candidate]], trends: Sequence[RunTrend]
+    ranking: Sequence[Ranked],
+    by_run: Mapping[str, Sequence[Candidate]],
+    trends: Sequence[RunTrend],
+    tolerance: float,
 ) -> tuple[Candidate, Outcome, str]:
     """What to take, how sure that is, and what stands against it."""
     best = ranking[0].candidate
@@ -193,7 +196,7 @@ def _recommendation(
         return best, "undecided", "there is nothing to compare it with"
     if any(one.tied is None for one in ranking):
         return best, "undecided", "without uncertainties nobody can tell by how much it may be wrong"
-    if all(one.tied for one in ranking):
+    if all(one.tied for one in ranking) and not all(_alike(one.behind, tolerance) for one in ranking):
         return best, "undecided", f"on {best.result.n_samples} samples no other can be told from it; measure more"
     row = _tied_around(best, ranking, by_run)
     in_row = {id(one) for one in row}
@@ -247,6 +250,13 @@ def _tied(difference: Difference, tolerance: float) -> bool | None:
     if difference.low is None or difference.high is None:
         return None
     return difference.low <= tolerance and difference.high >= -tolerance
+
+
+def _alike(difference: Difference | None, tolerance: float) -> bool:
+    """Whether it is certain not to matter: more samples would not tell more. None is the best's, from itself."""
+    if difference is None or difference.low is None or difference.high is None:
+        return difference is None
+    return tolerance > 0 and difference.low >= -tolerance and difference.high <= tolerance
 
 
 def _jointly(n_comparisons: int) -> float:

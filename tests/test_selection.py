@@ -118,6 +118,15 @@ def test_differences_below_the_tolerance_do_not_matter() -> None:
     )
 
 
+@pytest.mark.parametrize(("tolerance", "outcome"), [(0.0, "undecided"), (0.01, "undecided"), (0.1, "clear")])
+def test_more_samples_are_asked_for_only_while_they_could_tell_something(tolerance: float, outcome: str) -> None:
+    selection = select(run_of([2.001, 2.0, 2.002], size=0.01), tolerance=tolerance)
+    assert selection.outcome == outcome
+    assert ("measure more" in selection.sentence) is (outcome == "undecided")
+    if outcome == "clear":
+        assert selection.sentence == "Fine-tune step 100; steps 100 to 300 (3 checkpoints) are indistinguishable."
+
+
 def test_a_tie_with_another_run_is_undecided() -> None:
     one, other = run_of([3.0, 2.0], size=0.02, run="linear"), run_of([3.0, 2.01], size=0.02, run="mlp")
     selection = select([*one, *other])
