@@ -103,8 +103,9 @@ def _average_problem(table: PaperTable, name: str, numbers: Mapping[str, float])
     computed = weighted_average(scores, dict.fromkeys(scores, 1.0), BENCHMARKS)
     if computed is None or abs(computed - numbers[STATED]) <= ROUNDING:
         return ()
-    what = f"the average is printed as {numbers[STATED]}; its scores give {computed:.2f}"
-    return (Problem("note", "incomparable", f"{name} ({table.group})", what, "Rounding in the paper; nothing to do."),)
+    what = f"the paper prints the average {numbers[STATED]}; the scores that it prints give {computed:.2f}"
+    remedy = "Nothing to do: the report takes the scores."
+    return (Problem("note", "incomparable", f"{name} ({table.group})", what, remedy),)
 
 
 def _scaling_columns() -> list[str]:
