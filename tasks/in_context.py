@@ -8,7 +8,8 @@ import io
 import itertools
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -117,14 +118,23 @@ def questions_from_tsv(path: Path, n: int | None = None) -> list[LetteredQuestio
     Raises:
         MirError: if the file cannot be read, or a row lacks a column, an image or a right answer; names the row.
     """
-    csv.field_size_limit(sys.maxsize)  # images stand in the cells
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with _cells_of_any_length(), path.open(encoding="utf-8", newline="") as file:
             rows = list(itertools.islice(csv.DictReader(file, delimiter="\t"), n or None))
     except (OSError, ValueError, csv.Error) as error:
         raise MirError(f"{path} cannot be read as a table with tabs: {error}") from error
     images = {row.get("index"): row.get("image") or "" for row in rows}
     return [_question(row, images, f"{path}, row {number}") for number, row in enumerate(rows, start=2)]
+
+
+@contextmanager
+def _cells_of_any_length() -> Iterator[None]:
+    """Images stand in the cells. The limit is that of the whole process, so it is put back."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _question(row: dict[str, str], images: dict[str | None, str], place: str) -> LetteredQuestion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import dataclasses
 import io
 import json
@@ -290,7 +291,9 @@ def test_a_benchmark_is_read_from_its_tsv_file(tmp_path: Path) -> None:
         ["8", "7", "", "Which colour is it?", "green", "red", "blue", "B"],
     ]
     path.write_text("\n".join("\t".join(f'"{cell}"' for cell in row) for row in rows))
+    limit = csv.field_size_limit()
     first, second = questions_from_tsv(path)
+    assert csv.field_size_limit() == limit
     assert first.question == "It is\nbright.\nWhich colour?\nA. red\nB. blue"
     assert (first.options, first.answer) == (("A", "B"), "A")
     assert (second.options, second.answer) == (("A", "B", "C"), "B")
