@@ -61,7 +61,8 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:  # a full disk, a closed terminal, a file that went away: nothing that code could prevent
         where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"mir: {where}{error.strerror or error}. Put that right and repeat the command.", err=True)
+        message = f"mir: {where}{error.strerror or error}. Put that right and repeat the command."
+        typer.echo(without_secrets(message), err=True)
         sys.exit(1)
 
 
