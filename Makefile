@@ -19,10 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	# The installed layout, laid out as files: mypy does not follow the package-dir mapping of an editable install.
-	rm -rf build/typecheck && mkdir -p build/typecheck
-	cp -R mir_plugin build/typecheck/ && cp -R model_adapters tasks reports build/typecheck/mir_plugin/
-	cd build/typecheck && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p mir_plugin
+	$(BIN)/mypy -p mir_plugin
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: lint
 	$(BIN)/python -m pytest

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mir_plugin.embedded import prose_passages
+from mir_plugin.samples.embedded import prose_passages
 
 IMAGE_SIZE, PATCH_SIZE = 336, 14  # 24 x 24 patches: 576 vision tokens
 

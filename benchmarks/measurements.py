@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from benchmarks.published import published_mir
-from mir_plugin.distributed import ALONE, Group, launched_group
-from mir_plugin.embedded import N_EMBEDDED_SAMPLES, embedded_samples, prose_passages
-from mir_plugin.engine import default_batch_size, packed_by_length
-from mir_plugin.frechet import trace_term, transport
+from mir_plugin.engine.features import default_batch_size, packed_by_length
+from mir_plugin.measurement.measure import measure
+from mir_plugin.metric.frechet import trace_term, transport
+from mir_plugin.metric.moments import Moments, moments
 from mir_plugin.model_adapters import LoadOptions, load_adapter
-from mir_plugin.moments import Moments, moments
-from mir_plugin.run import measure
-from mir_plugin.samples import Sample, SampleSet
+from mir_plugin.processes import ALONE, Group, launched_group
+from mir_plugin.samples.embedded import N_EMBEDDED_SAMPLES, embedded_samples, prose_passages
+from mir_plugin.samples.sample_set import Sample, SampleSet
 
 
 def main() -> None:

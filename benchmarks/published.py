@@ -14,8 +14,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from mir_plugin.reference import reference_fast_distance
-from mir_plugin.samples import Sample
+from mir_plugin.metric.reference import reference_fast_distance
+from mir_plugin.samples.sample_set import Sample
 
 
 def published_mir(adapter: Any, samples: Sequence[Sample], *, accurate: bool) -> float | None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mir_plugin.reports.benchmarks import Benchmark
+from mir_plugin.reports.board.config import ReportConfig
 from mir_plugin.reports.build import FORMATS, build_report
-from mir_plugin.reports.config import ReportConfig
+from mir_plugin.reports.read.benchmarks import Benchmark
 from mir_plugin.results import LayerDistance, MirConfig, MirResult
 
 

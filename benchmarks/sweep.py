@@ -17,8 +17,7 @@ from resource import RUSAGE_CHILDREN, getrusage
 
 import torch
 
-from mir_plugin.embedded import micro_checkpoints
-from mir_plugin.replication.micro_llava import (
+from examples.replication.micro_llava import (
     BASE_LLM,
     VISION_TOWER,
     load_parts,
@@ -26,6 +25,7 @@ from mir_plugin.replication.micro_llava import (
     save_llava_parts,
     save_llava_projector,
 )
+from mir_plugin.samples.embedded import micro_checkpoints
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from reference_contents import MEANINGS
 from result_schemas import SCHEMAS, Schema, described
 
 if TYPE_CHECKING:
-    from mir_plugin.reports.board import Board
+    from mir_plugin.reports.board.board import Board
 
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = "<!-- Written by docs/generate_reference.py. -->\n"
@@ -131,7 +131,7 @@ def host_options() -> str:
     """Options of the task and of the model inside lmms-eval and VLMEvalKit."""
     from mir_plugin.model_adapters import LoadOptions
     from mir_plugin.results import MirConfig
-    from mir_plugin.tasks import mir_options
+    from mir_plugin.tasks import options as mir_options
     from mir_plugin.tasks.generation_arguments import HANDLED
 
     texts = described(mir_options.MirOptions) | {
@@ -275,7 +275,7 @@ def _kind(schema: Schema) -> str:
 
 def report_columns() -> str:
     """The tables of ``mir report``, column by column."""
-    from mir_plugin.reports import columns
+    from mir_plugin.reports.view import columns
 
     no_board = cast("Board", SimpleNamespace(benchmarks=(), cohorts=()))
     sheets = {
@@ -304,7 +304,7 @@ def report_columns() -> str:
 
 def _without_coefficient(heading: str) -> str:
     """One heading for the columns of all coefficients."""
-    from mir_plugin.reports.columns import COEFFICIENTS
+    from mir_plugin.reports.view.columns import COEFFICIENTS
 
     for name, symbol, _ in COEFFICIENTS:
         heading = re.sub(rf"^{name} {symbol}$", "{name} {symbol}", heading)

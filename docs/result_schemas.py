@@ -10,11 +10,11 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from mir_plugin.comparison import Difference
 from mir_plugin.results import MirResult
-from mir_plugin.robustness_results import NumberRow, Robustness
-from mir_plugin.selection import Outcome, Trend
-from mir_plugin.sweep import State
+from mir_plugin.robustness.results import NumberRow, Robustness
+from mir_plugin.selection.comparison import Difference
+from mir_plugin.selection.select import Outcome, Trend
+from mir_plugin.selection.sweep import State
 
 Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

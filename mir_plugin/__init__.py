@@ -9,10 +9,10 @@ __version__ = "0.1.0"
 
 # Imported on first use: the `mir` command and lmms-eval's discovery must not pay for torch and transformers.
 _ON_FIRST_USE = {
-    "MIRCallback": "mir_plugin.tasks.trainer",
-    "measure_live": "mir_plugin.tasks.live",
-    "metrics_of": "mir_plugin.monitor",
-    "saturated": "mir_plugin.monitor",
+    "MIRCallback": "mir_plugin.tasks.training.trainer",
+    "measure_live": "mir_plugin.tasks.training.live",
+    "metrics_of": "mir_plugin.selection.monitor",
+    "saturated": "mir_plugin.selection.monitor",
 }
 
 

@@ -15,15 +15,15 @@ from mir_plugin.commands.compare import compare
 from mir_plugin.commands.demo import demo
 from mir_plugin.commands.indicators import indicators
 from mir_plugin.commands.inspect import inspect
+from mir_plugin.commands.out_of_memory import MeasuringCommand
 from mir_plugin.commands.pictures import pictures
 from mir_plugin.commands.report import report
 from mir_plugin.commands.robustness import robustness
 from mir_plugin.commands.run import run
 from mir_plugin.commands.select import select
-from mir_plugin.commands.shortage import MeasuringCommand
 from mir_plugin.commands.sweep import sweep
 from mir_plugin.errors import MirError
-from mir_plugin.redaction import without_secrets
+from mir_plugin.files.redaction import without_secrets
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
 
-MODEL = "mir_plugin.tasks.lmms_eval_model.MirModel"
+MODEL = "mir_plugin.tasks.lmms_eval.model.MirModel"
 MODEL_ALIASES = ("mir_sharegpt4v", "mir_mini_gemini", "mir_hf")
 
 log = logging.getLogger("mir_plugin")
@@ -38,12 +38,12 @@ class Extension(NamedTuple):
 EXTENSIONS = (
     Extension(
         "lmms_eval.tasks",
-        "mir_plugin.tasks.lmms_eval_hooks:index_our_tasks",
+        "mir_plugin.tasks.lmms_eval.hooks:index_our_tasks",
         "the task `mir` is found only with `--include_path {tasks_dir}`",
     ),
     Extension(
         "lmms_eval.api.model",
-        "mir_plugin.tasks.lmms_eval_hooks:let_every_model_answer_mir",
+        "mir_plugin.tasks.lmms_eval.hooks:let_every_model_answer_mir",
         "only `--model mir_llava` can run the task `mir`; add `--include_path {tasks_dir}` if it is not found",
     ),
 )
@@ -104,7 +104,4 @@ def _extend(module: ModuleType, extension: Extension) -> None:
 
 
 def _tasks_dir() -> Path:
-    """Where our task files are: the installed package holds them; an editable install maps the folder elsewhere."""
-    spec = importlib.util.find_spec("mir_plugin.tasks")
-    folder = next(iter(spec.submodule_search_locations or []), "") if spec else ""
-    return Path(folder) / "data" / "lmms_eval"
+    return Path(__file__).parent / "tasks" / "data" / "lmms_eval"

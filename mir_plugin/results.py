@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mir_plugin.errors import MirError
-from mir_plugin.output import write_atomically
-from mir_plugin.strict_json import is_number, json_document, read_as
+from mir_plugin.files.atomic import write_atomically
+from mir_plugin.files.strict_json import is_number, json_document, read_as
 
 Outliers = Literal["replace", "remove", "none"]
 SCHEMA_VERSION = 1

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mir_plugin.samples import Sample
+from mir_plugin.samples.sample_set import Sample
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ModelAdapter(Protocol):
         family: name in the adapter table, for example "llava-1.5".
         facts: what was recognised and chosen while loading (paths, dtype, vision tower, projector, MoCa, ...);
             plain JSON values, stored with every result. Always holds "prompt_template", the exact text around image
-            and sample text, and "checkpoint_fingerprint" (see ``mir_plugin.fingerprint``): both decide which results
+            and sample text, and "checkpoint_fingerprint" (``mir_plugin.files.fingerprint``): both decide which results
             may be compared.
         device: where hidden states live.
         decoder: the language model's layers.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from mir_plugin.errors import MirError
 
 if TYPE_CHECKING:
-    from mir_plugin.model_adapters.sharing import SharedParts
+    from mir_plugin.model_adapters.weights.shared_parts import SharedParts
     from mir_plugin.types import ModelAdapter
 
 
@@ -71,36 +71,36 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
     AdapterSpec(
         name="mini-gemini",
         summary="Mini-Gemini / MGM: full and projector-only; two vision towers and patch-info mining",
-        loads="mir_plugin.model_adapters.mini_gemini:load",
-        recognises="mir_plugin.model_adapters.mini_gemini:recognises",
-        inspects="mir_plugin.model_adapters.mini_gemini:inspect",
+        loads="mir_plugin.model_adapters.mini_gemini.loading:load",
+        recognises="mir_plugin.model_adapters.mini_gemini.loading:recognises",
+        inspects="mir_plugin.model_adapters.mini_gemini.loading:inspect",
         aliases=("mgm",),
         shares=True,
     ),
     AdapterSpec(
         name="sharegpt4v",
         summary="ShareGPT4V: full, pre-training (tuned upper vision tower) and projector-only",
-        loads="mir_plugin.model_adapters.sharegpt4v:load",
-        recognises="mir_plugin.model_adapters.sharegpt4v:recognises",
-        inspects="mir_plugin.model_adapters.sharegpt4v:inspect",
+        loads="mir_plugin.model_adapters.llava.sharegpt4v:load",
+        recognises="mir_plugin.model_adapters.llava.sharegpt4v:recognises",
+        inspects="mir_plugin.model_adapters.llava.sharegpt4v:inspect",
         aliases=("share4v",),
         shares=True,
     ),
     AdapterSpec(
         name="llava-1.5",
         summary="original LLaVA-1.5: full, projector-only, LoRA; with or without MoCa",
-        loads="mir_plugin.model_adapters.llava:load",
-        recognises="mir_plugin.model_adapters.llava:recognises",
-        inspects="mir_plugin.model_adapters.llava:inspect",
+        loads="mir_plugin.model_adapters.llava.loading:load",
+        recognises="mir_plugin.model_adapters.llava.loading:recognises",
+        inspects="mir_plugin.model_adapters.llava.loading:inspect",
         aliases=("llava",),
         shares=True,
     ),
     AdapterSpec(
         name="huggingface",
         summary="any transformers LVLM: AutoModelForImageTextToText and its processor",
-        loads="mir_plugin.model_adapters.huggingface:load",
-        recognises="mir_plugin.model_adapters.hf_checkpoint:recognises",
-        inspects="mir_plugin.model_adapters.hf_checkpoint:inspect",
+        loads="mir_plugin.model_adapters.huggingface.adapter:load",
+        recognises="mir_plugin.model_adapters.huggingface.checkpoint:recognises",
+        inspects="mir_plugin.model_adapters.huggingface.checkpoint:inspect",
         aliases=("hf",),
     ),
 )
@@ -173,7 +173,7 @@ def checkpoint_folder(checkpoint: Path) -> Path:
         if not (checkpoint / "config.json").is_file():
             raise MirError(f"{checkpoint} holds no config.json, so it is no checkpoint folder.")
         return checkpoint
-    from mir_plugin.model_adapters.locations import hub_folder
+    from mir_plugin.model_adapters.weights.hub import hub_folder
 
     found = hub_folder(str(checkpoint))
     if isinstance(found, str):

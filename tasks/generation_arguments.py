@@ -10,8 +10,8 @@ from typing import Any
 
 from loguru import logger
 
-from mir_plugin.commands.options import truth
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.options import truth
 
 DEFAULT_NEW_TOKENS = 1024  # what lmms-eval's own llava_hf takes when a task names no limit
 HANDLED = frozenset({"max_new_tokens", "max_gen_toks", "temperature", "do_sample", "top_p", "num_beams", "until"})

@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from mir_plugin.reports.benchmarks import BENCHMARKS
-from mir_plugin.reports.board import AVERAGE, Board, BoardRow, Coefficient, Cohort, Correlation, ScoreEntry
-from mir_plugin.reports.records import Comparability, Problem, Run
+from mir_plugin.reports.board.board import (
+    AVERAGE,
+    Board,
+    BoardRow,
+    Coefficient,
+    Cohort,
+    Correlation,
+    ScoreEntry,
+)
+from mir_plugin.reports.read.benchmarks import BENCHMARKS
+from mir_plugin.reports.read.records import Comparability, Problem, Run
 from mir_plugin.results import LayerDistance, MirConfig, MirResult
 
 

@@ -13,16 +13,16 @@ from command_line import mir
 
 from mir_plugin.cli import app
 from mir_plugin.commands.indicators import about_questions, answered
-from mir_plugin.commands.loading import load_options
-from mir_plugin.commands.options import DtypeChoice, bytes_of, truth
 from mir_plugin.commands.terminal import print_comparison, print_result
-from mir_plugin.comparison import compare_results
-from mir_plugin.embedded import micro_checkpoints
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.loading import load_options
+from mir_plugin.measurement.measure import measure
+from mir_plugin.measurement.options import DtypeChoice, bytes_of, truth
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.results import MirResult
-from mir_plugin.run import measure
-from mir_plugin.samples import SampleSet
+from mir_plugin.samples.embedded import micro_checkpoints
+from mir_plugin.samples.sample_set import SampleSet
+from mir_plugin.selection.comparison import compare_results
 
 from golden_data import require_golden
 from toy import ToyAdapter, toy_samples
@@ -145,7 +145,7 @@ def test_under_a_launcher_every_command_takes_the_accelerator_of_its_process(
         loads.append(load.device)
         raise Loaded
 
-    for place in ("mir_plugin.commands.measuring.load_adapter", "mir_plugin.model_adapters.load_adapter"):
+    for place in ("mir_plugin.measurement.request.load_adapter", "mir_plugin.model_adapters.load_adapter"):
         monkeypatch.setattr(place, load_adapter)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
@@ -168,7 +168,7 @@ def test_memory_that_does_not_suffice_is_one_message_with_options_that_the_comma
     def load_adapter(*_: Any, **__: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. 1 GiB is free. Try this.")
 
-    for place in ("mir_plugin.commands.measuring.load_adapter", "mir_plugin.model_adapters.load_adapter"):
+    for place in ("mir_plugin.measurement.request.load_adapter", "mir_plugin.model_adapters.load_adapter"):
         monkeypatch.setattr(place, load_adapter)
     monkeypatch.chdir(tmp_path)
     samples = [] if command == "robustness" else ["--embedded"]
@@ -194,9 +194,9 @@ def test_every_command_takes_the_batch_size_that_its_help_says() -> None:
 def test_steps_of_two_runs_are_measured_into_folders_of_their_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("mir_plugin.commands.measuring.load_adapter", lambda *_, **__: ToyAdapter())
+    monkeypatch.setattr("mir_plugin.measurement.request.load_adapter", lambda *_, **__: ToyAdapter())
     monkeypatch.setattr("mir_plugin.model_adapters.checkpoint_spec", lambda *_: None)
-    monkeypatch.setattr("mir_plugin.commands.options.chosen_samples", lambda *_: SampleSet(tuple(toy_samples(3))))
+    monkeypatch.setattr("mir_plugin.measurement.options.chosen_samples", lambda *_: SampleSet(tuple(toy_samples(3))))
     monkeypatch.chdir(tmp_path)
     for name in ("a/step-5", "b/step-5", "a/final", "b/final"):
         Path(name).mkdir(parents=True)
@@ -253,7 +253,7 @@ def test_names_that_look_like_markup_are_printed_as_they_are(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mir_plugin.commands.indicators import _print
-    from mir_plugin.indicators import DESCRIPTIONS, Indicators
+    from mir_plugin.indicators.indicators import DESCRIPTIONS, Indicators
 
     monkeypatch.setenv("COLUMNS", "200")
     result = measure(ToyAdapter(), SampleSet(tuple(toy_samples(3))), checkpoint=ODD)

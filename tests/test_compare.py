@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from mir_plugin.cli import app
-from mir_plugin.comparison import compare_results
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.measure import measure
+from mir_plugin.metric.uncertainty import half_width, influences_of, uncertainty
 from mir_plugin.results import MirConfig, MirResult
-from mir_plugin.run import measure
-from mir_plugin.samples import SampleSet
-from mir_plugin.uncertainty import half_width, influences_of, uncertainty
+from mir_plugin.samples.sample_set import SampleSet
+from mir_plugin.selection.comparison import compare_results
 
 from toy import ToyAdapter, toy_samples
 

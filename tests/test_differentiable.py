@@ -6,12 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mir_plugin.differentiable import frechet_loss, layer_loss, mir_loss, trace_term
 from mir_plugin.errors import MirError
-from mir_plugin.mir import layer_distance
+from mir_plugin.measurement.measure import measure
+from mir_plugin.metric.layer import layer_distance
+from mir_plugin.metric.loss import (
+    frechet_loss,
+    layer_loss,
+    mir_loss,
+    trace_term,
+)
 from mir_plugin.results import MirConfig
-from mir_plugin.run import measure
-from mir_plugin.samples import SampleSet
+from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.types import TokenFeatures
 
 from toy import ToyAdapter, toy_samples

@@ -17,14 +17,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mir_plugin.distributed import ALONE, Group, current_group, launched_group, own_device
+from mir_plugin.engine.progress import progress
 from mir_plugin.errors import MirError
-from mir_plugin.mir import distance_at, prepared_layer
-from mir_plugin.normalize import coordinate_median
-from mir_plugin.progress import progress
+from mir_plugin.measurement.measure import measure
+from mir_plugin.metric.layer import distance_at, prepared_layer
+from mir_plugin.metric.normalize import coordinate_median
+from mir_plugin.processes import (
+    ALONE,
+    Group,
+    current_group,
+    launched_group,
+    own_device,
+)
 from mir_plugin.results import MirConfig, MirResult
-from mir_plugin.run import measure
-from mir_plugin.samples import Sample, SampleSet
+from mir_plugin.samples.sample_set import Sample, SampleSet
 from mir_plugin.types import TokenFeatures
 
 from toy import ToyAdapter, toy_samples
@@ -285,8 +291,8 @@ def test_only_process_0_of_a_launched_run_prints_and_writes(tmp_path: Path, monk
     checkpoint = tmp_path / "toy"
     checkpoint.mkdir()
     monkeypatch.setattr("mir_plugin.model_adapters.checkpoint_spec", lambda *_: None)
-    monkeypatch.setattr("mir_plugin.commands.measuring.load_adapter", lambda *_, **__: ToyAdapter())
-    monkeypatch.setattr("mir_plugin.commands.options.chosen_samples", lambda *_: SampleSet(tuple(toy_samples(3))))
+    monkeypatch.setattr("mir_plugin.measurement.request.load_adapter", lambda *_, **__: ToyAdapter())
+    monkeypatch.setattr("mir_plugin.measurement.options.chosen_samples", lambda *_: SampleSet(tuple(toy_samples(3))))
     monkeypatch.setenv("WORLD_SIZE", "2")  # the group exists already, as under lmms-eval
 
     def work(group: Group) -> tuple[str, list[str]]:
@@ -313,9 +319,9 @@ def test_a_launched_sweep_shares_every_checkpoint_and_process_0_reports(
         (tmp_path / f"checkpoint-{step}" / "config.json").write_text("{}")
     monkeypatch.setattr("mir_plugin.model_adapters.checkpoint_spec", lambda path, *_: (path, None))
     monkeypatch.setattr(
-        "mir_plugin.commands.measuring.load_adapter", lambda path, *_, **__: ToyAdapter(seed=int(path.name[-1]))
+        "mir_plugin.measurement.request.load_adapter", lambda path, *_, **__: ToyAdapter(seed=int(path.name[-1]))
     )
-    monkeypatch.setattr("mir_plugin.commands.options.chosen_samples", lambda *_: SampleSet(tuple(toy_samples(3))))
+    monkeypatch.setattr("mir_plugin.measurement.options.chosen_samples", lambda *_: SampleSet(tuple(toy_samples(3))))
 
     def swept(group: Group, *more: str) -> tuple[int, str, Any]:
         out = tmp_path / f"out-of-{group.size}"

@@ -86,7 +86,7 @@ def problems_of(words: list[str]) -> list[str]:
         at = rest.index("-m")
         launcher = "torch.distributed.run" if program == "torchrun" else "accelerate.commands.launch"
         problems = unknown(rest[:at], options_in(launcher))
-        target = {"mir_plugin.cli": "mir", "mir_plugin.tasks.lmms_eval_alias": "lmms_eval", "lmms_eval": "lmms_eval"}
+        target = {"mir_plugin.cli": "mir", "mir_plugin.tasks.lmms_eval.alias": "lmms_eval", "lmms_eval": "lmms_eval"}
         return problems + problems_of([target[rest[at + 1]], *rest[at + 2 :]])
     return unknown(rest, OTHERS[program]) if program in OTHERS else [f"{program!r} is not known to this test"]
 
@@ -100,7 +100,7 @@ def unknown(words: list[str], known: frozenset[str] | set[str]) -> list[str]:
 def unknown_model_arguments(words: list[str]) -> list[str]:
     """Model arguments of this package's model classes that they do not take."""
     from mir_plugin.model_adapters import LoadOptions
-    from mir_plugin.tasks.mir_options import OPTIONS
+    from mir_plugin.tasks.options import OPTIONS
 
     model = words[words.index("--model") + 1] if "--model" in words else ""
     if not model.startswith("mir_") or "--model_args" not in words:
@@ -162,7 +162,7 @@ def test_every_option_named_in_prose_exists() -> None:
 
 
 def test_every_environment_variable_of_ours_named_anywhere_exists() -> None:
-    from mir_plugin.tasks.mir_options import OPTIONS
+    from mir_plugin.tasks.options import OPTIONS
 
     known = {f"MIR_{name.upper()}" for name in OPTIONS}
     named = {name for page in pages() for name in re.findall(r"\bMIR_[A-Z_]+\b", page.read_text("utf-8"))}

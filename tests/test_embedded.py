@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from mir_plugin.embedded import (
+from mir_plugin.errors import MirError
+from mir_plugin.samples.embedded import (
     DIGIT_WORDS,
     digit_questions,
     embedded_samples,
     first_word_is,
     prose_passages,
 )
-from mir_plugin.errors import MirError
 
 
 def test_the_embedded_set_has_a_hundred_distinct_pairs_and_one_order():

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from mir_plugin.engine import layer_features, packed_by_length
+from mir_plugin.engine.features import layer_features, packed_by_length
+from mir_plugin.engine.memory import estimate_memory, require_disk_space
+from mir_plugin.engine.replay import ReplayCheck, check_replay
 from mir_plugin.errors import MirError
-from mir_plugin.memory import estimate_memory, require_disk_space
-from mir_plugin.replay import ReplayCheck, check_replay
 
 from toy import ToyAdapter, toy_samples
 

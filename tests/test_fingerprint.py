@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mir_plugin import fingerprint
-from mir_plugin.fingerprint import SAMPLED_BYTES, WHOLE_UP_TO_BYTES, folder_fingerprint
+from mir_plugin.files import fingerprint
+from mir_plugin.files.fingerprint import SAMPLED_BYTES, WHOLE_UP_TO_BYTES, folder_fingerprint
 
 N_NUMBERS = 600_000  # four bytes each: five tensors are more than is read whole, and none lies at an end only
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mir_plugin.frechet import frechet_distance, trace_product, trace_term
-from mir_plugin.moments import Moments, moments
-from mir_plugin.reference import reference_fast_distance
+from mir_plugin.metric.frechet import frechet_distance, trace_product, trace_term
+from mir_plugin.metric.moments import Moments, moments
+from mir_plugin.metric.reference import reference_fast_distance
 
 # Sums of d square roots of eigenvalues: rounding of 1e-16 relative in the matrix is up to 1e-8 in a root near zero.
 NEAR_ZERO = 1e-6

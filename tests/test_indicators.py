@@ -21,17 +21,17 @@ from adapters.tiny_models import TINY_MODELS
 from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
 from torch import Tensor
 
-from mir_plugin.discrepancies import kernel_distances, mutual_information
-from mir_plugin.embedded import digit_questions, embedded_samples, micro_checkpoints
 from mir_plugin.errors import MirError
-from mir_plugin.indicators import DESCRIPTIONS, indicators
-from mir_plugin.model_adapters.generation import IMAGE_MARK, Prompt
-from mir_plugin.model_adapters.huggingface import from_loaded
+from mir_plugin.indicators.in_context import in_context_accuracy, questions_from_tsv
+from mir_plugin.indicators.indicators import DESCRIPTIONS, indicators
+from mir_plugin.indicators.training_loss import training_loss
+from mir_plugin.measurement.measure import measure
+from mir_plugin.metric.discrepancies import kernel_distances, mutual_information
+from mir_plugin.model_adapters.huggingface.adapter import from_loaded
+from mir_plugin.model_adapters.prompts.generation import IMAGE_MARK, Prompt
 from mir_plugin.results import MirConfig
-from mir_plugin.run import measure
-from mir_plugin.samples import SampleSet
-from mir_plugin.tasks.in_context import in_context_accuracy, questions_from_tsv
-from mir_plugin.training_loss import training_loss
+from mir_plugin.samples.embedded import digit_questions, embedded_samples, micro_checkpoints
+from mir_plugin.samples.sample_set import SampleSet
 
 from golden_data import require_golden
 from toy import ToyAdapter, toy_samples

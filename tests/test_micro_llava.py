@@ -11,17 +11,22 @@ import torch
 from pytest import approx
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mir_plugin.embedded import digit_questions, embedded_samples, first_word_is, micro_checkpoints
-from mir_plugin.model_adapters import load_adapter
-from mir_plugin.replication.micro_llava import (
+from examples.replication.micro_llava import (
     load_parts,
     load_tokenizer,
     save_llava_full,
     save_llava_parts,
     save_llava_projector,
 )
-from mir_plugin.replication.training import make_repeatable
-from mir_plugin.run import measure
+from examples.replication.training import make_repeatable
+from mir_plugin.measurement.measure import measure
+from mir_plugin.model_adapters import load_adapter
+from mir_plugin.samples.embedded import (
+    digit_questions,
+    embedded_samples,
+    first_word_is,
+    micro_checkpoints,
+)
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "micro_llava"
 EARLY, LATE = micro_checkpoints()[0], micro_checkpoints()[-1]

@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from mir_plugin.errors import MirError
-from mir_plugin.mir import effective_rank, layer_distance, mir, prepared_layer
-from mir_plugin.moments import Moments
+from mir_plugin.metric.layer import (
+    effective_rank,
+    layer_distance,
+    mir,
+    prepared_layer,
+)
+from mir_plugin.metric.moments import Moments
 from mir_plugin.results import MirConfig
 from mir_plugin.types import TokenFeatures
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import mir_plugin.moments
+import mir_plugin.metric.moments
 from mir_plugin.errors import MirError
-from mir_plugin.moments import moments
+from mir_plugin.metric.moments import moments
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -19,7 +19,7 @@ def test_moments_are_those_of_the_float64_features(dtype: torch.dtype) -> None:
 def test_chunks_do_not_change_the_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     features = torch.randn(101, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     whole = moments(features)
-    monkeypatch.setattr(mir_plugin.moments, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(mir_plugin.metric.moments, "CHUNK_ROWS", 7)
     torch.testing.assert_close(moments(features).cov, whole.cov, rtol=1e-13, atol=1e-15)
 
 
@@ -67,7 +67,7 @@ def test_a_root_has_as_many_rows_as_the_covariance_has_rank(n_replaced: int) -> 
 
 
 def test_rows_are_replaced_in_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mir_plugin.moments, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(mir_plugin.metric.moments, "CHUNK_ROWS", 3)
     features = torch.randn(8, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     replaced = torch.tensor([False] * 6 + [True, False])
     by_hand = features.clone()

@@ -22,14 +22,19 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from mir_plugin import MIRCallback, measure_live, metrics_of, saturated
-from mir_plugin.embedded import embedded_samples
+from mir_plugin import (
+    MIRCallback,
+    measure_live,
+    metrics_of,
+    saturated,
+)
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.huggingface import from_loaded
-from mir_plugin.monitor import undisturbed
+from mir_plugin.measurement.measure import measure
+from mir_plugin.model_adapters.huggingface.adapter import from_loaded
 from mir_plugin.results import LayerDistance, MirConfig, MirResult
-from mir_plugin.run import measure
-from mir_plugin.samples import Sample, SampleSet
+from mir_plugin.samples.embedded import embedded_samples
+from mir_plugin.samples.sample_set import Sample, SampleSet
+from mir_plugin.selection.monitor import undisturbed
 
 N_STEPS = 2
 
@@ -199,7 +204,7 @@ def test_epochs_are_an_interval_and_a_failed_measurement_does_not_end_the_traini
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from mir_plugin.tasks import trainer as module
+    from mir_plugin.tasks.training import trainer as module
 
     def fails(*_: Any, checkpoint: str, **__: Any) -> MirResult:
         if checkpoint.endswith("checkpoint-4"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mir_plugin.errors import MirError
-from mir_plugin.normalize import coordinate_median, outlier_rows, text_centric_scale
+from mir_plugin.metric.normalize import coordinate_median, outlier_rows, text_centric_scale
 
 
 def test_scaled_text_has_unit_mean_norm() -> None:

@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from mir_plugin.embedded import micro_checkpoints
 from mir_plugin.errors import MirError
-from mir_plugin.mir import prepared_layer
-from mir_plugin.picture_data import Pictures
-from mir_plugin.results import MirConfig, MirResult
-from mir_plugin.run import measure
-from mir_plugin.samples import SampleSet
-from mir_plugin.token_pictures import (
+from mir_plugin.measurement.measure import measure
+from mir_plugin.metric.layer import prepared_layer
+from mir_plugin.pictures.data import Pictures
+from mir_plugin.pictures.tokens import (
     N_BINS,
     PictureOptions,
     PictureRecorder,
@@ -26,6 +23,9 @@ from mir_plugin.token_pictures import (
     spread_layers,
     token_maps,
 )
+from mir_plugin.results import MirConfig, MirResult
+from mir_plugin.samples.embedded import micro_checkpoints
+from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.types import TokenFeatures
 
 from toy import ToyAdapter, toy_samples
@@ -165,7 +165,7 @@ def test_the_command_writes_pictures_beside_the_result_and_the_page_shows_them(m
     def loaded_again(*_, **__):
         raise AssertionError("loaded again")
 
-    monkeypatch.setattr("mir_plugin.commands.measuring.load_adapter", loaded_again)
+    monkeypatch.setattr("mir_plugin.measurement.request.load_adapter", loaded_again)
     assert mir(monkeypatch, *arguments) == 0
     assert mir(monkeypatch, "report", tmp_path, "--out", tmp_path / "report") == 0
     page = (tmp_path / "report" / "report.html").read_text()

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mir_plugin.normalize import coordinate_median
-from mir_plugin.precision import full_float32
+from mir_plugin.engine.precision import full_float32
+from mir_plugin.metric.normalize import coordinate_median
 
 SETTINGS = (
     ((torch.backends.cudnn.conv, "fp32_precision"), (torch.backends.cuda.matmul, "fp32_precision"))

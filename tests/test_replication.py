@@ -23,17 +23,33 @@ import torch
 from matplotlib.figure import Figure
 from scipy import stats
 
-from mir_plugin.cli import main
-from mir_plugin.commands import demo
+from examples.replication import __main__ as command_line
+from examples.replication import replicate as driver
+from examples.replication.findings import (
+    INDICATORS,
+    Indicator,
+    relation,
+    relations,
+    rho,
+)
+from examples.replication.outcomes import (
+    CheckpointPlan,
+    Outcome,
+    as_csv,
+    of_study,
+    planned,
+)
+from examples.replication.picture import write_picture
+from examples.replication.processes import results_of, workers
+from examples.replication.recipe import (
+    RECIPE,
+    STUDIES,
+    PreTraining,
+    Recipe,
+)
+from examples.replication.replicate import Replication, replicate
+from examples.replication.results_page import results_page
 from mir_plugin.errors import MirError
-from mir_plugin.replication import replicate as driver
-from mir_plugin.replication.findings import INDICATORS, Indicator, relation, relations, rho
-from mir_plugin.replication.outcomes import CheckpointPlan, Outcome, as_csv, of_study, planned
-from mir_plugin.replication.picture import write_picture
-from mir_plugin.replication.processes import results_of, workers
-from mir_plugin.replication.recipe import RECIPE, STUDIES, PreTraining, Recipe
-from mir_plugin.replication.replicate import Replication, replicate
-from mir_plugin.replication.results_page import results_page
 
 ROOT = Path(__file__).parents[1]
 TINY = Recipe(
@@ -218,7 +234,7 @@ def test_workers_end_with_the_process_that_started_them(number: signal.Signals, 
     script.write_text(
         "import os, time\n"
         "from pathlib import Path\n"
-        "from mir_plugin.replication.processes import results_of, workers\n"
+        "from examples.replication.processes import results_of, workers\n"
         "if __name__ == '__main__':\n"
         f"    with workers(1, Path({str(tmp_path)!r})) as executor:\n"
         "        [pid] = results_of(executor, [(os.getpid, ())])\n"
@@ -227,7 +243,11 @@ def test_workers_end_with_the_process_that_started_them(number: signal.Signals, 
         "        waiting.result()\n"
     )
     parent = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert parent.stdout is not None
     worker = int(parent.stdout.readline())
@@ -281,7 +301,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_killed_replication_goes_on_and_ends_with_page_picture_and_report(
     here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mir_plugin.replication import work
+    from examples.replication import work
 
     studied: list[str] = []
     original = work.study_checkpoint
@@ -306,10 +326,7 @@ def test_a_killed_replication_goes_on_and_ends_with_page_picture_and_report(
     lost.rmdir()
 
     monkeypatch.setattr(driver.replicate, "__kwdefaults__", {**driver.replicate.__kwdefaults__, "recipe": TINY})
-    monkeypatch.setattr(sys, "argv", ["mir", "demo", "--replicate", "--out", str(tmp_path), "--seeds", "1"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
+    command_line.main(["--out", str(tmp_path), "--seeds", "1"])
     told = capsys.readouterr().out
     assert "1 of 3 checkpoints were finished before" in told
     assert set(re.findall(r"^[12]/2 seed 0, ([\w-]+), step 3: MIR", told, flags=re.MULTILINE)) == {"baseline", "mlp1x"}
@@ -332,7 +349,7 @@ def test_a_killed_replication_goes_on_and_ends_with_page_picture_and_report(
 
 @pytest.mark.slow
 def test_frozen_parts_stay_frozen_and_every_checkpoint_starts_fine_tuning_from_them(here: None) -> None:
-    from mir_plugin.replication import training, work
+    from examples.replication import training, work
 
     parts, pictures = work.workshop()
     before = [tensor.clone() for tensor in parts.language_model.state_dict().values()]
@@ -344,11 +361,14 @@ def test_frozen_parts_stay_frozen_and_every_checkpoint_starts_fine_tuning_from_t
     assert not all(torch.equal(a, b) for a, b in zip(before, tuned.language_model.state_dict().values(), strict=True))
 
 
-def test_demo_options_reach_the_replication(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(demo, "_replicate", lambda *arguments: asked.append(arguments))
-    arguments = ["--replicate", "--out", str(tmp_path), "--seeds", "2", "--processes", "1"]
-    monkeypatch.setattr(sys, "argv", ["mir", "demo", *arguments])
-    with pytest.raises(SystemExit):
-        main()
-    assert asked == [(tmp_path, 2, 1)]
+def test_command_line_options_reach_the_replication(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def stop(out: Path, **options: Any) -> None:
+        asked.append({"out": out, "n_seeds": options["n_seeds"], "n_processes": options["n_processes"]})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "replicate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        command_line.main(["--out", str(tmp_path), "--seeds", "2", "--processes", "1"])
+    assert asked == [{"out": tmp_path, "n_seeds": 2, "n_processes": 1}]

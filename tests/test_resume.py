@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-import mir_plugin.run
-from mir_plugin.commands.measuring import Request
+import mir_plugin.measurement.measure
 from mir_plugin.commands.run import measure_once
 from mir_plugin.errors import MirError
+from mir_plugin.files.atomic import replacing, write_atomically
+from mir_plugin.measurement.measure import measure
+from mir_plugin.measurement.request import Request
+from mir_plugin.measurement.resume import Journal, finished_result, request_fingerprint
 from mir_plugin.model_adapters import LoadOptions
-from mir_plugin.output import replacing, write_atomically
 from mir_plugin.results import MirConfig, MirResult
-from mir_plugin.resume import Journal, finished_result, request_fingerprint
-from mir_plugin.run import measure
-from mir_plugin.samples import SampleSet
+from mir_plugin.samples.sample_set import SampleSet
 
 from toy import ToyAdapter, toy_samples
 
@@ -29,7 +29,7 @@ class Killed(BaseException):
 
 def interrupted_after(n_layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the next measurement end abruptly when it asks for the features of layer ``n_layers`` + 1."""
-    features = mir_plugin.run.layer_features
+    features = mir_plugin.measurement.measure.layer_features
 
     def interrupted(*args: Any, **kwargs: Any) -> Iterator[Any]:
         for one in features(*args, **kwargs):
@@ -37,19 +37,19 @@ def interrupted_after(n_layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
                 raise Killed
             yield one
 
-    monkeypatch.setattr(mir_plugin.run, "layer_features", interrupted)
+    monkeypatch.setattr(mir_plugin.measurement.measure, "layer_features", interrupted)
 
 
 def counting_statistics(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The layers whose statistics are computed from here on."""
     layers: list[int] = []
-    prepare = mir_plugin.run.prepared_layer
+    prepare = mir_plugin.measurement.measure.prepared_layer
 
     def counted(features: Any, *args: Any) -> Any:
         layers.append(features.layer)
         return prepare(features, *args)
 
-    monkeypatch.setattr(mir_plugin.run, "prepared_layer", counted)
+    monkeypatch.setattr(mir_plugin.measurement.measure, "prepared_layer", counted)
     return layers
 
 
@@ -169,7 +169,7 @@ def test_a_second_run_prints_the_first_s_result_and_force_measures_again(
         loads.append(path)
         return ToyAdapter()
 
-    monkeypatch.setattr("mir_plugin.commands.measuring.load_adapter", load_adapter)
+    monkeypatch.setattr("mir_plugin.measurement.request.load_adapter", load_adapter)
     checkpoint, path = checkpoint_at(tmp_path / "toy"), tmp_path / "out" / "mir.json"
     path.parent.mkdir()
     (path.parent / "mir.partial.jsonl").write_text("left by a killed run of something else")
@@ -190,7 +190,7 @@ def test_a_second_run_prints_the_first_s_result_and_force_measures_again(
 def test_a_result_is_replaced_by_one_of_its_own_checkpoint_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mir_plugin.commands.measuring.load_adapter", lambda *_, **__: ToyAdapter())
+    monkeypatch.setattr("mir_plugin.measurement.request.load_adapter", lambda *_, **__: ToyAdapter())
     for run in ("a", "b"):
         (tmp_path / run).mkdir()
     one, other = (checkpoint_at(tmp_path / run / "final") for run in ("a", "b"))
@@ -208,7 +208,7 @@ def test_a_result_is_replaced_by_one_of_its_own_checkpoint_only(
 
 
 def test_force_starts_from_the_first_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mir_plugin.commands.measuring.load_adapter", lambda *_, **__: ToyAdapter())
+    monkeypatch.setattr("mir_plugin.measurement.request.load_adapter", lambda *_, **__: ToyAdapter())
     request = request_at(checkpoint_at(tmp_path / "toy"), tmp_path / "out" / "mir.json")
     with monkeypatch.context() as patch:
         interrupted_after(2, patch)

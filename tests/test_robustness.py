@@ -7,17 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from mir_plugin import robustness_contents as contents
-from mir_plugin.embedded import embedded_samples, micro_checkpoints
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.measure import measure
 from mir_plugin.results import MirConfig, MirResult
-from mir_plugin.robustness import ChoiceDistances, chosen_features
-from mir_plugin.robustness_contents import Images, Pairs, Texts
-from mir_plugin.robustness_results import ChoiceResult, ConditionResult, Robustness
-from mir_plugin.robustness_studies import Choice, Kinds, choices, plan
-from mir_plugin.robustness_verdict import verdicts
-from mir_plugin.run import measure
-from mir_plugin.samples import Sample, SampleSet
+from mir_plugin.robustness import contents
+from mir_plugin.robustness.contents import Images, Pairs, Texts
+from mir_plugin.robustness.ladder import ChoiceDistances, chosen_features
+from mir_plugin.robustness.results import ChoiceResult, ConditionResult, Robustness
+from mir_plugin.robustness.studies import (
+    Choice,
+    Kinds,
+    choices,
+    plan,
+)
+from mir_plugin.robustness.verdict import verdicts
+from mir_plugin.samples.embedded import embedded_samples, micro_checkpoints
+from mir_plugin.samples.sample_set import Sample, SampleSet
 
 from golden_data import require_golden
 from toy import ToyAdapter, toy_samples
@@ -216,7 +221,7 @@ def test_a_report_survives_its_file_and_damage_is_named(tmp_path):
 def test_the_command_measures_once_and_keeps_what_is_measured(monkeypatch, capsys, tmp_path):
     from test_cli import mir
 
-    from mir_plugin.commands import measuring
+    from mir_plugin.measurement import request as measuring
 
     arguments = (
         "robustness", *MICRO, "--n-samples", 3, "--studies", "template,exposure,number", "--sizes", "1,2",

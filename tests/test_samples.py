@@ -6,8 +6,13 @@ import pytest
 from PIL import Image, ImageFile
 
 from mir_plugin.errors import MirError
-from mir_plugin.sample_sources import from_dataset, from_dataset_address, from_folders, paper_samples
-from mir_plugin.samples import Sample, SampleSet
+from mir_plugin.samples.sample_set import Sample, SampleSet
+from mir_plugin.samples.sources import (
+    from_dataset,
+    from_dataset_address,
+    from_folders,
+    paper_samples,
+)
 
 from golden_data import require_golden
 

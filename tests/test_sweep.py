@@ -26,12 +26,17 @@ from mir_plugin.commands.sweep import found_checkpoints
 from mir_plugin.commands.sweep_table import SweepDisplay, sweep_table
 from mir_plugin.commands.terminal import print_ranking
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.measure import measure
 from mir_plugin.results import MirConfig, MirResult
-from mir_plugin.run import measure
-from mir_plugin.samples import SampleSet
-from mir_plugin.selection import Candidate, select
-from mir_plugin.steps import in_training_order, run_of, step_of
-from mir_plugin.sweep import Measured, Sweep, SweepEntry, result_name
+from mir_plugin.samples.sample_set import SampleSet
+from mir_plugin.selection.select import Candidate, select
+from mir_plugin.selection.steps import in_training_order, run_of, step_of
+from mir_plugin.selection.sweep import (
+    Measured,
+    Sweep,
+    SweepEntry,
+    result_name,
+)
 
 from golden_data import require_golden
 from toy import ToyAdapter, toy_samples
@@ -237,7 +242,7 @@ def test_a_sweep_prints_its_verdict_goes_on_after_a_failure_and_resumes(
     rows = saved(out)["checkpoints"]
     assert [row["state"] for row in rows] == ["measured", "measured", "failed"]
 
-    monkeypatch.setattr("mir_plugin.run.layer_features", None)  # nothing is measured a second time
+    monkeypatch.setattr("mir_plugin.measurement.measure.layer_features", None)  # nothing is measured a second time
     assert mir(monkeypatch, *arguments, "--json") == 5
     printed = capsys.readouterr()
     again = json.loads(printed.out)  # nothing else on standard output
@@ -306,7 +311,7 @@ def test_the_training_loss_of_a_checkpoint_from_the_hub_is_found_in_its_copy(
 ) -> None:
     copy = runs / "checkpoint-20"
     (copy / "trainer_state.json").write_text('{"log_history": [{"step": 20, "loss": 1.25}]}')
-    monkeypatch.setattr("mir_plugin.model_adapters.locations.hub_folder", lambda _: copy)
+    monkeypatch.setattr("mir_plugin.model_adapters.weights.hub.hub_folder", lambda _: copy)
     out = tmp_path / "out"
     arguments = ["sweep", "org/model", *options(), "--out", out, "--indicators", "--n-questions", 0, "--no-report"]
     assert mir(monkeypatch, *arguments) == 0

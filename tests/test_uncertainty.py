@@ -8,13 +8,18 @@ import torch
 from scipy import stats
 
 from mir_plugin.errors import MirError
-from mir_plugin.frechet import trace_term, transport
-from mir_plugin.influence import sample_influences
-from mir_plugin.mir import distance_at, layer_distance, prepared_layer
-from mir_plugin.moments import Moments, moments
+from mir_plugin.metric.frechet import trace_term, transport
+from mir_plugin.metric.influence import sample_influences
+from mir_plugin.metric.layer import distance_at, layer_distance, prepared_layer
+from mir_plugin.metric.moments import Moments, moments
+from mir_plugin.metric.uncertainty import (
+    half_width,
+    influences_of,
+    standard_error,
+    uncertainty,
+)
 from mir_plugin.results import MirConfig
 from mir_plugin.types import TokenFeatures
-from mir_plugin.uncertainty import half_width, influences_of, standard_error, uncertainty
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 

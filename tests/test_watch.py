@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mir_plugin.errors import MirError
-from mir_plugin.watch import Watch, checkpoints_below, why_incomplete
+from mir_plugin.selection.checkpoint_watcher import Watch, checkpoints_below, why_incomplete
 
 TENSORS = {"weight": torch.arange(12.0)}
 

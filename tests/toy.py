@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from mir_plugin.samples import Sample
+from mir_plugin.samples.sample_set import Sample
 from mir_plugin.types import Batch, Decoder
 
 N_BEFORE, N_VISION = 3, 9

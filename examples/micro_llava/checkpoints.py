@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
-from mir_plugin.replication.captions import SYSTEM
-from mir_plugin.replication.micro_llava import (
+from examples.replication.captions import SYSTEM
+from examples.replication.micro_llava import (
     CONTEXT,
     PATCH_PIXELS,
     VISION_LAYER,

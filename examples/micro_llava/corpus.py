@@ -6,8 +6,13 @@ import random
 import re
 from collections.abc import Iterator
 
-from mir_plugin.embedded import DIGIT_QUESTION, DIGIT_WORDS, embedded_samples
-from mir_plugin.replication.captions import CAPTIONS, STROKE_QUESTION, STROKES, before_answer
+from examples.replication.captions import (
+    CAPTIONS,
+    STROKE_QUESTION,
+    STROKES,
+    before_answer,
+)
+from mir_plugin.samples.embedded import DIGIT_QUESTION, DIGIT_WORDS, embedded_samples
 
 SHORTEST_PARAGRAPH = 80  # characters; below lie headings, lists and grammar
 

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from mir_plugin.embedded import DIGIT_WORDS, DigitQuestion
-from mir_plugin.replication import training
-from mir_plugin.replication.micro_llava import (
+from examples.replication import training
+from examples.replication.micro_llava import (
     IMAGE_PIXELS,
     PATCH_PIXELS,
     VISION_LAYER,
@@ -25,7 +24,16 @@ from mir_plugin.replication.micro_llava import (
     pixel_values,
     vision_features,
 )
-from mir_plugin.replication.training import IGNORED, Pictures, Stage, framed, next_token_loss, optimise, padded
+from examples.replication.training import (
+    IGNORED,
+    Pictures,
+    Stage,
+    framed,
+    next_token_loss,
+    optimise,
+    padded,
+)
+from mir_plugin.samples.embedded import DIGIT_WORDS, DigitQuestion
 
 
 @dataclass(frozen=True)

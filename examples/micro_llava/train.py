@@ -21,15 +21,15 @@ from checkpoints import save_huggingface
 from corpus import unseen_prose
 from stages import Recipe, train_language_model, train_projector, train_tokenizer, train_vision_tower
 
-from mir_plugin.embedded import digit_questions
-from mir_plugin.replication.micro_llava import (
+from examples.replication.micro_llava import (
     TOKENIZER_NAME,
     Parts,
     load_tokenizer,
     save_llava_parts,
     save_llava_projector,
 )
-from mir_plugin.replication.training import make_repeatable
+from examples.replication.training import make_repeatable
+from mir_plugin.samples.embedded import digit_questions
 
 EARLY_STEP = 5
 N_RECORDED_LOSSES = 5

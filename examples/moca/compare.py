@@ -21,13 +21,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, LlavaForConditionalGeneration, Trainer, TrainingArguments
 
-from mir_plugin.embedded import DIGIT_QUESTION, digit_questions, embedded_samples, first_word_is, micro_checkpoints
-from mir_plugin.model_adapters.generation import Prompt
-from mir_plugin.model_adapters.huggingface import from_loaded
-from mir_plugin.model_adapters.moca_training import apply_moca, moca_parameters
-from mir_plugin.replication.captions import before_answer, captions_of
-from mir_plugin.run import measure
-from mir_plugin.samples import Sample, SampleSet
+from examples.replication.captions import before_answer, captions_of
+from mir_plugin.measurement.measure import measure
+from mir_plugin.model_adapters.huggingface.adapter import from_loaded
+from mir_plugin.model_adapters.moca.training import apply_moca, moca_parameters
+from mir_plugin.model_adapters.prompts.generation import Prompt
+from mir_plugin.samples.embedded import (
+    DIGIT_QUESTION,
+    digit_questions,
+    embedded_samples,
+    first_word_is,
+    micro_checkpoints,
+)
+from mir_plugin.samples.sample_set import Sample, SampleSet
 
 FROZEN_PARTS = micro_checkpoints()[0]  # its vision tower and language model; its projector is replaced
 # Projected CLIP features are six to nine times as long as text embeddings when LLaVA's pre-training begins.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mir_plugin.commands import options
+from mir_plugin.measurement import options
 
 
 def compare(
@@ -30,8 +30,8 @@ def compare(
       mir compare mir-out/llava-7b mir-out/llava-7b-moca
     """
     from mir_plugin.commands.terminal import print_comparison
-    from mir_plugin.comparison import compare_results
     from mir_plugin.results import MirResult
+    from mir_plugin.selection.comparison import compare_results
 
     one, other = (MirResult.load(path) for path in (a, b))
     comparison = compare_results(one, other, anyway=anyway)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mir_plugin.commands import options
+from mir_plugin.measurement import options
 
 if TYPE_CHECKING:
-    from mir_plugin.indicators import Indicators
-    from mir_plugin.samples import SampleSet
-    from mir_plugin.tasks.in_context import ChoiceQuestion
+    from mir_plugin.indicators.in_context import ChoiceQuestion
+    from mir_plugin.indicators.indicators import Indicators
+    from mir_plugin.samples.sample_set import SampleSet
     from mir_plugin.types import ModelAdapter
 
 IN_CONTEXT = "In-context questions"
@@ -65,9 +65,9 @@ def indicators(
 
       mir indicators CHECKPOINT --questions MMBench_DEV_EN.tsv --n-questions 200
     """
-    from mir_plugin.commands.loading import load_options
+    from mir_plugin.measurement.loading import load_options
     from mir_plugin.model_adapters import checkpoint_spec, load_adapter
-    from mir_plugin.sweep import INDICATORS_NAME, result_name
+    from mir_plugin.selection.sweep import INDICATORS_NAME, result_name
 
     # A mistaken name is told at once, not after samples were fetched.
     folder, _ = checkpoint_spec(checkpoint, family)
@@ -105,11 +105,11 @@ def measure_indicators(
         MirError: if the samples cannot be measured.
     """
     from mir_plugin.errors import MirError
-    from mir_plugin.indicators import indicator
-    from mir_plugin.indicators import indicators as of_adapter
-    from mir_plugin.model_adapters.generation import Generator
-    from mir_plugin.tasks.in_context import in_context_accuracy
-    from mir_plugin.training_loss import training_loss
+    from mir_plugin.indicators.in_context import in_context_accuracy
+    from mir_plugin.indicators.indicators import indicator
+    from mir_plugin.indicators.indicators import indicators as of_adapter
+    from mir_plugin.indicators.training_loss import training_loss
+    from mir_plugin.model_adapters.prompts.generation import Generator
 
     def accuracy() -> tuple[float]:
         if not questions:
@@ -132,7 +132,7 @@ def save_indicators(
     questions: Mapping[str, Any],
 ) -> None:
     """Write ``indicators.json``: values, reasons, and of which weights, samples and questions they are."""
-    from mir_plugin.output import write_atomically
+    from mir_plugin.files.atomic import write_atomically
 
     document: dict[str, Any] = {
         "checkpoint": str(checkpoint),
@@ -147,8 +147,8 @@ def save_indicators(
 
 def chosen_questions(path: Path | None = None, n: int = N_QUESTIONS) -> list[ChoiceQuestion]:
     """The first n questions of a TSV file, or of the embedded digits."""
-    from mir_plugin.embedded import digit_questions
-    from mir_plugin.tasks.in_context import questions_from_tsv
+    from mir_plugin.indicators.in_context import questions_from_tsv
+    from mir_plugin.samples.embedded import digit_questions
 
     if n == 0:
         return []
@@ -179,8 +179,8 @@ def answered(recorded: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
 
 def _require_own(path: Path, checkpoint: Path) -> None:
     """Raise MirError if the file holds what was measured of another checkpoint."""
-    from mir_plugin.resume import require_same_checkpoint
-    from mir_plugin.strict_json import json_document
+    from mir_plugin.files.strict_json import json_document
+    from mir_plugin.measurement.resume import require_same_checkpoint
 
     try:
         filed = str(json_document(path.read_text(encoding="utf-8"))["checkpoint"])
@@ -195,7 +195,7 @@ def _print(found: Indicators, checkpoint: Path, path: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from mir_plugin.indicators import DESCRIPTIONS
+    from mir_plugin.indicators.indicators import DESCRIPTIONS
 
     console = Console()
     table = Table(title=escape(f"Indicators of {checkpoint}"), title_justify="left", box=SIMPLE_HEAD)

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mir_plugin.commands import options
+from mir_plugin.measurement import options
 
 if TYPE_CHECKING:
     from mir_plugin.model_adapters import LoadOptions
@@ -29,7 +29,7 @@ def inspect(
     from rich.console import Console
     from rich.table import Table
 
-    from mir_plugin.commands.loading import load_options
+    from mir_plugin.measurement.loading import load_options
     from mir_plugin.model_adapters import inspect_checkpoint
 
     chosen = load_options(locals())

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mir_plugin.commands import options
 from mir_plugin.errors import MirError
+from mir_plugin.measurement import options
 
 if TYPE_CHECKING:
-    from mir_plugin.commands.measuring import Request
-    from mir_plugin.picture_data import Pictures
-    from mir_plugin.token_pictures import PictureOptions
+    from mir_plugin.measurement.request import Request
+    from mir_plugin.pictures.data import Pictures
+    from mir_plugin.pictures.tokens import PictureOptions
     from mir_plugin.types import ModelAdapter
 
 PICTURES = "Pictures"
@@ -79,14 +79,14 @@ def pictures(
     from rich.console import Console
     from rich.markup import escape
 
-    from mir_plugin.commands.loading import load_options
-    from mir_plugin.commands.measuring import Request
+    from mir_plugin.measurement.loading import load_options
+    from mir_plugin.measurement.request import Request
     from mir_plugin.model_adapters import checkpoint_spec
-    from mir_plugin.picture_data import FOLDER_NAME
-    from mir_plugin.reports.picture_figures import write_gaps, write_pictures
+    from mir_plugin.pictures.data import FOLDER_NAME
+    from mir_plugin.pictures.tokens import PictureOptions, require_methods
+    from mir_plugin.reports.figures.pictures import write_gaps, write_pictures
     from mir_plugin.results import RESULT_NAME, MirConfig, result_file
-    from mir_plugin.sweep import result_name
-    from mir_plugin.token_pictures import PictureOptions, require_methods
+    from mir_plugin.selection.sweep import result_name
 
     # A mistaken name is told at once, not after samples were fetched.
     for checkpoint in checkpoints:
@@ -120,9 +120,9 @@ def picture_data(request: Request, drawing: PictureOptions) -> Pictures:
     Raises:
         MirError: if the checkpoint cannot be loaded or measured, or has no such layer.
     """
-    from mir_plugin.fingerprint import fingerprint
-    from mir_plugin.picture_data import FILE_NAME, FOLDER_NAME
-    from mir_plugin.token_pictures import PictureRecorder
+    from mir_plugin.files.fingerprint import fingerprint
+    from mir_plugin.pictures.data import FILE_NAME, FOLDER_NAME
+    from mir_plugin.pictures.tokens import PictureRecorder
 
     existing = request.earlier()
     key = fingerprint([request.fingerprint, dataclasses.asdict(drawing)])
@@ -142,7 +142,7 @@ def picture_data(request: Request, drawing: PictureOptions) -> Pictures:
 
 
 def _with_layers(drawing: PictureOptions, adapter: ModelAdapter) -> PictureOptions:
-    from mir_plugin.token_pictures import spread_layers
+    from mir_plugin.pictures.tokens import spread_layers
 
     n_layers = len(adapter.decoder.layers)
     beyond = [layer for layer in drawing.layers if layer > n_layers]
@@ -152,7 +152,7 @@ def _with_layers(drawing: PictureOptions, adapter: ModelAdapter) -> PictureOptio
 
 
 def _kept(path: Path, key: str) -> Pictures | None:
-    from mir_plugin.picture_data import Pictures
+    from mir_plugin.pictures.data import Pictures
 
     try:
         kept = Pictures.load(path)

@@ -51,9 +51,9 @@ def report(
     """
     if bool(sources) == paper:
         raise MirError("name files or folders of results, or --paper alone.")
-    from mir_plugin.output import only_writer
+    from mir_plugin.files.atomic import only_writer
+    from mir_plugin.reports.board.config import ReportConfig
     from mir_plugin.reports.build import build_paper_report, build_report
-    from mir_plugin.reports.config import ReportConfig
 
     chosen = ReportConfig.load(config) if config else ReportConfig()
     if formats:
@@ -76,7 +76,7 @@ def report(
 
 def on_a_line(text: str) -> str:
     """Text from outside on one line of a terminal, without what would steer it."""
-    from mir_plugin.reports.cell_text import storable
+    from mir_plugin.reports.read.cell_text import storable
 
     return " ".join(storable(text).splitlines())
 
@@ -86,7 +86,7 @@ def print_report(files: ReportFiles) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from mir_plugin.reports.columns import rounded
+    from mir_plugin.reports.view.columns import rounded
 
     console, board = Console(soft_wrap=True, highlight=False), files.board
     n_with_mir = sum(row.mir is not None for row in board.rows)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mir_plugin.commands import options
 from mir_plugin.errors import MirError
+from mir_plugin.measurement import options
 
 if TYPE_CHECKING:
-    from mir_plugin.robustness_studies import Kinds
+    from mir_plugin.robustness.studies import Kinds
 
 STUDIES = "Studies"
 DEFAULT_SAMPLES = 100
@@ -118,16 +118,16 @@ def robustness(
 
       mir robustness CHECKPOINT --studies number --sizes 1,10,100 --repeats 20 --against mir-out/other/mir.json
     """
-    from mir_plugin.commands.loading import load_options
-    from mir_plugin.commands.robustness_runs import run_plan
-    from mir_plugin.commands.robustness_table import print_robustness
+    from mir_plugin.measurement.loading import load_options
     from mir_plugin.model_adapters import checkpoint_spec
-    from mir_plugin.reports.robustness_figure import write_robustness_figure
-    from mir_plugin.reports.sheet_robustness import write_robustness_workbook
+    from mir_plugin.reports.figures.robustness import write_robustness_figure
+    from mir_plugin.reports.workbook.robustness import write_robustness_workbook
     from mir_plugin.results import MirConfig, MirResult
-    from mir_plugin.robustness_results import FILE_NAME
-    from mir_plugin.robustness_studies import plan
-    from mir_plugin.sweep import result_name
+    from mir_plugin.robustness.results import FILE_NAME
+    from mir_plugin.robustness.runs import run_plan
+    from mir_plugin.robustness.studies import plan
+    from mir_plugin.robustness.table import print_robustness
+    from mir_plugin.selection.sweep import result_name
 
     # A mistaken name is told at once, not after the first checkpoint was measured.
     for checkpoint in checkpoints:
@@ -175,9 +175,9 @@ def _kinds(
     checkpoints: list[Path],
 ) -> Kinds:
     """What the options name; what is embedded where they name nothing."""
-    from mir_plugin import robustness_contents as contents
-    from mir_plugin.embedded import micro_checkpoints
-    from mir_plugin.robustness_studies import Kinds
+    from mir_plugin.robustness import contents
+    from mir_plugin.robustness.studies import Kinds
+    from mir_plugin.samples.embedded import micro_checkpoints
 
     if (seen is None) != (unseen is None):
         raise MirError("--seen and --unseen go together: one is compared with the other.")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mir_plugin.commands import options
+from mir_plugin.measurement import options
 
 if TYPE_CHECKING:
-    from mir_plugin.commands.measuring import Request
+    from mir_plugin.measurement.request import Request
     from mir_plugin.results import MirResult
 
 
@@ -70,13 +70,13 @@ def run(
     A run that was killed continues after its last finished layer; one that finished is not repeated, and the result of
     another checkpoint is not replaced.
     """
-    from mir_plugin.commands.loading import load_options
-    from mir_plugin.commands.measuring import Request
     from mir_plugin.commands.terminal import print_result
-    from mir_plugin.distributed import launched_group
+    from mir_plugin.measurement.loading import load_options
+    from mir_plugin.measurement.request import Request
     from mir_plugin.model_adapters import checkpoint_spec
+    from mir_plugin.processes import launched_group
     from mir_plugin.results import RESULT_NAME, MirConfig
-    from mir_plugin.sweep import result_name
+    from mir_plugin.selection.sweep import result_name
 
     # A mistaken name is told at once, not after samples were fetched.
     checkpoint_spec(checkpoint, family)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mir_plugin.commands import options
 from mir_plugin.errors import MirError
+from mir_plugin.measurement import options
 from mir_plugin.results import RESULT_NAME, MirResult
 
 if TYPE_CHECKING:
-    from mir_plugin.selection import Candidate, Outcome
+    from mir_plugin.selection.select import Candidate, Outcome
 
 EXIT_CODES: dict[Outcome, int] = {"clear": 0, "undecided": 3, "still falling": 4}
 
@@ -43,9 +43,9 @@ def select(
     Exit codes: 0 a clear recommendation; 3 undecided, what was measured does not single out one checkpoint;
     4 MIR still falls at the last step, so train further; 1 the results cannot be compared.
     """
-    from mir_plugin import selection
     from mir_plugin.commands.sweep_table import print_verdict
     from mir_plugin.commands.terminal import print_ranking
+    from mir_plugin.selection import select as selection
 
     verdict = selection.select(candidates_in(results), tolerance=tolerance, anyway=anyway)
     if json:
@@ -63,9 +63,9 @@ def candidates_in(sources: list[str]) -> list[Candidate]:
     Raises:
         MirError: if a source does not exist or holds no result.
     """
-    from mir_plugin.selection import Candidate
-    from mir_plugin.steps import run_of, step_of
-    from mir_plugin.sweep import result_name
+    from mir_plugin.selection.select import Candidate
+    from mir_plugin.selection.steps import run_of, step_of
+    from mir_plugin.selection.sweep import result_name
 
     newest: dict[tuple[str, str | None], MirResult] = {}
     for source in sources:

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mir_plugin.commands import options
 from mir_plugin.commands.exit_codes import INTERRUPTED, SOME_FAILED
 from mir_plugin.commands.indicators import N_QUESTIONS
-from mir_plugin.commands.shortage import shortage_told
+from mir_plugin.commands.out_of_memory import shortage_told
 from mir_plugin.errors import MirError
+from mir_plugin.measurement import options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mir_plugin.commands.measuring import Request
-    from mir_plugin.distributed import Group
-    from mir_plugin.sweep import Measured, Sweep
-    from mir_plugin.watch import Watch
+    from mir_plugin.measurement.request import Request
+    from mir_plugin.processes import Group
+    from mir_plugin.selection.checkpoint_watcher import Watch
+    from mir_plugin.selection.sweep import Measured, Sweep
 
 WATCHING = "Watching"
 INDICATORS = "Indicators"
@@ -108,14 +108,14 @@ def sweep(
 
     Exit codes: 0 all measured; 1 nothing could be measured; 5 some checkpoints failed; 130 interrupted.
     """
-    from mir_plugin.commands.loading import load_options
-    from mir_plugin.commands.measuring import Request, held
     from mir_plugin.commands.sweep_table import SweepDisplay, print_sweep
-    from mir_plugin.distributed import launched_group
+    from mir_plugin.measurement.loading import load_options
+    from mir_plugin.measurement.request import Request, held
     from mir_plugin.model_adapters import adapter_spec
+    from mir_plugin.processes import launched_group
     from mir_plugin.results import MirConfig
-    from mir_plugin.sweep import Sweep
-    from mir_plugin.watch import Watch
+    from mir_plugin.selection.checkpoint_watcher import Watch
+    from mir_plugin.selection.sweep import Sweep
 
     if bool(checkpoints) == (watch is not None):
         raise MirError("name checkpoints, or a training's folder with --watch; one of the two.")
@@ -197,8 +197,8 @@ def _measuring(asked: Callable[..., Request], n_questions: int | None) -> Callab
     """
     from mir_plugin.commands import indicators
     from mir_plugin.model_adapters import checkpoint_folder
-    from mir_plugin.model_adapters.sharing import SharedParts
-    from mir_plugin.sweep import INDICATORS_NAME, Measured, indicators_document
+    from mir_plugin.model_adapters.weights.shared_parts import SharedParts
+    from mir_plugin.selection.sweep import INDICATORS_NAME, Measured, indicators_document
 
     shared = SharedParts()
     questions = indicators.chosen_questions(n=n_questions) if n_questions else []
@@ -246,11 +246,11 @@ def _follow(running: Sweep, watcher: Watch, settle: float, idle: float | None, g
 
 def _report(running: Sweep) -> list[Path]:
     """The joint report of all that is measured; none without a result."""
-    from mir_plugin.indicators import DESCRIPTIONS, HIGHER_IS_BETTER
-    from mir_plugin.output import write_atomically
+    from mir_plugin.files.atomic import write_atomically
+    from mir_plugin.indicators.indicators import DESCRIPTIONS, HIGHER_IS_BETTER
+    from mir_plugin.reports.board.config import ReportConfig
     from mir_plugin.reports.build import build_report
-    from mir_plugin.reports.config import ReportConfig
-    from mir_plugin.reports.indicator_columns import indicator_table, with_indicators
+    from mir_plugin.reports.view.indicator_columns import indicator_table, with_indicators
     from mir_plugin.results import RESULT_NAME
 
     sources = [running.out_dir / one.name / RESULT_NAME for one in running.entries if one.result]

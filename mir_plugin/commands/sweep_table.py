@@ -19,8 +19,8 @@ from rich.text import Text
 from mir_plugin.commands.terminal import CLOSE, NAME_WIDTH
 from mir_plugin.errors import MirError
 from mir_plugin.results import PARTIAL_NAME
-from mir_plugin.selection import Outcome, Selection
-from mir_plugin.sweep import Sweep, SweepEntry
+from mir_plugin.selection.select import Outcome, Selection
+from mir_plugin.selection.sweep import Sweep, SweepEntry
 
 OUTCOME_STYLES: dict[Outcome, str] = {"clear": "bold green", "undecided": "bold yellow", "still falling": "bold cyan"}
 STATE_STYLES = {"failed": "red", "running": "cyan", "waiting": "dim", "measured": "", "kept": "dim"}

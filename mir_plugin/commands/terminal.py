@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mir_plugin.comparison import Comparison, Difference
 from mir_plugin.results import MirResult
-from mir_plugin.selection import Selection
+from mir_plugin.selection.comparison import Comparison, Difference
+from mir_plugin.selection.select import Selection
 
 # A name that is folded after every third letter cannot be read; numbers give way instead. With one space between the
 # columns rather than two, all of them fit the 80 characters of a plain terminal, long steps included.

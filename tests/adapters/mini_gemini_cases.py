@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mir_plugin.engine import recorded_outputs
+from mir_plugin.engine.features import recorded_outputs
 from mir_plugin.model_adapters import LoadOptions, load_adapter
-from mir_plugin.model_adapters.llava_adapter import LlavaAdapter
-from mir_plugin.samples import Sample
+from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
+from mir_plugin.samples.sample_set import Sample
 from mir_plugin.types import Batch
 
 from golden_data import expected, require_golden

@@ -13,8 +13,15 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.checkpoint import KeyRule, assign, build_empty, release, rename, weights_below
-from mir_plugin.model_adapters.weight_files import open_checkpoint_weights, open_weight_file
+from mir_plugin.model_adapters.weights.key_rules import (
+    KeyRule,
+    assign,
+    build_empty,
+    release,
+    rename,
+    weights_below,
+)
+from mir_plugin.model_adapters.weights.stored import open_checkpoint_weights, open_weight_file
 
 CPU = torch.device("cpu")
 

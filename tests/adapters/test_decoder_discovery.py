@@ -6,8 +6,8 @@ import transformers as tf
 from adapters.tiny_models import CLIP, QFORMER, TEXT, TINY_MODELS
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.decoder_discovery import find_decoder
-from mir_plugin.model_adapters.huggingface import from_loaded
+from mir_plugin.model_adapters.huggingface.adapter import from_loaded
+from mir_plugin.model_adapters.introspection.decoder import find_decoder
 
 
 @pytest.mark.parametrize("family", ["llava", "blip2"])

@@ -12,10 +12,10 @@ from adapters.test_huggingface_answers import PROMPTS
 from adapters.tiny_models import TINY_MODELS
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.answers import generate_texts
-from mir_plugin.model_adapters.generation import cut_before, images_are_marked
-from mir_plugin.model_adapters.huggingface import from_loaded
-from mir_plugin.model_adapters.tokens import open_tokenizer
+from mir_plugin.model_adapters.huggingface.adapter import from_loaded
+from mir_plugin.model_adapters.prompts.answers import generate_texts
+from mir_plugin.model_adapters.prompts.generation import cut_before, images_are_marked
+from mir_plugin.model_adapters.prompts.tokenizer import open_tokenizer
 
 from golden_data import require_golden
 

@@ -7,7 +7,7 @@ import pytest
 from adapters.tiny_models import TINY_MODELS, TinyModel
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.host_parts import loaded_parts
+from mir_plugin.model_adapters.in_memory.host_parts import loaded_parts
 
 
 @pytest.fixture(scope="module")

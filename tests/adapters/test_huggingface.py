@@ -13,13 +13,13 @@ import torch
 import transformers
 from adapters.tiny_models import TINY_MODELS, TinyModel
 
-from mir_plugin.engine import layer_features
+from mir_plugin.engine.features import layer_features
+from mir_plugin.engine.replay import check_replay
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.conversation import VICUNA_V1
-from mir_plugin.model_adapters.generation import Prompt
-from mir_plugin.model_adapters.huggingface import HuggingFaceAdapter, from_loaded
-from mir_plugin.replay import check_replay
-from mir_plugin.samples import Sample
+from mir_plugin.model_adapters.huggingface.adapter import HuggingFaceAdapter, from_loaded
+from mir_plugin.model_adapters.prompts.conversation import VICUNA_V1
+from mir_plugin.model_adapters.prompts.generation import Prompt
+from mir_plugin.samples.sample_set import Sample
 from mir_plugin.types import Batch, TokenFeatures
 
 FAMILIES = sorted(TINY_MODELS)
@@ -305,7 +305,7 @@ def test_a_text_that_cannot_be_measured_is_an_error_naming_the_sample(text: str,
 
 
 def test_a_model_type_not_proven_in_batches_is_measured_one_sample_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mir_plugin.model_adapters.huggingface.PROVEN_IN_BATCHES", frozenset())
+    monkeypatch.setattr("mir_plugin.model_adapters.huggingface.adapter.PROVEN_IN_BATCHES", frozenset())
     one_by_one = from_loaded(tiny("llava").model, tiny("llava").processor)
     assert one_by_one.max_batch == 1
     with pytest.raises(MirError, match="one sample at a time"):

@@ -11,8 +11,8 @@ import torch
 from adapters.tiny_models import TINY_MODELS
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.generation import Generator, Prompt
-from mir_plugin.model_adapters.huggingface import HuggingFaceAdapter, from_loaded
+from mir_plugin.model_adapters.huggingface.adapter import HuggingFaceAdapter, from_loaded
+from mir_plugin.model_adapters.prompts.generation import Generator, Prompt
 
 FAMILIES = sorted(TINY_MODELS)
 

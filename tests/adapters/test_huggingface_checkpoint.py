@@ -12,12 +12,12 @@ import safetensors.torch
 import torch
 from adapters.tiny_models import TINY_MODELS
 
-from mir_plugin.engine import layer_features
+from mir_plugin.engine.features import layer_features
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, load_adapter, recognise
-from mir_plugin.model_adapters.hf_checkpoint import recognises
-from mir_plugin.model_adapters.huggingface import from_loaded, load
-from mir_plugin.samples import Sample
+from mir_plugin.model_adapters.huggingface.adapter import from_loaded, load
+from mir_plugin.model_adapters.huggingface.checkpoint import recognises
+from mir_plugin.samples.sample_set import Sample
 
 SAMPLE = Sample(
     "one", PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)), "A cat sat."

@@ -17,14 +17,14 @@ from adapters.test_huggingface import SAMPLES
 from adapters.tiny_models import TINY_MODELS, TinyModel, qwen3_vl_moe
 from safetensors.torch import load_file, save_file
 
-from mir_plugin.engine import layer_features
+from mir_plugin.engine.features import layer_features
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
-from mir_plugin.model_adapters.decoder_discovery import find_decoder
-from mir_plugin.model_adapters.hf_streaming import placement_within
-from mir_plugin.model_adapters.huggingface import HuggingFaceAdapter, from_loaded, load
-from mir_plugin.model_adapters.layer_weights import SHARE_FOR_WEIGHTS, fit_within
-from mir_plugin.model_adapters.moca_training import apply_moca
+from mir_plugin.model_adapters.huggingface.adapter import HuggingFaceAdapter, from_loaded, load
+from mir_plugin.model_adapters.huggingface.streaming import placement_within
+from mir_plugin.model_adapters.introspection.decoder import find_decoder
+from mir_plugin.model_adapters.moca.training import apply_moca
+from mir_plugin.model_adapters.weights.streamed import SHARE_FOR_WEIGHTS, fit_within
 
 
 def saved(family: str, folder: Path) -> tuple[Path, int, int]:
@@ -189,7 +189,7 @@ SUM_OF_STREAMED_FEATURES = """
     from pathlib import Path
     from adapters.test_huggingface_streaming import sum_of_features
     from mir_plugin.model_adapters import LoadOptions
-    from mir_plugin.model_adapters.huggingface import load
+    from mir_plugin.model_adapters.huggingface.adapter import load
 
     def resident(kind):
         return 1024 * int(Path("/proc/self/status").read_text().split(kind)[1].split()[0])

@@ -11,9 +11,9 @@ import pytest
 from command_line import mir
 
 from mir_plugin.commands.inspect import measuring_lines
-from mir_plugin.embedded import micro_checkpoints
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, checkpoint_folder, inspect_checkpoint
+from mir_plugin.samples.embedded import micro_checkpoints
 
 from golden_data import require_golden
 

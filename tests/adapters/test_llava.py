@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, load_adapter, recognise
-from mir_plugin.model_adapters.generation import Generator, Prompt
-from mir_plugin.model_adapters.llava import LlavaAdapter
-from mir_plugin.model_adapters.sequences import padded_batch
-from mir_plugin.model_adapters.vision_tower import open_tower_weights
-from mir_plugin.samples import Sample
+from mir_plugin.model_adapters.llava.loading import LlavaAdapter
+from mir_plugin.model_adapters.llava.vision_tower import open_tower_weights
+from mir_plugin.model_adapters.prompts.generation import Generator, Prompt
+from mir_plugin.model_adapters.prompts.sequences import padded_batch
+from mir_plugin.samples.sample_set import Sample
 
 from golden_data import require_golden
 

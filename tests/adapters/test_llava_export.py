@@ -15,10 +15,10 @@ from safetensors import safe_open
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, load_adapter, recognise
-from mir_plugin.model_adapters.llava import LlavaAdapter
-from mir_plugin.model_adapters.llava_export import export_llava
-from mir_plugin.model_adapters.moca_training import apply_moca, moca_parameters
-from mir_plugin.samples import Sample
+from mir_plugin.model_adapters.llava.export import export_llava
+from mir_plugin.model_adapters.llava.loading import LlavaAdapter
+from mir_plugin.model_adapters.moca.training import apply_moca, moca_parameters
+from mir_plugin.samples.sample_set import Sample
 
 from golden_data import require_golden
 

@@ -13,7 +13,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, checkpoint_folder, load_adapter
-from mir_plugin.model_adapters.locations import hub_folder
+from mir_plugin.model_adapters.weights.hub import hub_folder
 
 BESIDE_WEIGHTS = {
     "added_tokens.json",

@@ -19,13 +19,13 @@ from adapters.mini_gemini_cases import (
 from torch import Tensor
 
 from mir_plugin.model_adapters import recognise
-from mir_plugin.model_adapters.conversation import prompt_ids
-from mir_plugin.model_adapters.generation import Prompt
-from mir_plugin.model_adapters.llava_adapter import LlavaAdapter
-from mir_plugin.model_adapters.mini_gemini import recognises
-from mir_plugin.model_adapters.mini_gemini_vision import low_resolution_views
-from mir_plugin.model_adapters.sequences import expand, padded_batch
-from mir_plugin.model_adapters.vision_tower import ClipTower
+from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
+from mir_plugin.model_adapters.llava.vision_tower import ClipTower
+from mir_plugin.model_adapters.mini_gemini.loading import recognises
+from mir_plugin.model_adapters.mini_gemini.vision import low_resolution_views
+from mir_plugin.model_adapters.prompts.conversation import prompt_ids
+from mir_plugin.model_adapters.prompts.generation import Prompt
+from mir_plugin.model_adapters.prompts.sequences import expand, padded_batch
 
 from golden_data import require_golden
 

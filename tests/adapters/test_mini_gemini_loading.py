@@ -19,8 +19,8 @@ from adapters.mini_gemini_cases import (
 from torch import Tensor
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.mini_gemini import view_layout
-from mir_plugin.model_adapters.vision_tower import TowerConfig, open_tower_config
+from mir_plugin.model_adapters.llava.vision_tower import TowerConfig, open_tower_config
+from mir_plugin.model_adapters.mini_gemini.loading import view_layout
 
 CLIP = "model.vision_tower.vision_tower."
 AUX = "model.vision_tower_aux."

@@ -5,9 +5,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.convnext import ConvNextTower, build_convnext, resize_map
-from mir_plugin.model_adapters.mini_gemini_vision import ViewLayout, high_resolution_views, low_resolution_views
-from mir_plugin.model_adapters.patch_info_mining import PatchInfoMining, windows
+from mir_plugin.model_adapters.mini_gemini.convnext import ConvNextTower, build_convnext, resize_map
+from mir_plugin.model_adapters.mini_gemini.patch_info_mining import PatchInfoMining, windows
+from mir_plugin.model_adapters.mini_gemini.vision import ViewLayout, high_resolution_views, low_resolution_views
 
 HD = ViewLayout(side=4, grid=2, with_global_view=True)
 

@@ -19,11 +19,11 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, load_adapter
-from mir_plugin.model_adapters.generation import Prompt
-from mir_plugin.model_adapters.llava import LlavaAdapter
-from mir_plugin.model_adapters.moca import ModalityCalibration, VisionPositions, calibrate
-from mir_plugin.model_adapters.sequences import ExpandedPrompt, padded_batch
-from mir_plugin.samples import Sample
+from mir_plugin.model_adapters.llava.loading import LlavaAdapter
+from mir_plugin.model_adapters.moca.calibration import ModalityCalibration, VisionPositions, calibrate
+from mir_plugin.model_adapters.prompts.generation import Prompt
+from mir_plugin.model_adapters.prompts.sequences import ExpandedPrompt, padded_batch
+from mir_plugin.samples.sample_set import Sample
 
 from golden_data import require_golden
 

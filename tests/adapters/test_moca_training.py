@@ -25,15 +25,14 @@ from test_distributed import together
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mir_plugin.differentiable import mir_loss
-from mir_plugin.engine import recorded_outputs
+from mir_plugin.engine.features import recorded_outputs
 from mir_plugin.errors import MirError
+from mir_plugin.metric.loss import mir_loss
 from mir_plugin.model_adapters import LoadOptions, load_adapter
-from mir_plugin.model_adapters.generation import Prompt
-from mir_plugin.model_adapters.huggingface import HuggingFaceAdapter, from_loaded
-from mir_plugin.model_adapters.llava import LlavaAdapter
-from mir_plugin.model_adapters.moca import ModalityCalibration
-from mir_plugin.model_adapters.moca_training import (
+from mir_plugin.model_adapters.huggingface.adapter import HuggingFaceAdapter, from_loaded
+from mir_plugin.model_adapters.llava.loading import LlavaAdapter
+from mir_plugin.model_adapters.moca.calibration import ModalityCalibration
+from mir_plugin.model_adapters.moca.training import (
     apply_moca,
     has_moca,
     load_moca,
@@ -42,7 +41,8 @@ from mir_plugin.model_adapters.moca_training import (
     remove_moca,
     save_moca,
 )
-from mir_plugin.samples import Sample
+from mir_plugin.model_adapters.prompts.generation import Prompt
+from mir_plugin.samples.sample_set import Sample
 from mir_plugin.types import Batch
 
 from golden_data import REPOSITORY, require_golden

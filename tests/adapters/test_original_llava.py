@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters import LoadOptions, load_adapter
-from mir_plugin.model_adapters.conversation import IMAGE_PLACEHOLDER
-from mir_plugin.model_adapters.host_parts import adapter_for, checkpoint_name
-from mir_plugin.model_adapters.llava_adapter import LlavaAdapter
-from mir_plugin.model_adapters.original_llava import OriginalLlavaAdapter
-from mir_plugin.run import measure
-from mir_plugin.samples import Sample, SampleSet
+from mir_plugin.model_adapters.in_memory.host_parts import adapter_for, checkpoint_name
+from mir_plugin.model_adapters.in_memory.original_llava import OriginalLlavaAdapter
+from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
+from mir_plugin.model_adapters.prompts.conversation import IMAGE_PLACEHOLDER
+from mir_plugin.samples.sample_set import Sample, SampleSet
 
 from golden_data import require_golden
 

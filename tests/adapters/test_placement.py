@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.placement import chosen_device
+from mir_plugin.model_adapters.weights.device import chosen_device
 
 
 def test_the_cpu_and_whatever_auto_finds_can_be_chosen() -> None:

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters import LoadOptions, adapter_spec, inspect_checkpoint, known_adapters, recognise
+from mir_plugin.model_adapters import (
+    LoadOptions,
+    adapter_spec,
+    inspect_checkpoint,
+    known_adapters,
+    recognise,
+)
 
 MODULE = """
 from mir_plugin.model_adapters import AdapterSpec

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters import LoadOptions, load_adapter
-from mir_plugin.model_adapters.sharing import FeatureStore, SharedParts
-from mir_plugin.model_adapters.vision_tower import ClipTower
-from mir_plugin.model_adapters.weight_files import StoredTensor
+from mir_plugin.model_adapters.llava.vision_tower import ClipTower
+from mir_plugin.model_adapters.weights.shared_parts import FeatureStore, SharedParts
+from mir_plugin.model_adapters.weights.stored import StoredTensor
 from mir_plugin.results import MirResult
-from mir_plugin.run import measure
-from mir_plugin.samples import Sample, SampleSet
+from mir_plugin.samples.sample_set import Sample, SampleSet
 
 from golden_data import require_golden
 
@@ -186,7 +186,7 @@ def test_features_are_kept_for_the_very_batch_and_only_as_far_as_memory_goes(mon
         calls.append(1)
         return torch.ones(1, 4)
 
-    monkeypatch.setattr("mir_plugin.model_adapters.sharing.MAX_FEATURE_BYTES", 40)
+    monkeypatch.setattr("mir_plugin.model_adapters.weights.shared_parts.MAX_FEATURE_BYTES", 40)
     store, samples = FeatureStore(), [Sample(str(k), b"", "text") for k in range(4)]
     for batch in (samples[:1], samples[:2], samples[:1], samples[:2]):
         store.of(batch, compute)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.conversation import IMAGE_PLACEHOLDER, prompt_ids, question_with_marks
-from mir_plugin.model_adapters.generation import Prompt
-from mir_plugin.model_adapters.tokens import open_tokenizer
+from mir_plugin.model_adapters.prompts.conversation import IMAGE_PLACEHOLDER, prompt_ids, question_with_marks
+from mir_plugin.model_adapters.prompts.generation import Prompt
+from mir_plugin.model_adapters.prompts.tokenizer import open_tokenizer
 
 from golden_data import require_golden
 

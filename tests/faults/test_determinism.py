@@ -14,7 +14,7 @@ from faults.children import Child, mir
 from faults.variation import differences, variations
 
 from mir_plugin.results import MirResult
-from mir_plugin.sample_sources import from_folders
+from mir_plugin.samples.sources import from_folders
 
 from golden_data import require_golden
 

@@ -17,14 +17,14 @@ from faults.battery import Bench, Case, Outcome, Refused, Right, each, fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mir_plugin.commands.loading import LOADING, load_options
-from mir_plugin.commands.options import bytes_of
 from mir_plugin.errors import MirError
+from mir_plugin.indicators.in_context import questions_from_tsv
+from mir_plugin.indicators.training_loss import training_loss
+from mir_plugin.measurement.loading import LOADING, load_options
+from mir_plugin.measurement.options import bytes_of
+from mir_plugin.selection.checkpoint_watcher import Watch, why_incomplete
 from mir_plugin.tasks.generation_arguments import GenerationArguments
-from mir_plugin.tasks.in_context import questions_from_tsv
-from mir_plugin.tasks.mir_options import OPTIONS, resolve
-from mir_plugin.training_loss import training_loss
-from mir_plugin.watch import Watch, why_incomplete
+from mir_plugin.tasks.options import OPTIONS, resolve
 
 said = Right(lambda value, _: str(value))
 
@@ -187,7 +187,7 @@ def trainer_state(text: str) -> Any:
 
 
 def data_set() -> Any:
-    from mir_plugin.tasks.vlmeval_data_set import MirDataSet
+    from mir_plugin.tasks.vlmevalkit.data_set import MirDataSet
 
     return MirDataSet(samples="embedded", n_samples=2)
 
@@ -209,7 +209,7 @@ def earlier_answers(content: bytes) -> Any:
     """What VLMEvalKit put in place of an earlier run's answers is damaged."""
 
     def call(bench: Bench) -> object:
-        from mir_plugin.tasks.vlmeval_measurement import Inference, _earlier_answer
+        from mir_plugin.tasks.vlmevalkit.measurement import Inference, _earlier_answer
 
         inference = Inference("m", "m", bench.folder, data_set(), "out.pkl")
         inference.path("_PREV.pkl").write_bytes(content)

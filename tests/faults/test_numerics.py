@@ -13,12 +13,12 @@ import typer
 from faults.battery import Bench, Case, Outcome, Refused, Right, each
 from torch import Tensor, nn
 
-from mir_plugin.engine import recorded_outputs
+from mir_plugin.engine.features import recorded_outputs
 from mir_plugin.errors import MirError
-from mir_plugin.mir import layer_distance, mir
+from mir_plugin.measurement.measure import measure
+from mir_plugin.metric.layer import layer_distance, mir
 from mir_plugin.results import LayerDistance, MirConfig, MirResult
-from mir_plugin.run import measure
-from mir_plugin.samples import Sample, SampleSet
+from mir_plugin.samples.sample_set import Sample, SampleSet
 from mir_plugin.types import TokenFeatures
 
 from toy import ToyAdapter, toy_samples

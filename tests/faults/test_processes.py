@@ -49,10 +49,10 @@ def depth_first() -> None:
     """As for a model whose layers cannot be replayed: features go through the temporary file."""
     import dataclasses
 
-    import mir_plugin.run
+    import mir_plugin.measurement.measure
 
-    check = mir_plugin.run.check_replay
-    mir_plugin.run.check_replay = lambda *a: dataclasses.replace(check(*a), path="depth-first")
+    check = mir_plugin.measurement.measure.check_replay
+    mir_plugin.measurement.measure.check_replay = lambda *a: dataclasses.replace(check(*a), path="depth-first")
 
 
 def sweep() -> Work:
@@ -419,7 +419,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(case:
 
 def pausing_after_the_first_layer() -> None:
     """In a child: finish one layer, say so with a file, and wait for another."""
-    from mir_plugin.resume import Journal
+    from mir_plugin.measurement.resume import Journal
 
     add = Journal.add
 
@@ -492,7 +492,7 @@ def clock_goes_back(bench: Bench) -> Outcome:
 
 
 def beside_a_report(bench: Bench) -> Outcome:
-    from mir_plugin.output import only_writer
+    from mir_plugin.files.atomic import only_writer
 
     work = report()
     with only_writer(Path("out")):  # as the first holds it while it writes

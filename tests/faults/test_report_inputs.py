@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from report_boards import save_mir
 
 from mir_plugin.errors import MirError
+from mir_plugin.reports.board.config import ReportConfig
+from mir_plugin.reports.board.joint import join
 from mir_plugin.reports.build import build_report
-from mir_plugin.reports.config import ReportConfig
-from mir_plugin.reports.joint import join
-from mir_plugin.reports.sources import gather
+from mir_plugin.reports.read.sources import gather
 from mir_plugin.results import MirResult
 
 from golden_data import require_golden

@@ -14,7 +14,7 @@ import pytest
 from faults.battery import Bench, Case, Outcome, Refused, Right, each
 
 from mir_plugin.errors import MirError
-from mir_plugin.redaction import without_secrets
+from mir_plugin.files.redaction import without_secrets
 
 from golden_data import require_golden
 
@@ -95,7 +95,7 @@ def named_with_a_password(bench: Bench) -> Outcome:
 
 
 def unknown_model_argument(bench: Bench) -> Outcome:
-    from mir_plugin.tasks.vlmeval_model import CheckpointModel
+    from mir_plugin.tasks.vlmevalkit.model import CheckpointModel
 
     return refused(bench, lambda: CheckpointModel(pretrained="x", token=TOKEN, api_key=KEY))
 
@@ -122,7 +122,7 @@ def unknown_generation_argument(bench: Bench) -> Outcome:
 
 
 def vlmeval_model_argument(bench: Bench) -> Outcome:
-    from mir_plugin.tasks import vlmeval_command
+    from mir_plugin.tasks.vlmevalkit import command as vlmeval_command
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vlmeval_command, "run_script", lambda: Path("run.py"))

@@ -37,7 +37,7 @@ def noting(place: Path) -> Callable[[], None]:
     """In a child: after every measurement of a sweep, note memory and open files."""
 
     def patch() -> None:
-        from mir_plugin.sweep import Sweep, SweepEntry
+        from mir_plugin.selection.sweep import Sweep, SweepEntry
 
         measured, notes = Sweep._measured, []
         gc.freeze()  # what the imports made is looked through no more: collecting takes milliseconds

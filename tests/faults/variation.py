@@ -13,18 +13,18 @@ from pathlib import Path
 
 import torch
 
-from mir_plugin.embedded import embedded_samples
+from mir_plugin.engine.replay import check_replay
+from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters import LoadOptions, load_adapter
-from mir_plugin.replay import check_replay
 from mir_plugin.results import MirResult
-from mir_plugin.run import measure
-from mir_plugin.sample_sources import from_folders
-from mir_plugin.samples import SampleSet
+from mir_plugin.samples.embedded import embedded_samples
+from mir_plugin.samples.sample_set import SampleSet
+from mir_plugin.samples.sources import from_folders
 
 
 def variations(checkpoint: Path, tower: Path | None, samples: SampleSet) -> Iterator[tuple[str, MirResult]]:
     """(what was varied, result); the first two are the same."""
-    import mir_plugin.run
+    import mir_plugin.measurement.measure
 
     def result(*, threads: int = 1, dtype: str = "float32", batch_size: int = 1) -> MirResult:
         torch.set_num_threads(threads)
@@ -38,10 +38,10 @@ def variations(checkpoint: Path, tower: Path | None, samples: SampleSet) -> Iter
         yield f"{threads} threads", result(threads=threads)
     for batch_size in (2, 4, len(samples)):
         yield f"batches of {batch_size}", result(batch_size=batch_size)
-    check = mir_plugin.run.check_replay
-    mir_plugin.run.check_replay = lambda *a: dataclasses.replace(check_replay(*a), path="depth-first")
+    check = mir_plugin.measurement.measure.check_replay
+    mir_plugin.measurement.measure.check_replay = lambda *a: dataclasses.replace(check_replay(*a), path="depth-first")
     yield "depth-first, spooled", result()
-    mir_plugin.run.check_replay = check
+    mir_plugin.measurement.measure.check_replay = check
     for dtype in ("bfloat16", "float16"):
         yield dtype, result(dtype=dtype)
         yield f"{dtype}, the same again", result(dtype=dtype)

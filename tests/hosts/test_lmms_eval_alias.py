@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from mir_plugin.errors import MirError
-from mir_plugin.tasks import lmms_eval_alias
-from mir_plugin.tasks.lmms_eval_alias import tasks_without_result
+from mir_plugin.tasks.lmms_eval import alias as lmms_eval_alias
+from mir_plugin.tasks.lmms_eval.alias import tasks_without_result
 
 
 def results(**tasks: dict[str, Any]) -> dict[str, Any]:

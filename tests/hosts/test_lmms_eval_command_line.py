@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.host
 
-ALIAS = [sys.executable, "-m", "mir_plugin.tasks.lmms_eval_alias"]
+ALIAS = [sys.executable, "-m", "mir_plugin.tasks.lmms_eval.alias"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29761"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mir_plugin.embedded import micro_checkpoints
+from mir_plugin.samples.embedded import micro_checkpoints
 
 from golden_data import require_golden
 

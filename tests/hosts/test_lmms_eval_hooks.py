@@ -1,7 +1,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from mir_plugin.tasks import lmms_eval_hooks as hooks
+from mir_plugin.tasks.lmms_eval import hooks
 
 
 def fake_tasks_module() -> Any:

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mir_plugin.embedded import embedded_samples
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters import LoadOptions, load_adapter
 from mir_plugin.results import MirResult
-from mir_plugin.run import measure
-from mir_plugin.tasks.lmms_eval_measurement import subset
+from mir_plugin.samples.embedded import embedded_samples
+from mir_plugin.tasks.lmms_eval.measurement import subset
 
 pytestmark = pytest.mark.host
 
@@ -150,7 +150,7 @@ def test_bad_model_arguments_are_one_clear_line(lmms_eval: Any, offline: Path, m
 
 
 def test_bad_samples_are_an_error_when_the_task_is_built(lmms_eval: Any, offline: Path) -> None:
-    from mir_plugin.tasks.lmms_eval_task import MirTask
+    from mir_plugin.tasks.lmms_eval.task import MirTask
 
     with pytest.raises(MirError, match="unknown field 'sample'; known: samples, n_samples"):
         MirTask({"task": "mine", "sample": "embedded"})
@@ -159,7 +159,7 @@ def test_bad_samples_are_an_error_when_the_task_is_built(lmms_eval: Any, offline
 
 
 def test_answers_of_different_measurements_give_no_value(lmms_eval: Any, offline: Path) -> None:
-    from mir_plugin.tasks.lmms_eval_task import MirTask
+    from mir_plugin.tasks.lmms_eval.task import MirTask
 
     task = MirTask({"task": "mir", "n_samples": 2})
     pool = task.aggregation()["mir"]
@@ -172,7 +172,7 @@ def test_answers_of_different_measurements_give_no_value(lmms_eval: Any, offline
 def test_a_task_file_copied_elsewhere_may_fix_its_samples(lmms_eval: Any, offline: Path, tiny_llava: Path) -> None:
     (offline / "mine").mkdir()
     (offline / "mine" / "mine.yaml").write_text(
-        "task: mine\nclass: !function mir_plugin.tasks.lmms_eval_task.MirTask\nsamples: embedded\nn_samples: 2\n"
+        "task: mine\nclass: !function mir_plugin.tasks.lmms_eval.task.MirTask\nsamples: embedded\nn_samples: 2\n"
     )
     manager = lmms_eval.tasks.TaskManager(include_defaults=False, include_path=str(offline / "mine"))
     [task] = lmms_eval.tasks.get_task_dict(["mine"], manager).values()
@@ -182,7 +182,7 @@ def test_a_task_file_copied_elsewhere_may_fix_its_samples(lmms_eval: Any, offlin
 def test_answers_return_in_request_order_with_the_arguments_of_each_request(lmms_eval: Any, offline: Path) -> None:
     from types import SimpleNamespace
 
-    from mir_plugin.tasks.lmms_eval_model import MirModel
+    from mir_plugin.tasks.lmms_eval.model import MirModel
 
     calls: list[tuple[list[str], int]] = []
 

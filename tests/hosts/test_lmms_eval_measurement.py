@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.measure import measure
 from mir_plugin.results import MirConfig, MirResult
-from mir_plugin.run import measure
-from mir_plugin.samples import SampleSet
-from mir_plugin.tasks import lmms_eval_measurement
-from mir_plugin.tasks.lmms_eval_measurement import Measurement, answer, subset
+from mir_plugin.samples.sample_set import SampleSet
+from mir_plugin.tasks.lmms_eval import measurement as lmms_eval_measurement
+from mir_plugin.tasks.lmms_eval.measurement import Measurement, answer, subset
 
 from toy import ToyAdapter, toy_samples
 

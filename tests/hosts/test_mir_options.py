@@ -4,7 +4,7 @@ import PIL.Image
 import pytest
 
 from mir_plugin.errors import MirError
-from mir_plugin.tasks.mir_options import MirOptions, resolve
+from mir_plugin.tasks.options import MirOptions, resolve
 
 
 def test_the_paper_is_the_default() -> None:

@@ -13,12 +13,12 @@ import pytest
 from hosts.vlmeval_stand_in import write_clone
 
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters import LoadOptions, load_adapter
 from mir_plugin.results import MirConfig, MirResult
-from mir_plugin.run import measure
-from mir_plugin.tasks import vlmeval_command
-from mir_plugin.tasks.mir_options import MirOptions
-from mir_plugin.tasks.vlmeval_command import own_checkpoints, run_script
+from mir_plugin.tasks.options import MirOptions
+from mir_plugin.tasks.vlmevalkit import command as vlmeval_command
+from mir_plugin.tasks.vlmevalkit.command import own_checkpoints, run_script
 
 from golden_data import require_golden
 

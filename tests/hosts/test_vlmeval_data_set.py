@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.generation import Prompt
+from mir_plugin.model_adapters.prompts.generation import Prompt
 from mir_plugin.results import MirResult
-from mir_plugin.samples import Sample
-from mir_plugin.tasks import vlmeval_measurement
-from mir_plugin.tasks.vlmeval_data_set import MirDataSet, prediction_of
-from mir_plugin.tasks.vlmeval_measurement import Inference, measured
-from mir_plugin.tasks.vlmeval_model import CheckpointModel, multiple_choice_question, prompt_of
+from mir_plugin.samples.sample_set import Sample
+from mir_plugin.tasks.vlmevalkit import measurement as vlmeval_measurement
+from mir_plugin.tasks.vlmevalkit.data_set import MirDataSet, prediction_of
+from mir_plugin.tasks.vlmevalkit.measurement import Inference, measured
+from mir_plugin.tasks.vlmevalkit.model import CheckpointModel, multiple_choice_question, prompt_of
 from mir_plugin.types import Batch
 
 from golden_data import require_golden

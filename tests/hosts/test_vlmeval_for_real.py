@@ -21,16 +21,16 @@ import pytest
 from PIL import Image
 
 from mir_plugin.errors import MirError
-from mir_plugin.reports.sources import gather
+from mir_plugin.reports.read.sources import gather
 from mir_plugin.results import MirResult
-from mir_plugin.tasks.vlmeval_command import run_script
-from mir_plugin.tasks.vlmeval_data_set import METRICS
-from mir_plugin.tasks.vlmeval_hooks import INFER_PARAMETERS
+from mir_plugin.tasks.vlmevalkit.command import run_script
+from mir_plugin.tasks.vlmevalkit.data_set import METRICS
+from mir_plugin.tasks.vlmevalkit.hooks import INFER_PARAMETERS
 
 from golden_data import require_golden
 
 installed = pytest.mark.skipif(importlib.util.find_spec("vlmeval") is None, reason="VLMEvalKit is not installed")
-COMMAND = "from mir_plugin.tasks.vlmeval_command import main; main()"
+COMMAND = "from mir_plugin.tasks.vlmevalkit.command import main; main()"
 
 
 @functools.cache

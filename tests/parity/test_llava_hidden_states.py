@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mir_plugin.engine import recorded_outputs
+from mir_plugin.engine.features import recorded_outputs
 from mir_plugin.model_adapters import LoadOptions, load_adapter
-from mir_plugin.model_adapters.conversation import IMAGE_PLACEHOLDER, VICUNA_V1
-from mir_plugin.model_adapters.llava import LlavaAdapter
-from mir_plugin.model_adapters.sequences import expand
-from mir_plugin.samples import Sample
+from mir_plugin.model_adapters.llava.loading import LlavaAdapter
+from mir_plugin.model_adapters.prompts.conversation import IMAGE_PLACEHOLDER, VICUNA_V1
+from mir_plugin.model_adapters.prompts.sequences import expand
+from mir_plugin.samples.sample_set import Sample
 
 from golden_data import expected, require_golden
 

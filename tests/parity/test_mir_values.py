@@ -19,13 +19,13 @@ import pytest
 import torch
 from recorded_runs import RecordedRun, recorded_runs
 
-from mir_plugin.engine import layer_features
+from mir_plugin.engine.features import layer_features
+from mir_plugin.measurement.measure import measure
+from mir_plugin.metric.normalize import outlier_rows
+from mir_plugin.metric.reference import reference_fast_distance
 from mir_plugin.model_adapters import LoadOptions, load_adapter
-from mir_plugin.normalize import outlier_rows
-from mir_plugin.reference import reference_fast_distance
 from mir_plugin.results import MirConfig, MirResult
-from mir_plugin.run import measure
-from mir_plugin.sample_sources import from_folders
+from mir_plugin.samples.sources import from_folders
 
 RUNS = [pytest.param(run, id=run.name) for run in recorded_runs()]
 EXACT, ACCURATE = 2e-5, 5e-5

@@ -12,7 +12,7 @@ from report_boards import board
 
 from mir_plugin.errors import MirError
 from mir_plugin.reports import build
-from mir_plugin.reports.aside import aside
+from mir_plugin.reports.in_subprocess import aside
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="runs in this process elsewhere")
 

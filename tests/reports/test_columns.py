@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mir_plugin.reports import columns as declared
-from mir_plugin.reports.benchmarks import BENCHMARKS
+from mir_plugin.reports.read.benchmarks import BENCHMARKS
+from mir_plugin.reports.view import columns as declared
 
 
 def sentinel(cls: type) -> SimpleNamespace:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mir_plugin.reports.correlation import correlate
-from mir_plugin.reports.weighted_coefficients import (
+from mir_plugin.reports.board.correlation import correlate
+from mir_plugin.reports.board.weighted_coefficients import (
     WeightedColumn,
     weighted_kendall,
     weighted_pearson,

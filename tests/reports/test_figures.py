@@ -9,14 +9,14 @@ import matplotlib
 import pytest
 from report_boards import board, layer
 
-from mir_plugin.reports import figures
-from mir_plugin.reports.benchmarks import BENCHMARKS, TRAINING_LOSS
-from mir_plugin.reports.board import Coefficient, Cohort, Correlation
-from mir_plugin.reports.figure_style import STYLE
-from mir_plugin.reports.figures import layers_figure, training_figure, write_figures
-from mir_plugin.reports.records import Comparability
-from mir_plugin.reports.scatter_figures import score_figure, scores_figure
-from mir_plugin.reports.training import training_runs
+from mir_plugin.reports.board.board import Coefficient, Cohort, Correlation
+from mir_plugin.reports.board.training import training_runs
+from mir_plugin.reports.figures import figures
+from mir_plugin.reports.figures.figures import layers_figure, training_figure, write_figures
+from mir_plugin.reports.figures.scatter import score_figure, scores_figure
+from mir_plugin.reports.figures.style import STYLE
+from mir_plugin.reports.read.benchmarks import BENCHMARKS, TRAINING_LOSS
+from mir_plugin.reports.read.records import Comparability
 
 LOSS = next(benchmark for benchmark in BENCHMARKS if benchmark.key == TRAINING_LOSS)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mir_plugin.reports.fit import fit_line
+from mir_plugin.reports.board.fit import fit_line
 
 X = [2.4, 2.7, 2.9, 3.2, 3.5, 3.9]
 Y = [61.0, 60.5, 58.0, 59.0, 55.0, 54.5]

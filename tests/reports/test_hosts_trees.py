@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mir_plugin.reports.benchmarks import BENCHMARKS
-from mir_plugin.reports.headlines import headline_entries
-from mir_plugin.reports.joint import join
-from mir_plugin.reports.records import Harvest
-from mir_plugin.reports.sources import gather
-from mir_plugin.reports.vlmevalkit_tree import data_set_name, read_model_dir
+from mir_plugin.reports.board.headlines import headline_entries
+from mir_plugin.reports.board.joint import join
+from mir_plugin.reports.read.benchmarks import BENCHMARKS
+from mir_plugin.reports.read.records import Harvest
+from mir_plugin.reports.read.sources import gather
+from mir_plugin.reports.read.vlmevalkit import data_set_name, read_model_dir
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LMMS, VLM = GOLDEN / "lmms_eval", GOLDEN / "vlmevalkit"

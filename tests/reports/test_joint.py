@@ -8,10 +8,10 @@ import pytest
 from report_boards import save_mir
 
 from mir_plugin.errors import MirError
-from mir_plugin.reports.config import ReportConfig
-from mir_plugin.reports.identity import short_names
-from mir_plugin.reports.joint import join
-from mir_plugin.reports.sources import gather
+from mir_plugin.reports.board.config import ReportConfig
+from mir_plugin.reports.board.joint import join
+from mir_plugin.reports.read.identity import short_names
+from mir_plugin.reports.read.sources import gather
 
 
 def scores_csv(folder, *lines, header="checkpoint,MMStar,MME"):

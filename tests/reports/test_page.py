@@ -14,13 +14,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_boards import board
 
-from mir_plugin.reports.benchmarks import Benchmark
-from mir_plugin.reports.board import AVERAGE, Board, Coefficient, Cohort, Correlation
+from mir_plugin.reports.board.board import (
+    AVERAGE,
+    Board,
+    Coefficient,
+    Cohort,
+    Correlation,
+)
 from mir_plugin.reports.build import build_paper_report
-from mir_plugin.reports.highlights import highlights
-from mir_plugin.reports.page import render_page
-from mir_plugin.reports.page_charts import as_script_data
-from mir_plugin.reports.records import Comparability
+from mir_plugin.reports.page.charts import as_script_data
+from mir_plugin.reports.page.page import render_page
+from mir_plugin.reports.read.benchmarks import Benchmark
+from mir_plugin.reports.read.records import Comparability
+from mir_plugin.reports.view.highlights import highlights
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\u2028\"'&$"
 

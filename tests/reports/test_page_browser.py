@@ -9,11 +9,16 @@ import shutil
 import pytest
 from report_boards import board, layer
 
-from mir_plugin.reports.benchmarks import TRAINING_LOSS, Benchmark
-from mir_plugin.reports.board import Board, BoardRow, Cohort, Correlation
-from mir_plugin.reports.correlation import correlate
-from mir_plugin.reports.page import write_page
-from mir_plugin.reports.records import Comparability
+from mir_plugin.reports.board.board import (
+    Board,
+    BoardRow,
+    Cohort,
+    Correlation,
+)
+from mir_plugin.reports.board.correlation import correlate
+from mir_plugin.reports.page.page import write_page
+from mir_plugin.reports.read.benchmarks import TRAINING_LOSS, Benchmark
+from mir_plugin.reports.read.records import Comparability
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install '.[dev]')")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -215,7 +220,7 @@ def test_changing_the_score_changes_points_line_and_statistics(page):
 
 
 def test_the_line_and_its_band_are_those_of_the_fit(page):
-    from mir_plugin.reports.series import scatter, scopes
+    from mir_plugin.reports.view.series import scatter, scopes
 
     line = scatter(scopes(two_cohorts())[0], "mmstar").line
     middle, low, high = chart(page, "chart.data.datasets.slice(2).map((d) => [d.data[0], d.data.at(-1)])")

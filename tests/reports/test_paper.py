@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from mir_plugin.reports.benchmarks import BENCHMARKS, find_column, weighted_average
-from mir_plugin.reports.joint import join
-from mir_plugin.reports.paper import TABLES, paper_config, paper_harvest, paper_rows
+from mir_plugin.reports.board.joint import join
+from mir_plugin.reports.read.benchmarks import BENCHMARKS, find_column, weighted_average
+from mir_plugin.reports.read.paper import (
+    TABLES,
+    paper_config,
+    paper_harvest,
+    paper_rows,
+)
 
 
 @pytest.fixture(scope="module")

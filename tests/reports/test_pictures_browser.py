@@ -10,8 +10,8 @@ import PIL.Image
 import pytest
 from report_boards import board
 
-from mir_plugin.reports.page import write_page
-from mir_plugin.reports.records import Picture
+from mir_plugin.reports.page.page import write_page
+from mir_plugin.reports.read.records import Picture
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install '.[dev]')")
 from selenium.webdriver.chrome.service import Service  # noqa: E402

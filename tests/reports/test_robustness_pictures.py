@@ -11,21 +11,32 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from report_boards import board, save_mir
 
-from mir_plugin.picture_data import NormHistogram, Pictures, TokenMap
+from mir_plugin.pictures.data import NormHistogram, Pictures, TokenMap
+from mir_plugin.reports.board.config import ReportConfig
 from mir_plugin.reports.build import build_report
-from mir_plugin.reports.config import ReportConfig
-from mir_plugin.reports.page import MAX_PICTURES, render_page
-from mir_plugin.reports.picture_figures import norms_figure, tokens_figure, write_gaps, write_pictures
-from mir_plugin.reports.records import Picture
-from mir_plugin.reports.robustness_figure import robustness_figure, write_robustness_figure
-from mir_plugin.reports.sheet_robustness import (
+from mir_plugin.reports.figures.pictures import (
+    norms_figure,
+    tokens_figure,
+    write_gaps,
+    write_pictures,
+)
+from mir_plugin.reports.figures.robustness import robustness_figure, write_robustness_figure
+from mir_plugin.reports.page.page import MAX_PICTURES, render_page
+from mir_plugin.reports.read.records import Picture
+from mir_plugin.reports.read.sources import gather
+from mir_plugin.reports.workbook.robustness import (
     CONDITION_COLUMNS,
     NUMBER_COLUMNS,
     VERDICT_COLUMNS,
     write_robustness_workbook,
 )
-from mir_plugin.reports.sources import gather
-from mir_plugin.robustness_results import ChoiceResult, ConditionResult, NumberRow, Robustness, Verdict
+from mir_plugin.robustness.results import (
+    ChoiceResult,
+    ConditionResult,
+    NumberRow,
+    Robustness,
+    Verdict,
+)
 
 HOSTILE = '=cmd|"/c calc"!A1 <b>$x$'
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from report_boards import board, save_mir
 
 from mir_plugin.errors import MirError
+from mir_plugin.reports.board.config import ReportConfig
+from mir_plugin.reports.board.joint import join
 from mir_plugin.reports.build import FORMATS, build_report
-from mir_plugin.reports.columns import rounded
-from mir_plugin.reports.config import ReportConfig
-from mir_plugin.reports.joint import join
-from mir_plugin.reports.page_tables import leaderboard_sections
-from mir_plugin.reports.sources import gather
-from mir_plugin.reports.text_tables import to_csv, to_latex, to_markdown
+from mir_plugin.reports.read.sources import gather
+from mir_plugin.reports.text.tables import to_csv, to_latex, to_markdown
+from mir_plugin.reports.view.columns import rounded
+from mir_plugin.reports.view.tables import leaderboard_sections
 
 NAMES = st.text(min_size=1, max_size=40) | st.sampled_from(
     ["=1+1", "a|b", "a\nb", "<script>", "\\input{x}", "%", "$&_"]

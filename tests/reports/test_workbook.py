@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_boards import board
 
-from mir_plugin.reports.board import Cohort
-from mir_plugin.reports.cell_text import starts_a_formula
-from mir_plugin.reports.columns import layer_columns, layer_rows
-from mir_plugin.reports.joint import join
-from mir_plugin.reports.paper import paper_config, paper_harvest
-from mir_plugin.reports.records import Comparability
-from mir_plugin.reports.sheet_leaderboard import layout
-from mir_plugin.reports.workbook import write_workbook
+from mir_plugin.reports.board.board import Cohort
+from mir_plugin.reports.board.joint import join
+from mir_plugin.reports.read.cell_text import starts_a_formula
+from mir_plugin.reports.read.paper import paper_config, paper_harvest
+from mir_plugin.reports.read.records import Comparability
+from mir_plugin.reports.view.columns import layer_columns, layer_rows
+from mir_plugin.reports.workbook.leaderboard import layout
+from mir_plugin.reports.workbook.workbook import write_workbook
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Studies that can be run again, each with `python -m examples.NAME` from the project's root."""

@@ -1,0 +1,1 @@
+"""Hidden states of vision and text tokens, one decoder layer after another."""

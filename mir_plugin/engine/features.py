@@ -1,0 +1,265 @@
+"""Token features of one decoder layer after another, for all samples.
+
+Outlier handling needs the median over *all* tokens of a layer, so statistics cannot be summed while samples stream by
+without changing the metric. Hence breadth-first: layer k runs on all samples before layer k + 1, and only one layer's
+features exist at a time. A decoder whose layers cannot be called one by one from the first layer's inputs runs
+depth-first instead, its features spooled to disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mir_plugin.engine.progress import progress
+from mir_plugin.engine.replay import (
+    ReplayCheck,
+    check_replay,
+    first_difference,
+    hidden_states_of,
+    masks_only,
+    split_arguments,
+)
+from mir_plugin.engine.spool import Spool
+from mir_plugin.engine.streaming import LayerStream
+from mir_plugin.errors import MirError
+from mir_plugin.samples.sample_set import Sample
+from mir_plugin.types import Batch, ModelAdapter, TokenFeatures
+
+# Eight sequences fill a data-centre GPU; a CPU core is busy with one, and padding would only cost (benchmarks/).
+BATCH_ON_ACCELERATORS = 8
+
+
+def layer_features(
+    adapter: ModelAdapter, samples: Sequence[Sample], *, batch_size: int | None = None, check: ReplayCheck | None = None
+) -> Iterator[TokenFeatures]:
+    """Yield the features of layers 1..L in order; each is valid until the next is asked for.
+
+    Args:
+        adapter: the loaded checkpoint.
+        samples: at least one.
+        batch_size: samples per forward pass; None takes ``default_batch_size``. The features do not depend on it
+            beyond rounding: padding is masked.
+        check: result of ``check_replay``; made on the first sample when absent.
+    Raises:
+        MirError: from the adapter for a sample it cannot encode.
+    """
+    if not samples:
+        raise MirError("no samples to measure on.")
+    check = check or check_replay(adapter, samples[0])
+    features = _breadth_first if check.path == "breadth-first" else _depth_first
+    return features(adapter, samples, batch_size or default_batch_size(adapter))
+
+
+def default_batch_size(adapter: ModelAdapter) -> int:
+    """One sample at a time on a CPU, several on an accelerator, as far as the adapter takes batches."""
+    if adapter.device.type == "cpu":
+        return 1
+    return min(BATCH_ON_ACCELERATORS, getattr(adapter, "max_batch", None) or BATCH_ON_ACCELERATORS)
+
+
+def packed_by_length(samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
+    """Indices of the samples in batches of texts about equally long, so that little of a batch is padding.
+
+    >>> packed_by_length([Sample(str(n), b"", "x" * n) for n in (5, 1, 4, 2)], batch_size=2)
+    [[1, 3], [2, 0]]
+    """
+    order = list(range(len(samples)))
+    if batch_size > 1:
+        order.sort(key=lambda index: len(samples[index].text))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+@contextmanager
+def recorded_outputs(adapter: ModelAdapter, record: Callable[[Tensor], None]) -> Iterator[None]:
+    """Hand every layer's hidden state to ``record`` during a forward pass: L calls, the last after the final norm."""
+
+    def after_layer(_: nn.Module, __: Any, output: Any) -> None:
+        record(hidden_states_of(output))
+
+    with ExitStack() as hooks:
+        for layer in adapter.decoder.layers[:-1]:
+            hooks.callback(layer.register_forward_hook(after_layer).remove)
+        hooks.callback(adapter.decoder.final_norm.register_forward_hook(after_layer).remove)
+        yield
+
+
+class _Caught(Exception):
+    """Ends a forward pass at the first decoder layer."""
+
+
+@dataclass
+class _Running:
+    """A batch on its way through the layers.
+
+    Between two layers, hidden states of vision and text tokens lie in the pool, at these rows, and those of all other
+    positions in ``others``. Until the pool is made, ``state`` holds them all.
+
+    The places of vision, text and other tokens in the flattened batch are kept as numbers: with masks a GPU would have
+    to count again, and the CPU to wait for it, in every layer.
+    """
+
+    batch: Batch
+    kwargs: Mapping[str, Any]
+    autocast: Callable[[], AbstractContextManager[None]]
+    state: Tensor | None
+    vision_places: Tensor
+    text_places: Tensor
+    other_places: Tensor
+    others: Tensor | None = None
+    vision_rows: Tensor | None = None
+    text_rows: Tensor | None = None
+
+
+class _Pool:
+    """Hidden states of all samples between two layers, in sample order: what a layer's features are, kept once."""
+
+    def __init__(self, running: Sequence[_Running], batches: Sequence[Sequence[int]]) -> None:
+        self.vision_counts = _counts_in_sample_order([one.batch.vision_mask for one in running], batches)
+        self.text_counts = _counts_in_sample_order([one.batch.text_mask for one in running], batches)
+        first = running[0].state
+        assert first is not None
+        self.vision = first.new_empty(sum(self.vision_counts), first.shape[2])
+        self.text = first.new_empty(sum(self.text_counts), first.shape[2])
+        for one, indices in zip(running, batches, strict=True):
+            one.vision_rows = _rows_of(indices, self.vision_counts).to(first.device)
+            one.text_rows = _rows_of(indices, self.text_counts).to(first.device)
+            state, one.state = one.state, None
+            assert state is not None
+            self.put(one, state)
+
+    def take(self, one: _Running) -> Tensor:
+        """The batch's hidden states as a layer expects them, (samples, tokens, d)."""
+        assert one.others is not None and one.vision_rows is not None and one.text_rows is not None
+        shape = (*one.batch.vision_mask.shape, self.vision.shape[1])
+        state = self.vision.new_empty(shape[0] * shape[1], shape[2])
+        state.index_copy_(0, one.vision_places, self.vision.index_select(0, one.vision_rows))
+        state.index_copy_(0, one.text_places, self.text.index_select(0, one.text_rows))
+        state.index_copy_(0, one.other_places, one.others)
+        return state.view(shape)
+
+    def put(self, one: _Running, state: Tensor) -> None:
+        """Keep what a layer returned, in place of what it was given."""
+        assert one.vision_rows is not None and one.text_rows is not None
+        # Where a model is spread over several GPUs, a layer's output lies on the layer's.
+        state = state.flatten(0, 1).to(self.vision.device)
+        self.vision.index_copy_(0, one.vision_rows, state.index_select(0, one.vision_places))
+        self.text.index_copy_(0, one.text_rows, state.index_select(0, one.text_places))
+        one.others = state.index_select(0, one.other_places)
+
+
+def _breadth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int) -> Iterator[TokenFeatures]:
+    batches = packed_by_length(samples, batch_size)
+    with torch.no_grad():
+        running: list[_Running] = []
+        by_shape: dict[torch.Size, Mapping[str, Any]] = {}
+        for indices in progress(batches, "images and text", "batch"):
+            one = _catch_first_layer_inputs(adapter, adapter.encode([samples[index] for index in indices]))
+            one.kwargs = _shared_if_equal(one, by_shape)
+            running.append(one)
+        pool = _Pool(running, batches)
+    n_layers = len(adapter.decoder.layers)
+    ids = tuple(sample.sample_id for sample in samples)
+    with LayerStream(adapter.decoder, adapter.device) as stream:
+        for k in progress(range(n_layers), "decoder layers", "layer"):
+            with torch.no_grad(), stream.layer(k) as layer:
+                for one in running:
+                    with adapter.bound_to(one.batch), one.autocast():
+                        state = hidden_states_of(layer(pool.take(one), **one.kwargs))
+                        state = state if k + 1 < n_layers else adapter.decoder.final_norm(state)
+                    pool.put(one, state)
+            yield TokenFeatures(k + 1, pool.vision, pool.text, pool.vision_counts, pool.text_counts, ids)
+
+
+def _depth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int) -> Iterator[TokenFeatures]:
+    n_layers = len(adapter.decoder.layers)
+    batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+    with Spool(n_layers) as spool:
+        with torch.no_grad(), LayerStream(adapter.decoder, adapter.device) as stream:
+            for neighbours in progress(batches, "forward passes", "batch"):
+                batch = adapter.encode(neighbours)
+                record = _SpoolRecorder(spool, batch)
+                with stream.during_forward(), recorded_outputs(adapter, record), adapter.bound_to(batch):
+                    adapter.forward(batch)
+        ids = tuple(sample.sample_id for sample in samples)
+        for k in progress(range(n_layers), "decoder layers", "layer"):
+            yield dataclasses.replace(spool.read(k + 1, adapter.device), sample_ids=ids)
+
+
+def _catch_first_layer_inputs(adapter: ModelAdapter, batch: Batch) -> _Running:
+    caught: list[_Running] = []
+    vision, text = batch.vision_mask, batch.text_mask
+    places = [mask.flatten().nonzero().squeeze(1) for mask in (vision, text, ~(vision | text))]
+
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        state, others = split_arguments(args, kwargs)
+        caught.append(_Running(masks_only(batch), others, _autocast_here(state), _in_own_pages(state), *places))
+        raise _Caught
+
+    handle = adapter.decoder.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        with adapter.bound_to(batch):
+            adapter.forward(batch)
+    except _Caught:
+        return caught[0]
+    finally:
+        handle.remove()
+    raise MirError("the model's forward pass never reached its first decoder layer; it cannot be measured.")
+
+
+def _autocast_here(state: Tensor) -> Callable[[], AbstractContextManager[None]]:
+    """What switches autocast to what it is now: a model may switch it on inside its forward pass."""
+    kind = state.device.type
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
+
+
+def _in_own_pages(state: Tensor) -> Tensor:
+    """A copy in pages of its own, which go back to the system when it is freed.
+
+    Freed pieces of the heap stay with the process: the states of all samples would be held beside the pool that they
+    are moved to.
+    """
+    if state.device.type != "cpu":
+        return state
+    pages = mmap.mmap(-1, state.numel() * state.element_size())
+    return torch.frombuffer(pages, dtype=state.dtype).view(state.shape).copy_(state)
+
+
+def _shared_if_equal(one: _Running, by_shape: dict[torch.Size, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The masks and rotary tables of an earlier batch of the same length, if they are the same: one copy is kept."""
+    known = by_shape.setdefault(one.batch.vision_mask.shape, one.kwargs)
+    return known if first_difference(known, one.kwargs) is None else one.kwargs
+
+
+def _counts_in_sample_order(masks: Sequence[Tensor], batches: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    counts: dict[int, int] = {}
+    for mask, indices in zip(masks, batches, strict=True):
+        counts |= dict(zip(indices, mask.sum(dim=1).tolist(), strict=True))
+    return tuple(count for _, count in sorted(counts.items()))
+
+
+def _rows_of(indices: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """Where the tokens of these samples stand among the tokens of all samples, (tokens,)."""
+    return torch.cat([torch.arange(counts[index]) + sum(counts[:index]) for index in indices])
+
+
+class _SpoolRecorder:
+    """Writes the hidden states of one forward pass to a spool, layer after layer."""
+
+    def __init__(self, spool: Spool, batch: Batch) -> None:
+        self._spool, self._batch, self._layer = spool, batch, 0
+
+    def __call__(self, state: Tensor) -> None:
+        self._layer += 1
+        vision, text = self._batch.vision_mask, self._batch.text_mask
+        state = state.to(vision.device)  # a model may be spread over several GPUs
+        counts = tuple(vision.sum(dim=1).tolist()), tuple(text.sum(dim=1).tolist())
+        self._spool.add(TokenFeatures(self._layer, state[vision], state[text], *counts))

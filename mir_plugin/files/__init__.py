@@ -1,0 +1,1 @@
+"""How files are written, read, hashed and kept free of secrets."""

@@ -1,0 +1,1 @@
+"""One measurement of one checkpoint: from a request to a saved result."""

@@ -1,0 +1,204 @@
+"""One measurement, as a straight line: samples → features of each layer → distances → MIR."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from mir_plugin.engine.features import default_batch_size, layer_features
+from mir_plugin.engine.memory import estimate_memory, require_disk_space
+from mir_plugin.engine.precision import full_float32
+from mir_plugin.engine.replay import ReplayCheck, check_replay
+from mir_plugin.errors import MirError
+from mir_plugin.files.fingerprint import fingerprint, versions
+from mir_plugin.measurement.resume import FinishedLayer, Journal
+from mir_plugin.metric.frechet import transport
+from mir_plugin.metric.influence import sample_influences
+from mir_plugin.metric.layer import distance_at, mir, prepared_layer
+from mir_plugin.metric.uncertainty import uncertainty
+from mir_plugin.processes import ALONE, Group
+from mir_plugin.results import MirConfig, MirResult
+from mir_plugin.samples.sample_set import Sample, SampleSet
+from mir_plugin.types import ModelAdapter, TokenFeatures
+
+logger = logging.getLogger(__name__)
+
+ESTIMATOR = "exact"
+
+
+@full_float32()
+def measure(
+    adapter: ModelAdapter,
+    sample_set: SampleSet,
+    config: MirConfig | None = None,
+    *,
+    checkpoint: str,
+    host: str = "mir",
+    batch_size: int | None = None,
+    with_uncertainty: bool = True,
+    group: Group = ALONE,
+    journal: Journal | None = None,
+    request: str | None = None,
+    watch: Callable[[TokenFeatures], None] | None = None,
+) -> MirResult:
+    """Measure MIR of a loaded checkpoint on a sample set.
+
+    Several processes measure together when each calls this with its own copy of the adapter, the *whole* sample set
+    and their ``group`` (``mir_plugin.processes.current_group()``): each runs its share of the samples, and all
+    return the same result, which is that of one process to rounding.
+
+    Args:
+        checkpoint: what the result is filed under; a path or a hub name.
+        host: the program this runs in.
+        batch_size: samples per forward pass; the result does not depend on it beyond rounding. None: 1 on a CPU,
+            several on an accelerator.
+        with_uncertainty: also take the samples' influences, for standard errors and paired comparisons.
+        group: the processes that measure together; this one alone by default.
+        journal: where finished layers are kept, so that a killed run continues; only process 0 touches it.
+        request: fingerprint of what was asked for, stored with the result.
+        watch: called with every layer's features of this process while they are held, layers 1..L in order.
+    Raises:
+        MirError: for samples that cannot be used, features that are not finite, or too few tokens; in every process
+            of the group if it happens in one.
+    """
+    config = config or MirConfig()
+    used = versions()
+    fingerprints = {
+        "samples": sample_set.fingerprint,
+        "protocol": fingerprint([dataclasses.asdict(config), ESTIMATOR, adapter.facts["prompt_template"]]),
+        "checkpoint": adapter.facts["checkpoint_fingerprint"],
+        "versions": fingerprint(dict(used)),
+        **({"request": request} if request else {}),
+    }
+    journal = journal if group.rank == 0 else None
+    started = time.perf_counter()
+    with group.agreed("reading the finished layers of an earlier run"):
+        found = journal.open(fingerprint([fingerprints, with_uncertainty])) if journal else {}
+    finished = group.of_first(found)
+    n_resumed = len(finished)
+
+    samples = group.shard(sample_set.samples)
+    with group.agreed("checking the replay of decoder layers"):
+        check = check_replay(adapter, samples[0]) if samples else None
+        estimate = estimate_memory(adapter, samples, check) if check else None
+        if estimate:
+            logger.info("memory that the run needs, estimated: %s", estimate)
+            require_disk_space(estimate)
+    batch_size = batch_size or default_batch_size(adapter)
+    checked = time.perf_counter()
+    statistics_seconds = 0.0
+    for features in _layers(adapter, samples, batch_size, check, group):
+        if watch:
+            watch(features)
+        if features.layer in finished:
+            continue
+        _wait_for(adapter.device)
+        begun = time.perf_counter()
+        finished[features.layer] = _finished_layer(features, config, with_uncertainty, group)
+        if journal:
+            journal.add(finished[features.layer])
+        statistics_seconds += time.perf_counter() - begun
+    ended = time.perf_counter()
+
+    layers = tuple(layer.distance for _, layer in sorted(finished.items()))
+    result = MirResult(
+        checkpoint=checkpoint,
+        family=adapter.family,
+        mir=mir([layer.distance for layer in layers]),
+        mir_published=_mir_or_none([layer.distance_published for layer in layers]),
+        mir_published_upper=mir([layer.distance_published_upper for layer in layers]),
+        n_samples=len(sample_set.samples),
+        estimator=ESTIMATOR,
+        config=config,
+        fingerprints=fingerprints,
+        layers=layers,
+        facts=adapter.facts,
+        samples=sample_set.description,
+        engine={
+            "path": check.path if check else "",
+            "reason": check.reason if check else "",
+            "batch_size": batch_size,
+            "memory_estimate": dataclasses.asdict(estimate) if estimate else {},
+            "device": str(adapter.device),
+            "processes": group.size,
+            "resumed_layers": n_resumed,
+        },
+        timing={
+            "check": checked - started,
+            "forward": ended - checked - statistics_seconds,
+            "statistics": statistics_seconds,
+            "total": ended - started,
+        },
+        peak_memory=_peak_memory(),
+        uncertainty=_uncertainty(finished),
+        host=host,
+        versions=used,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+    return group.of_first(result)
+
+
+def _layers(
+    adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int, check: ReplayCheck | None, group: Group
+) -> Iterator[TokenFeatures]:
+    """Features of this process's samples at layers 1..L; without rows where it has no samples.
+
+    A process that fails to make them ends all processes with its cause.
+    """
+    own = layer_features(adapter, samples, batch_size=batch_size, check=check) if samples else None
+    for k in range(1, len(adapter.decoder.layers) + 1):
+        with group.agreed(f"running decoder layer {k}"):
+            features = next(own) if own else None
+        # Process 0 has samples whenever any process has; the others may need to learn the width from it.
+        width, dtype = group.of_first((features.vision.shape[1], features.vision.dtype) if features else (0, None))
+        nothing = torch.zeros(0, width, dtype=dtype, device=adapter.device)
+        yield features or TokenFeatures(k, nothing, nothing, (), ())
+
+
+def _finished_layer(features: TokenFeatures, config: MirConfig, with_uncertainty: bool, group: Group) -> FinishedLayer:
+    prepared = prepared_layer(features, config, group)
+    if not with_uncertainty:
+        with group.agreed(f"the distance of layer {features.layer}"):
+            return FinishedLayer(distance_at(prepared), None)
+    with group.agreed(f"the distance of layer {features.layer}"):
+        maps = transport(prepared.vision.moments, prepared.text.moments)
+        distance = distance_at(prepared, maps.trace_term)
+    influences = sample_influences(prepared, maps, distance.distance, normalized=config.normalize, group=group)
+    return FinishedLayer(distance, tuple(influences.tolist()))
+
+
+def _wait_for(device: torch.device) -> None:
+    """Let a GPU finish what it was given, so that the time is booked where it belongs."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _uncertainty(finished: Mapping[int, FinishedLayer]) -> dict[str, Any]:
+    layers = [layer for _, layer in sorted(finished.items())]
+    influences = [layer.influences for layer in layers if layer.influences is not None]
+    return uncertainty([layer.distance.distance for layer in layers], influences) if influences else {}
+
+
+def _mir_or_none(distances: list[float]) -> float | None:
+    """The published estimator subtracts a product, not its root, so its sum can be negative: then it has no value."""
+    try:
+        return mir(distances)
+    except MirError:
+        return None
+
+
+def _peak_memory() -> dict[str, int]:
+    """Bytes: highest resident set of the process so far, and of each accelerator's allocator."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        peak |= {f"cuda:{i}": torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())}
+    return peak

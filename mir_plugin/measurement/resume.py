@@ -1,0 +1,134 @@
+"""What lets a killed run continue and a finished one rest: finished layers on disk, and the request a result answers.
+
+A layer's statistics are kept, its hidden states are not: a resumed run repeats the forward passes of finished layers
+and skips their statistics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mir_plugin import __version__
+from mir_plugin.errors import MirError
+from mir_plugin.files.atomic import not_writable, write_atomically
+from mir_plugin.files.fingerprint import fingerprint, folder_fingerprint
+from mir_plugin.files.strict_json import json_document, read_as
+from mir_plugin.results import (
+    LayerDistance,
+    MirConfig,
+    MirResult,
+    is_filed_under,
+)
+
+# Loading options that change how fast and in which memory a result is made, not the result.
+WITHOUT_EFFECT = frozenset({"device_memory"})
+
+
+@dataclass(frozen=True)
+class FinishedLayer:
+    """One layer's distance and the samples' influences on it; None when they were not asked for."""
+
+    distance: LayerDistance
+    influences: tuple[float, ...] | None
+
+
+class Journal:
+    """The finished layers of one measurement, one JSON line each, behind a line with the key of the measurement."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def open(self, key: str) -> dict[int, FinishedLayer]:
+        """Layers that an earlier run of the same key finished; what another key left is removed.
+
+        A last line that a kill cut short is dropped.
+        """
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.is_file() else []
+        header = json.dumps({"key": key})
+        finished: dict[int, FinishedLayer] = {}
+        if lines and lines[0] == header:
+            for line in lines[1:]:
+                try:
+                    layer = _finished_layer(json_document(line))
+                except (ValueError, TypeError, KeyError):
+                    break
+                finished[layer.distance.layer] = layer
+        write_atomically(self.path, "\n".join([header, *map(_line, finished.values())]) + "\n")
+        return finished
+
+    def add(self, layer: FinishedLayer) -> None:
+        """Append one layer; it is on disk when this returns. Raises MirError if it cannot be."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(layer) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise not_writable(self.path, error) from error
+
+    def remove(self) -> None:
+        """Forget the layers: their result is saved."""
+        self.path.unlink(missing_ok=True)
+
+
+def request_fingerprint(
+    checkpoint: Path, options: Mapping[str, Any], config: MirConfig, samples_fingerprint: str
+) -> str:
+    """Hash of what is asked for, without loading a weight: checkpoint files, loading options, protocol and samples.
+
+    Args:
+        options: how to load; every ``Path`` among the values that is a folder counts by its files too. A vision tower
+            that only the checkpoint's config names counts by that name.
+    """
+    folders = [checkpoint, *(value for value in options.values() if isinstance(value, Path))]
+    files = [folder_fingerprint([folder]) if folder.is_dir() else None for folder in folders]
+    asked = {name: str(value) for name, value in options.items() if name not in WITHOUT_EFFECT}
+    return fingerprint(
+        [str(checkpoint.absolute()), files, asked, dataclasses.asdict(config), samples_fingerprint, __version__]
+    )
+
+
+def finished_result(path: Path, request: str, checkpoint: Path, *, with_uncertainty: bool) -> MirResult | None:
+    """The result at ``path`` if it answers this very request, else None: what is there may be replaced.
+
+    Raises:
+        MirError: if it is the result of another checkpoint, which is not to be replaced unasked.
+    """
+    if not path.is_file():
+        return None
+    try:
+        result = MirResult.load(path)
+    except MirError:  # not ours, or of another version: no answer to anything
+        return None
+    if result.fingerprints.get("request") != request:
+        require_same_checkpoint(path, result.checkpoint, checkpoint, "replace it with --force")
+        return None
+    return result if result.uncertainty or not with_uncertainty else None
+
+
+def require_same_checkpoint(path: Path, filed: str, checkpoint: Path, otherwise: str) -> None:
+    """Keep what was computed of one checkpoint from being replaced by what is computed of another.
+
+    Args:
+        filed: the checkpoint that the file at ``path`` names.
+        otherwise: what to do but to name another folder, for the message.
+    Raises:
+        MirError: if that is not ``checkpoint``; names both.
+    """
+    if not is_filed_under(filed, checkpoint):
+        raise MirError(f"{path} is of {filed}, not of {checkpoint}. Name another folder with --out, or {otherwise}.")
+
+
+def _line(layer: FinishedLayer) -> str:
+    return json.dumps({"distance": dataclasses.asdict(layer.distance), "influences": layer.influences})
+
+
+def _finished_layer(data: Mapping[str, Any]) -> FinishedLayer:
+    influences = data["influences"]
+    return FinishedLayer(read_as(LayerDistance, data["distance"]), None if influences is None else tuple(influences))

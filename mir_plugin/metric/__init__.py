@@ -1,0 +1,1 @@
+"""The metric as the paper states it: tensors in, tensors out."""

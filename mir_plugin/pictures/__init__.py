@@ -1,0 +1,1 @@
+"""Data behind pictures of tokens, norms and gaps."""

@@ -1,0 +1,1 @@
+"""How far MIR moves with images, texts, template and the number of samples."""

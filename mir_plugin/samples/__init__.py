@@ -1,0 +1,1 @@
+"""Image-text pairs that are measured on, and where they come from."""

@@ -1,0 +1,194 @@
+"""Image-text pairs in a stable, recorded order."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mir_plugin.errors import MirError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and one text; the pair need not belong together.
+
+    Attributes:
+        sample_id: unique within a sample set, and stable between runs; names the sample in errors.
+        image: a file path, encoded bytes (PNG, JPEG, ...) or a PIL image.
+        text: what the assistant is made to say (teacher-forced).
+    """
+
+    sample_id: str
+    image: Path | bytes | Image
+    text: str
+
+    def open_image(self) -> Image:
+        """The picture as it is meant to be seen: upright, 8-bit RGB, the first frame of several.
+
+        Raises:
+            MirError: if the file is missing, its bytes are no readable image, or it is extreme; names the sample.
+        """
+        return self._seen(reduced=False)
+
+    def check_image(self) -> None:
+        """Read the image to its end, at an eighth of its size where the format allows; raises as ``open_image``."""
+        self._seen(reduced=True)
+
+    def _seen(self, *, reduced: bool) -> Image:
+        from mir_plugin.samples.images import as_seen, decoded, require_moderate
+
+        try:
+            if not isinstance(self.image, (bytes, Path)):
+                require_moderate(self.image)
+                return as_seen(self.image)
+            source = io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image
+            return as_seen(decoded(source, reduced=reduced))
+        # Damaged bytes lead Pillow's readers to exceptions of any kind: struct.error, zlib.error, IndexError, ...
+        except Exception as error:
+            raise MirError(
+                f"sample {self.sample_id}: the image cannot be read ({error}). Replace or remove it, then run again."
+            ) from error
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The samples of a measurement, and how they came to be chosen.
+
+    Attributes:
+        samples: in the order in which they are measured.
+        description: plain JSON values, stored with every result: ``source`` and what identifies it; after a choice
+            also ``n_available``, ``n_samples``, ``seed`` and ``choice`` (indices; None for all).
+    """
+
+    samples: tuple[Sample, ...]
+    description: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise MirError("the sample set is empty; at least one image-text pair is needed.")
+        twice = [sample_id for sample_id, count in Counter(s.sample_id for s in self.samples).items() if count > 1]
+        if twice:
+            raise MirError(f"sample id {twice[0]!r} occurs more than once; ids must be unique within a sample set.")
+        for sample in self.samples:
+            _require_prose(sample)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of all images (stored bytes, or pixels where there are none) and texts, in order."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            for part in (*_image_parts(sample), sample.text.encode()):
+                digest.update(len(part).to_bytes(8, "little"))
+                digest.update(part)
+        return digest.hexdigest()
+
+    def choose(self, n_samples: int | None, seed: int = 0) -> SampleSet:
+        """A seeded choice of n samples, which keep their order; None takes all. The choice is written down.
+
+        Raises:
+            MirError: if n is less than one or more than there are.
+        """
+        choice = None if n_samples is None else seeded_choice(len(self), n_samples, seed)
+        return SampleSet(
+            samples=self.samples if choice is None else tuple(self.samples[index] for index in choice),
+            description={
+                **self.description,
+                "n_available": len(self),
+                "n_samples": len(self) if choice is None else len(choice),
+                "seed": None if choice is None else seed,
+                "choice": None if choice is None else list(choice),
+            },
+        )
+
+    def checked(self) -> SampleSet:
+        """The same set, after every image was read once, so that a broken one is an error now and not in mid-run.
+
+        Raises:
+            MirError: for an image that cannot be read, or samples that are all the same.
+        """
+        for sample in self.samples:
+            sample.check_image()
+        _require_variety(self.samples)
+        return self
+
+    def with_description(self, **facts: Any) -> SampleSet:
+        """The same samples with more said about them."""
+        return dataclasses.replace(self, description={**self.description, **facts})
+
+
+def seeded_choice(n_available: int, n_samples: int, seed: int) -> tuple[int, ...]:
+    """n different indices below ``n_available``, ascending; the same for the same three numbers everywhere.
+
+    >>> seeded_choice(5000, 3, seed=0)
+    (331, 3155, 3445)
+    """
+    if seed < 0:  # Python's generator takes -1 for 1
+        raise MirError(f"the seed is {seed}; expected 0 or more.")
+    if not 1 <= n_samples <= n_available:
+        raise MirError(f"{n_samples} samples were asked for; there are {n_available}. Ask for 1 to {n_available}.")
+    return tuple(sorted(random.Random(seed).sample(range(n_available), n_samples)))
+
+
+def spread_evenly(items: Sequence[T], n: int) -> tuple[T, ...]:
+    """n of the items at equal distances, the first included.
+
+    >>> spread_evenly("abcdef", 3)
+    ('a', 'c', 'e')
+    """
+    if not 1 <= n <= len(items):
+        raise MirError(f"{n} items were asked for; there are {len(items)}.")
+    return tuple(items[index * len(items) // n] for index in range(n))
+
+
+def _require_prose(sample: Sample) -> None:
+    """Raise MirError for a text that no reader could read: nothing printable, or bytes of something else."""
+    surrogates = _SURROGATE.search(sample.text)
+    controls = _CONTROL.findall(sample.text)
+    # A stray one happens in scraped prose; zeros, or more than one in a hundred, are something else than prose.
+    if surrogates or "\0" in controls or 100 * len(controls) > len(sample.text):
+        shown = surrogates[0] if surrogates else controls[0]
+        raise MirError(
+            f"sample {sample.sample_id}: its text holds characters such as {shown!r}, so it is no prose but binary "
+            "data or in another encoding than UTF-8. Replace or remove it."
+        )
+    if not any(character.isprintable() and not character.isspace() for character in sample.text):
+        raise MirError(f"sample {sample.sample_id} has an empty text. Text tokens are needed: replace or remove it.")
+
+
+def _require_variety(samples: Sequence[Sample]) -> None:
+    first = samples[0]
+    if len(samples) > 1 and all(one.text == first.text and _image_parts(one) == _image_parts(first) for one in samples):
+        raise MirError(
+            f"all {len(samples)} samples have the same image and the same text, from {first.sample_id} to "
+            f"{samples[-1].sample_id}: together they tell no more than one. Give different ones."
+        )
+
+
+def _image_parts(sample: Sample) -> tuple[bytes, ...]:
+    if isinstance(sample.image, bytes):
+        return (sample.image,)
+    if isinstance(sample.image, Path):
+        try:
+            return (sample.image.read_bytes(),)
+        except OSError as error:
+            raise MirError(f"sample {sample.sample_id}: cannot read {sample.image} ({error.strerror}).") from error
+    return (f"{sample.image.mode} {sample.image.size}".encode(), sample.image.tobytes())

@@ -1,0 +1,1 @@
+"""Several checkpoints: compare, sweep, watch, choose."""

@@ -1,0 +1,154 @@
+"""Checkpoints that a training is still writing: which of them are complete, and which are new.
+
+Nothing tells that a training has finished writing a checkpoint. So it counts as complete when its configuration can be
+parsed, its weights files are as long as they say themselves, every shard of an index is there, and nothing has changed
+between two looks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mir_plugin.errors import MirError
+from mir_plugin.files.fingerprint import HASHED_SUFFIXES, IGNORED_NAMES
+from mir_plugin.selection.steps import in_training_order, step_in_name
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHTS = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "mm_projector.bin",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
+
+Signature = tuple[tuple[str, int, int], ...]
+
+
+class Watch:
+    """Complete checkpoints below a folder, each handed out once for every state of its files.
+
+    Folders count that are named after a step (checkpoint-200, step-200, ...), at any depth.
+    """
+
+    def __init__(self, folder: Path, settle_seconds: float = 5.0) -> None:
+        """Start watching.
+
+        Args:
+            settle_seconds: how long the files of a checkpoint must not have changed.
+        Raises:
+            MirError: if there is no such folder.
+        """
+        if not folder.is_dir():
+            raise MirError(f"--watch {folder}: no such folder. Name the output folder of the training.")
+        self._folder = folder
+        self._settle_seconds = settle_seconds
+        self._unchanged_since: dict[Path, tuple[Signature, float]] = {}
+        self._handed_out: dict[Path, Signature] = {}
+
+    def ready(self, now: float | None = None) -> list[Path]:
+        """Checkpoints that have become complete since the last call, in training order.
+
+        Args:
+            now: seconds on a clock that never goes back; the machine's own by default.
+        """
+        now = time.monotonic() if now is None else now
+        found = []
+        for checkpoint in checkpoints_below(self._folder):
+            signature = _signature(checkpoint)
+            before, since = self._unchanged_since.get(checkpoint, ((), now))
+            if signature != before:
+                since = now
+            self._unchanged_since[checkpoint] = (signature, since)
+            settled = signature == before and now - since >= self._settle_seconds
+            if settled and self._handed_out.get(checkpoint) != signature and why_incomplete(checkpoint) is None:
+                self._handed_out[checkpoint] = signature
+                found.append(checkpoint)
+        return in_training_order(found)
+
+    def rounds(self, poll_seconds: float, idle_seconds: float | None = None) -> Iterator[list[Path]]:
+        """Look again and again; yields what each look found, often nothing.
+
+        Args:
+            idle_seconds: end when nothing new came for so long; None never ends.
+        """
+        quiet_since = time.monotonic()
+        while True:
+            found = self.ready()
+            yield found
+            if found:
+                quiet_since = time.monotonic()  # the time it took to measure them was not idle
+            elif idle_seconds is not None and time.monotonic() - quiet_since >= idle_seconds:
+                return
+            time.sleep(poll_seconds)
+
+
+def checkpoints_below(folder: Path) -> list[Path]:
+    """Folders named after a step; what lies inside them is theirs."""
+    found = []
+    for where, directories, _ in os.walk(folder):
+        named = [name for name in directories if step_in_name(name) is not None]
+        # Trainers of some versions save into a temporary folder and rename it.
+        found += [Path(where) / name for name in named if not name.startswith("tmp")]
+        directories[:] = [name for name in directories if name not in named]
+    return found
+
+
+def why_incomplete(checkpoint: Path) -> str | None:
+    """What a checkpoint folder still lacks, as far as its files tell; None if nothing."""
+    if not _is_json(checkpoint / "config.json"):
+        return "config.json is not written yet"
+    files = [checkpoint / name for name in WEIGHTS if (checkpoint / name).exists()]
+    for index in (checkpoint / name for name in INDEXES if (checkpoint / name).exists()):
+        if not _is_json(index):
+            return f"{index.name} is not written yet"
+        weight_map = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            return f"{index.name} lists no shards"
+        files += [checkpoint / shard for shard in sorted(set(weight_map.values()))]
+    if not files:
+        return "no weights file is there yet"
+    return next((f"{file.name} is not written yet" for file in files if not _is_whole(file)), None)
+
+
+def _signature(checkpoint: Path) -> Signature:
+    entries = []
+    for path in checkpoint.rglob("*"):
+        if path.suffix in HASHED_SUFFIXES and path.name not in IGNORED_NAMES:
+            try:
+                state = path.stat()
+            except FileNotFoundError:  # removed since it was listed: the next look sees another signature
+                continue
+            entries.append((str(path.relative_to(checkpoint)), state.st_size, state.st_mtime_ns))
+    return tuple(sorted(entries))
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a weights file is as long as it says; older pickles do not say, and count as soon as they hold a byte."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            if path.suffix == ".safetensors":
+                length = int.from_bytes(start, "little")
+                if length > size:
+                    return False
+                header = json.loads(file.read(length))
+                ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+                return bool(size == file.tell() + max(ends, default=0))
+        return zipfile.is_zipfile(path) if start.startswith(b"PK") else size > 0
+    # A header cut short, of another kind than headers are, or not there any more.
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return False

@@ -1,0 +1,72 @@
+"""Which training run and which step a checkpoint folder belongs to, and the order of training."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from mir_plugin.samples.sources import natural_order
+
+_NUMBERED = re.compile(
+    r"(?:(?P<run>.+?)[-_.])??(?:checkpoint|ckpt|global[-_]?step|step|iter|epoch)[-_]?(?P<step>\d+)", re.IGNORECASE
+)
+
+
+def step_in_name(name: str) -> int | None:
+    """The step that a folder is named after, if it is.
+
+    >>> step_in_name("checkpoint-1400"), step_in_name("llava-7b_step-20"), step_in_name("vicuna-13")
+    (1400, 20, None)
+    """
+    match = _NUMBERED.fullmatch(name)
+    return int(match["step"]) if match else None
+
+
+def is_only_a_step(name: str) -> bool:
+    """Whether a folder's name tells the step and not the run, so that checkpoints of several runs share it.
+
+    >>> is_only_a_step("step-20"), is_only_a_step("llava-7b_step-20"), is_only_a_step("vicuna-13")
+    (True, False, False)
+    """
+    match = _NUMBERED.fullmatch(name)
+    return match is not None and match["run"] is None
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step of a checkpoint: by its name; else, as for the last one of a run, by its trainer_state.json."""
+    step = step_in_name(checkpoint.name)
+    if step is not None:
+        return step
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        found = state.get("global_step")
+    except (OSError, ValueError, AttributeError, RecursionError):  # no such file, or none of the trainer's
+        return None
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def run_of(checkpoint: Path) -> str:
+    """The run that a checkpoint belongs to: what lies above a numbered folder, else the folder itself.
+
+    >>> run_of(Path("runs/a/checkpoint-20")), run_of(Path("runs/a")), run_of(Path("runs/b-step-5"))
+    ('runs/a', 'runs/a', 'runs/b')
+    >>> run_of(Path("runs/a/global_step20")), run_of(Path("runs/b_global_step20"))
+    ('runs/a', 'runs/b')
+    """
+    match = _NUMBERED.fullmatch(checkpoint.name)
+    if match is None:
+        return str(checkpoint)
+    return str(checkpoint.parent / match["run"] if match["run"] else checkpoint.parent)
+
+
+def in_training_order(checkpoints: Iterable[Path]) -> list[Path]:
+    """Run after run by name, each by step; a checkpoint whose step is unknown comes last in its run."""
+
+    def key(checkpoint: Path) -> tuple[object, ...]:
+        step = step_of(checkpoint)
+        return natural_order(run_of(checkpoint)), math.inf if step is None else step, natural_order(str(checkpoint))
+
+    return sorted(dict.fromkeys(checkpoints), key=key)

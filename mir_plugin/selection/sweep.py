@@ -1,0 +1,260 @@
+"""Many checkpoints, one after another: what is waiting, measured or failed, and the files that say so at any moment."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mir_plugin.errors import MirError
+from mir_plugin.files.atomic import write_atomically
+from mir_plugin.files.redaction import without_secrets
+from mir_plugin.files.strict_json import is_number, json_document
+from mir_plugin.results import RESULT_NAME, MirResult, is_filed_under
+from mir_plugin.selection.select import Candidate, Selection, select
+from mir_plugin.selection.steps import (
+    in_training_order,
+    run_of,
+    step_in_name,
+    step_of,
+)
+
+State = Literal["waiting", "running", "measured", "kept", "failed"]
+SCHEMA_VERSION = 1
+INDICATORS_NAME = "indicators.json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SweepEntry:
+    """One checkpoint of a sweep.
+
+    Attributes:
+        name: of its folder below the output folder; unique in the sweep.
+        state: "kept" is a result that an earlier sweep had saved for the same request.
+        seconds: from loading to saving.
+        indicators: those that were recorded beside the result, on the same samples and weights.
+    """
+
+    checkpoint: Path
+    name: str
+    run: str
+    step: int | None
+    state: State = "waiting"
+    result: MirResult | None = None
+    error: str | None = None
+    seconds: float | None = None
+    indicators: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What measuring one checkpoint gave; ``kept`` if the result was there before."""
+
+    result: MirResult
+    kept: bool
+
+
+class Sweep:
+    """Measures checkpoints in training order; a failure is noted, and the rest goes on.
+
+    ``sweep.json`` and ``sweep.csv`` in the output folder are written anew after every checkpoint.
+
+    Attributes:
+        entries: in the order in which they are measured.
+    """
+
+    def __init__(
+        self,
+        out_dir: Path,
+        measure: Callable[[Path, Path], Measured],
+        *,
+        tolerance: float = 0.0,
+        on_change: Callable[[], None] = lambda: None,
+        writes: bool = True,
+    ) -> None:
+        """Prepare a sweep without checkpoints.
+
+        Args:
+            measure: checkpoint, path of its mir.json → what was measured and saved there.
+            tolerance: as for ``selection.select``.
+            on_change: called whenever an entry changes, for displays.
+            writes: false in all but one of several processes.
+        """
+        self.entries: list[SweepEntry] = []
+        self.out_dir = out_dir
+        self._measure = measure
+        self._tolerance = tolerance
+        self._on_change = on_change
+        self._writes = writes
+
+    def add(self, checkpoints: Iterable[Path]) -> None:
+        """Append checkpoints in training order; one that is there already is measured again, if its files changed."""
+        saved = {path.parent.name: result for path, result in self._saved()}
+        for checkpoint in in_training_order(checkpoints):
+            known = next((i for i, one in enumerate(self.entries) if one.checkpoint == checkpoint), None)
+            if known is not None:
+                self.entries[known] = dataclasses.replace(self.entries[known], state="waiting")
+                continue
+            others = {name for name, result in saved.items() if not is_filed_under(result.checkpoint, checkpoint)}
+            name = result_name(checkpoint, others | {one.name for one in self.entries})
+            self.entries.append(SweepEntry(checkpoint, name, run_of(checkpoint), step_of(checkpoint)))
+        self._changed()
+
+    def recall(self, below: Path, samples_fingerprint: str, config: Any) -> None:
+        """Take in results whose checkpoints are gone: trainings delete old ones, and what was measured still counts.
+
+        Args:
+            below: the folder where the checkpoints were.
+            samples_fingerprint, config: of this sweep; results of others are left alone.
+        """
+        for path, result in self._saved():
+            checkpoint = Path(result.checkpoint)
+            gone = not checkpoint.exists() and checkpoint.absolute().is_relative_to(below.absolute())
+            if gone and result.fingerprints.get("samples") == samples_fingerprint and result.config == config:
+                entry = SweepEntry(checkpoint, path.parent.name, run_of(checkpoint), step_of(checkpoint))
+                found = recorded_indicators(path.parent, result)
+                self.entries.append(dataclasses.replace(entry, state="kept", result=result, indicators=found))
+        self._changed()
+
+    def _saved(self) -> Iterator[tuple[Path, MirResult]]:
+        """The results below the output folder that can be read."""
+        for path in sorted(self.out_dir.glob(f"*/{RESULT_NAME}")):
+            try:
+                result = MirResult.load(path)
+            except MirError:  # not ours, or of another version
+                continue
+            yield path, result
+
+    def run(self) -> None:
+        """Measure all that wait."""
+        while (index := next((i for i, one in enumerate(self.entries) if one.state == "waiting"), None)) is not None:
+            self._set(index, dataclasses.replace(self.entries[index], state="running", error=None))
+            self._set(index, self._measured(self.entries[index]))
+
+    def selection(self) -> Selection | None:
+        """The verdict over all that is measured; None without a result.
+
+        Raises:
+            MirError: if results are not comparable (checkpoints of families with different prompts).
+        """
+        candidates = [
+            Candidate(one.name, one.run, one.step, one.result) for one in self.entries if one.result is not None
+        ]
+        return select(candidates, tolerance=self._tolerance) if candidates else None
+
+    def as_json(self) -> dict[str, Any]:
+        """What sweep.json holds."""
+        verdict: dict[str, Any] = {"selection": None}
+        try:
+            selection = self.selection()
+            verdict["selection"] = None if selection is None else selection.as_json()
+        except MirError as error:
+            verdict["selection_impossible"] = str(error)
+        return {"schema_version": SCHEMA_VERSION, "checkpoints": [_row(one) for one in self.entries], **verdict}
+
+    def _measured(self, entry: SweepEntry) -> SweepEntry:
+        started = time.perf_counter()
+        try:
+            measured = self._measure(entry.checkpoint, self.out_dir / entry.name / RESULT_NAME)
+        except MirError as error:
+            return dataclasses.replace(entry, state="failed", result=None, error=without_secrets(str(error)))
+        except Exception as error:  # out of memory, or a bug of ours: one checkpoint must not cost the others
+            logger.exception("measuring %s failed", entry.checkpoint)
+            what = without_secrets(f"{type(error).__name__}: {error}")
+            return dataclasses.replace(entry, state="failed", result=None, error=what)
+        return dataclasses.replace(
+            entry,
+            state="kept" if measured.kept else "measured",
+            result=measured.result,
+            seconds=time.perf_counter() - started,
+            indicators=recorded_indicators(self.out_dir / entry.name, measured.result),
+        )
+
+    def _set(self, index: int, entry: SweepEntry) -> None:
+        self.entries[index] = entry
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._writes:
+            write_atomically(self.out_dir / "sweep.json", json.dumps(self.as_json(), indent=2, allow_nan=False) + "\n")
+            write_atomically(self.out_dir / "sweep.csv", as_csv([_row(one) for one in self.entries]))
+        self._on_change()
+
+
+def result_name(checkpoint: Path, taken: Iterable[str] = ()) -> str:
+    """Folder name for a checkpoint's result: its own, behind its run's if it is called after a step; unique.
+
+    >>> result_name(Path("runs/llava/checkpoint-20")), result_name(Path("b/llava"), taken={"llava"})
+    ('llava_checkpoint-20', 'b_llava')
+    """
+    path = Path(os.path.abspath(checkpoint))  # noqa: PTH100 - without "..", which is no name, but with links
+    parts, taken = path.parts[1:], set(taken)
+    n_parts = 1 if step_in_name(path.name) is None else 2
+    while (name := "_".join(parts[-n_parts:])) in taken and n_parts < len(parts):
+        n_parts += 1
+    return name
+
+
+def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The rows of sweep.json as a table, a column for each indicator; what is not known is an empty cell."""
+    rows = list(rows)
+    facts = [name for name in _row(SweepEntry(Path(), "", "", None)) if name != "indicators"]
+    names = dict.fromkeys(name for row in rows for name in row["indicators"] if name not in facts)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*facts, *names], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row["indicators"], **row} for row in rows)
+    return text.getvalue()
+
+
+def recorded_indicators(folder: Path, result: MirResult) -> dict[str, float]:
+    """The values of an ``indicators.json`` beside a result; none if it is of other samples, weights, or unreadable."""
+    return dict(indicators_document(folder, result).get("values", {}))
+
+
+def indicators_document(folder: Path, result: MirResult) -> dict[str, Any]:
+    """The ``indicators.json`` beside a result; empty if it is of other samples, weights, or unreadable."""
+    try:
+        document: dict[str, Any] = json_document((folder / INDICATORS_NAME).read_text(encoding="utf-8"))
+        found = {"samples": document["samples"]["fingerprint"], "checkpoint": document["checkpoint_fingerprint"]}
+        if not all(map(is_number, document["values"].values())):
+            raise ValueError("a value is no number")
+        return document if found.items() <= result.fingerprints.items() else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        logger.warning("%s is not used: it cannot be read (%r)", folder / INDICATORS_NAME, error)
+        return {}
+
+
+def _row(entry: SweepEntry) -> dict[str, Any]:
+    result = entry.result
+    spread = result.uncertainty if result else {}
+    return {
+        "name": entry.name,
+        "run": entry.run,
+        "step": entry.step,
+        "state": entry.state,
+        "mir": result.mir if result else None,
+        "standard_error": spread.get("standard_error"),
+        "low": spread.get("low"),
+        "high": spread.get("high"),
+        "mir_published": result.mir_published if result else None,
+        "mir_published_upper": result.mir_published_upper if result else None,
+        "n_samples": result.n_samples if result else None,
+        "seconds": entry.seconds,
+        "indicators": dict(entry.indicators),
+        "checkpoint": str(entry.checkpoint),
+        "result": f"{entry.name}/{RESULT_NAME}" if result else None,
+        "error": entry.error,
+    }

@@ -1,0 +1,285 @@
+"""Any transformers (5 or later) vision-language model, from a checkpoint folder or already loaded by somebody else."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from mir_plugin.errors import MirError
+from mir_plugin.files.fingerprint import module_fingerprint
+from mir_plugin.model_adapters.huggingface.answers import generate_answers, score_continuations
+from mir_plugin.model_adapters.huggingface.checkpoint import open_checkpoint
+from mir_plugin.model_adapters.huggingface.inputs import LoadedModel, evaluation_mode
+from mir_plugin.model_adapters.huggingface.streaming import StreamedCheckpoint
+from mir_plugin.model_adapters.introspection.decoder import find_decoder, unwrapped
+from mir_plugin.model_adapters.introspection.image_positions import (
+    checked_positions,
+    image_token_id,
+    require_countable_features,
+    text_mask,
+    vision_mask,
+)
+from mir_plugin.model_adapters.moca.training import has_moca
+from mir_plugin.model_adapters.weights.device import dtype_name
+from mir_plugin.model_adapters.weights.streamed import require_resident
+from mir_plugin.types import Batch, Decoder
+
+if TYPE_CHECKING:
+    from mir_plugin.model_adapters import LoadOptions
+    from mir_plugin.model_adapters.prompts.generation import Prompt
+    from mir_plugin.samples.sample_set import Sample
+
+# Model types whose batches were proven to give the numbers of single samples (tests/adapters/test_huggingface.py).
+# All others are encoded one by one: a processor may pad images or positions in ways that change results.
+PROVEN_IN_BATCHES = frozenset(
+    {
+        "llava",
+        "llava_next",
+        "llava_onevision",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "gemma3",
+        "internvl",
+        "idefics3",
+        "paligemma",
+        "blip-2",
+        "instructblip",
+    }
+)
+
+
+class HuggingFaceAdapter:
+    """A transformers model and its processor, as the engine and the host tools see them.
+
+    The model is used as it is: its parameters never change, its train or eval mode only for the length of a pass, and
+    every hook comes off.
+
+    Attributes:
+        family: name in the adapter table, or what a host calls the model.
+        facts: classes, prompt, image token, dtype, and a hash of the parameters at the time of wrapping: wrap a model
+            again after training steps.
+        device: where the language model's embeddings live.
+        decoder: the language model's layers and final norm.
+        max_batch: most samples that ``encode`` takes at once; None means any number.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, family: str, streamed: StreamedCheckpoint | None = None) -> None:
+        self._loaded = LoadedModel(unwrapped(model), processor)
+        require_countable_features(self._loaded.model)
+        if streamed is None:
+            _require_whole_parameters(self._loaded.model)
+        self._image_token_id = image_token_id(self._loaded.model, processor)
+        self.family = family
+        self.device: torch.device = self._loaded.device
+        self.decoder: Decoder = dataclasses.replace(
+            find_decoder(self._loaded.model), streamed=streamed.layers if streamed else None
+        )
+        can_pad = getattr(processor.tokenizer, "pad_token_id", None) is not None
+        self.max_batch: int | None = None if can_pad and self._loaded.model_type in PROVEN_IN_BATCHES else 1
+        self.facts: Mapping[str, Any] = {
+            **self._recognised(),
+            "streamed": streamed is not None,
+            "checkpoint_fingerprint": streamed.fingerprint if streamed else module_fingerprint(self._loaded.model),
+        }
+
+    def encode(self, samples: Sequence[Sample]) -> Batch:
+        """Prompt, ids, pixels and masks of the samples, right-padded. Runs no decoder layer.
+
+        Raises:
+            MirError: for more than ``max_batch`` samples, an unreadable image, an empty text, a text that contains the
+                model's image token or is longer than the context, or a prompt without image positions.
+        """
+        if self.max_batch is not None and len(samples) > self.max_batch:
+            raise MirError(
+                f"{self._loaded.model_type} models are measured one sample at a time, because batches are not proven "
+                f"to give the same numbers; got {len(samples)}. Set the batch size to 1."
+            )
+        prompts = self._loaded.prompts
+        for sample in samples:
+            if not sample.text.strip():
+                raise MirError(f"sample {sample.sample_id}: its text is empty. Remove the sample, then run again.")
+            prompts.require_plain(sample.text, f"sample {sample.sample_id}")
+        images = [(sample.open_image().convert("RGB"),) for sample in samples]
+        try:
+            conversations = [prompts.teacher_forced(sample.text) for sample in samples]
+            inputs = self._loaded.inputs(conversations, images, padding_side="right")
+        except MirError as error:
+            raise MirError(f"sample {', '.join(sample.sample_id for sample in samples)}: {error}") from error
+        vision = vision_mask(inputs, self._image_token_id)
+        self._require_fitting(samples, vision, inputs["attention_mask"])
+        return Batch(
+            inputs=inputs,
+            vision_mask=vision,
+            text_mask=text_mask(vision, inputs["attention_mask"]),
+            sample_ids=tuple(sample.sample_id for sample in samples),
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """One prefill without cache; returns the last hidden state after the final norm, (samples, tokens, d).
+
+        Raises:
+            MirError: if image features and image positions disagree, or the model cannot take what the processor made.
+        """
+        last: list[Tensor] = []
+        hook = self.decoder.final_norm.register_forward_hook(lambda _, __, output: last.append(output))
+        try:
+            with self.bound_to(batch), checked_positions(self._loaded.model, batch.vision_mask):
+                self._loaded.model(**batch.inputs, use_cache=False, **self._loaded.fewest_logits)
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, ValueError, RuntimeError) as error:
+            if "cuda" in str(error).lower():  # the GPU failed, whatever it was given
+                raise
+            raise MirError(
+                f"sample {', '.join(batch.sample_ids)}: {type(self._loaded.model).__name__} cannot run on what its "
+                f"processor made of it ({error}). Check that config.json and the processor's files belong together."
+            ) from error
+        finally:
+            hook.remove()
+        return last[-1]
+
+    @torch.no_grad()
+    def text_token_losses(self, batch: Batch) -> Tensor:
+        """−log p in nats of every text token given all before it, (text tokens,), row after row."""
+        with self.bound_to(batch):
+            logits: Tensor = self._loaded.model(**batch.inputs, use_cache=False).logits
+        # Position t predicts token t + 1; the first text token is predicted at the image's last position.
+        predicted = batch.text_mask[:, 1:]
+        return cross_entropy(
+            logits[:, :-1][predicted].float(), batch.inputs["input_ids"][:, 1:][predicted], reduction="none"
+        )
+
+    def bound_to(self, batch: Batch) -> AbstractContextManager[None]:
+        """Evaluation mode for the length of the block: a live model that is being trained has dropout switched on."""
+        return evaluation_mode(self._loaded.model)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        num_beams: int = 1,
+        until: Sequence[str] = (),
+    ) -> list[str]:
+        """One answer per prompt; see ``generation.Generator``."""
+        require_resident(self.decoder)
+        samples = temperature > 0
+        with evaluation_mode(self._loaded.model):
+            return generate_answers(
+                self._loaded,
+                prompts,
+                max_batch=self.max_batch,
+                until=until,
+                max_new_tokens=max_new_tokens,
+                num_beams=num_beams,
+                do_sample=samples,
+                temperature=temperature if samples else None,
+                top_p=top_p if samples else None,
+            )
+
+    def loglikelihood(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[tuple[float, bool]]:
+        """Log probability of each continuation, and whether greedy decoding gives it; see ``generation.Generator``."""
+        require_resident(self.decoder)
+        with evaluation_mode(self._loaded.model):
+            return score_continuations(self._loaded, prompts, continuations, max_batch=self.max_batch)
+
+    def without_template(self) -> HuggingFaceAdapter:
+        """The same loaded model with image and text alone in every measured prompt.
+
+        Raises:
+            MirError: if the model's prompts are image and text anyway.
+        """
+        bare = copy.copy(self)
+        bare._loaded = dataclasses.replace(self._loaded, bare_prompts=True)
+        bare.facts = {**self.facts, **bare._prompt_facts()}
+        if bare.facts["prompt_template"] == self.facts["prompt_template"]:
+            raise MirError(f"{self._loaded.model_type} models have no conversation template: image and text follow.")
+        return bare
+
+    def _prompt_facts(self) -> dict[str, str]:
+        prompt = self._loaded.prompts.record
+        return {
+            "prompt_source": self._loaded.prompts.source,
+            "prompt_template": prompt,
+            "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
+        }
+
+    def _recognised(self) -> dict[str, Any]:
+        model, processor = self._loaded.model, self._loaded.processor
+        return {
+            "model_class": type(model).__name__,
+            "model_type": self._loaded.model_type,
+            "processor_class": type(processor).__name__,
+            "image_processor_class": type(processor.image_processor).__name__,
+            "n_layers": len(self.decoder.layers),
+            "dtype": dtype_name(model.dtype),
+            "attention": model.config.get_text_config(decoder=True)._attn_implementation,
+            "image_token_id": self._image_token_id,
+            "moca": has_moca(model),
+            **self._prompt_facts(),
+            "max_batch": self.max_batch,
+        }
+
+    def _require_fitting(self, samples: Sequence[Sample], vision: Tensor, attention_mask: Tensor) -> None:
+        limit = self._loaded.context_length
+        for sample, n_tokens, n_vision in zip(
+            samples, attention_mask.sum(1).tolist(), vision.sum(1).tolist(), strict=True
+        ):
+            if limit is not None and n_tokens > limit:
+                raise MirError(
+                    f"sample {sample.sample_id}: prompt, image and text have {n_tokens} tokens, but the model's "
+                    f"context is {limit}. Shorten the text by {n_tokens - limit} tokens or remove the sample."
+                )
+            if not n_vision:
+                raise MirError(
+                    f"sample {sample.sample_id}: its prompt holds no position of the image token (id "
+                    f"{self._image_token_id}). The processor and the model's configuration disagree about that id."
+                )
+
+
+def load(checkpoint: Path, options: LoadOptions) -> HuggingFaceAdapter:
+    """Load a checkpoint folder in the Hugging Face format; nothing is downloaded, no code of the folder runs unasked.
+
+    Raises:
+        MirError: as ``hf_checkpoint.open_checkpoint`` and ``from_loaded``.
+    """
+    opened = open_checkpoint(checkpoint, options)
+    return HuggingFaceAdapter(opened.model, opened.processor, family="huggingface", streamed=opened.streamed)
+
+
+def from_loaded(model: Any, processor: Any, *, family: str = "huggingface") -> HuggingFaceAdapter:
+    """Wrap a model that is already in memory: a host tool's, or the live one of a training run.
+
+    Args:
+        model: a transformers vision-language model, possibly inside DistributedDataParallel, PEFT or torch.compile.
+        processor: its processor, with ``tokenizer`` and ``image_processor``.
+        family: name to record.
+    Raises:
+        MirError: if decoder layers, final norm or image features cannot be found, or parameters are partitioned.
+    """
+    return HuggingFaceAdapter(model, processor, family=family)
+
+
+def _require_whole_parameters(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise MirError(
+                f"parameter {name!r} is offloaded, so layers cannot be run one by one. Load the model on one device "
+                "(device_map=cpu or cuda), or measure the saved checkpoint: `mir run CHECKPOINT`."
+            )
+        if hasattr(parameter, "ds_id") or hasattr(parameter, "device_mesh") or parameter.numel() == 0:
+            raise MirError(
+                f"parameter {name!r} is partitioned between processes (ZeRO stage 3, FSDP or tensor parallelism), so "
+                "layers cannot be run one by one. Measure the saved checkpoint instead: `mir run CHECKPOINT`."
+            )

@@ -1,0 +1,1 @@
+"""Models that a host tool or a training has loaded already."""

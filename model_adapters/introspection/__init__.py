@@ -1,0 +1,1 @@
+"""Where a loaded model keeps its decoder layers and its image tokens."""

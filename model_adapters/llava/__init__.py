@@ -1,0 +1,1 @@
+"""Checkpoints in the original LLaVA and ShareGPT4V formats."""

@@ -1,0 +1,302 @@
+"""A loaded LLaVA checkpoint, as the engine and the host tools see it."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from mir_plugin.errors import MirError
+from mir_plugin.files.fingerprint import folder_fingerprint
+from mir_plugin.model_adapters.llava.files import LlavaFiles
+from mir_plugin.model_adapters.llava.model import LlavaModel
+from mir_plugin.model_adapters.llava.preprocess import ClipPreprocessor
+from mir_plugin.model_adapters.prompts.answers import continuation_loglikelihoods, generate_texts
+from mir_plugin.model_adapters.prompts.conversation import (
+    BARE,
+    IMAGE_PLACEHOLDER,
+    VICUNA_V1,
+    Conversation,
+    prompt_ids,
+    question_with_marks,
+)
+from mir_plugin.model_adapters.prompts.generation import IMAGE_MARK, Prompt
+from mir_plugin.model_adapters.prompts.sequences import (
+    ExpandedPrompt,
+    PaddedBatch,
+    expand,
+    padded,
+    padded_batch,
+)
+from mir_plugin.model_adapters.prompts.tokenizer import Tokenizer
+from mir_plugin.model_adapters.weights.device import dtype_name
+from mir_plugin.model_adapters.weights.shared_parts import FeatureStore
+from mir_plugin.model_adapters.weights.streamed import require_resident
+from mir_plugin.samples.sample_set import Sample
+from mir_plugin.types import Batch, Decoder, LayerWeights
+
+
+class LlavaAdapter:
+    """A loaded LLaVA checkpoint: the engine's ``ModelAdapter``."""
+
+    def __init__(
+        self,
+        family: str,
+        files: LlavaFiles,
+        model: LlavaModel,
+        tokenizer: Tokenizer,
+        preprocessor: ClipPreprocessor,
+        *,
+        streamed: LayerWeights | None = None,
+        features: FeatureStore | None = None,
+        more_facts: Mapping[str, Any],
+    ) -> None:
+        self.family = family
+        self.model = model
+        self.tokenizer = tokenizer
+        self.preprocessor = preprocessor
+        self.conversation = VICUNA_V1
+        self.device = model.base_llm.lm_head.weight.device
+        inner = model.base_llm.model
+        self.decoder = Decoder(layers=list(inner.layers), final_norm=inner.norm, streamed=streamed)
+        self._facts = {
+            **_facts(family, files, model, tokenizer),
+            **_conversation_facts(self.conversation),
+            "streamed": streamed is not None,
+            **more_facts,
+        }
+        self._features = features
+        self._image_mark = _image_mark(files, tokenizer)
+        self._cut_at = _cut_at(files)
+        self._n_positions = int(model.base_llm.config.max_position_embeddings)
+        self._vocabulary_size = int(model.base_llm.lm_head.weight.shape[0])
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What was loaded; whether it has MoCa may have changed since."""
+        return {**self._facts, "moca": self.model.moca_positions is not None}
+
+    def encode(self, samples: Sequence[Sample]) -> Batch:
+        """Prompts with the sample's text as the assistant's answer, cut as in training; images as pixels or features.
+
+        Raises:
+            MirError: if a text is empty, nothing of it is left after the cut, or a prompt exceeds the context.
+        """
+        prompts = [self._teacher_forced(sample) for sample in samples]
+        padding = padded_batch(prompts, self.device)
+        return Batch(
+            inputs={"prompts": padding, **self._seen(samples)},
+            vision_mask=padding.vision_mask,
+            text_mask=padded([prompt.text_mask() for prompt in prompts]).to(self.device),
+            sample_ids=tuple(sample.sample_id for sample in samples),
+        )
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Tensor:
+        """Last hidden states (samples, tokens, d) of one prefill."""
+        prompts: PaddedBatch = batch.inputs["prompts"]
+        try:
+            if "features" in batch.inputs:
+                embeddings = self.model.embed_features(prompts, batch.inputs["features"])
+            else:
+                embeddings = self.model.embed(prompts, batch.inputs["pixel_values"])
+        except MirError as error:
+            raise MirError(f"sample {', '.join(batch.sample_ids)}: {error}") from error
+        with self.bound_to(batch):
+            return self.model.prefill(embeddings, prompts.attention_mask)
+
+    @torch.no_grad()
+    def text_token_losses(self, batch: Batch) -> Tensor:
+        """−log p in nats of every text token given all before it, (text tokens,), row after row."""
+        prompts: PaddedBatch = batch.inputs["prompts"]
+        # Position t predicts token t + 1; the first text token is predicted at the image's last position.
+        predicted = batch.text_mask[:, 1:]
+        logits = self.model.base_llm.lm_head(self.forward(batch)[:, :-1][predicted])
+        return cross_entropy(logits.float(), prompts.token_ids[:, 1:][predicted], reduction="none")
+
+    def bound_to(self, batch: Batch) -> AbstractContextManager[None]:
+        """Tells MoCa layers which positions of this batch are vision tokens; nothing for other checkpoints."""
+        return self.model.calibrating(batch.vision_mask)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        num_beams: int = 1,
+        until: Sequence[str] = (),
+    ) -> list[str]:
+        """One answer per prompt, see ``Generator``; none goes beyond the room that the longest prompt leaves."""
+        require_resident(self.decoder)
+        if not prompts:
+            return []
+        questions = [self._expanded(*self._question(prompt)) for prompt in prompts]
+        room = self._n_positions - max(question.n_tokens for question in questions)
+        if room < 1:
+            raise MirError(
+                f"a prompt has {self._n_positions - room} tokens, images included, and the language model "
+                f"{self._n_positions} positions: no room for an answer. Shorten the prompt or use fewer images."
+            )
+        batch = padded_batch(questions, self.device, left=True)
+        embeddings = self.model.embed(batch, self._pixels(prompts))
+        with self.model.calibrating(batch.vision_mask.repeat_interleave(num_beams, dim=0)):
+            return generate_texts(
+                self.model.base_llm,
+                self.tokenizer,
+                embeddings,
+                batch.attention_mask,
+                max_new_tokens=min(max_new_tokens, room),
+                temperature=temperature,
+                top_p=top_p,
+                num_beams=num_beams,
+                until=until,
+            )
+
+    @torch.no_grad()
+    def loglikelihood(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[tuple[float, bool]]:
+        """Log likelihood of each continuation as the answer, and whether it is the greedy one; see ``Generator``."""
+        require_resident(self.decoder)
+        if len(prompts) != len(continuations):
+            raise MirError(f"{len(prompts)} prompts but {len(continuations)} continuations; give one per prompt.")
+        if not prompts:
+            return []
+        pairs = [self._continued(prompt, text) for prompt, text in zip(prompts, continuations, strict=True)]
+        batch = padded_batch([whole for whole, _ in pairs], self.device)
+        embeddings = self.model.embed(batch, self._pixels(prompts))
+        with self.model.calibrating(batch.vision_mask):
+            hidden_states = self.model.prefill(embeddings, batch.attention_mask)
+        return continuation_loglikelihoods(self.model.base_llm.lm_head, hidden_states, pairs)
+
+    def without_template(self) -> LlavaAdapter:
+        """The same loaded checkpoint, its weights shared, with image and text alone in every measured prompt."""
+        bare = copy.copy(self)
+        bare.conversation = BARE
+        bare._facts = {**self._facts, **_conversation_facts(BARE)}
+        return bare
+
+    def _seen(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """The images as pixels, or as vision-tower features where these are kept for other checkpoints."""
+
+        def pixels() -> Tensor:
+            return self.preprocessor([sample.open_image() for sample in samples]).to(self.device)
+
+        if self._features is None:
+            return {"pixel_values": pixels()}
+        features = self._features.of(samples, lambda: self.model.vision_tower(pixels()))
+        return {"features": features.to(self.device)}
+
+    def _pixels(self, prompts: Sequence[Prompt]) -> Tensor:
+        images = [image for prompt in prompts for image in prompt.images]
+        return self.preprocessor(images).to(self.device) if images else torch.zeros(0, device=self.device)
+
+    def _question(self, prompt: Prompt) -> tuple[str, int]:
+        return self.conversation.question(question_with_marks(prompt)), len(prompt.images)
+
+    def _continued(self, prompt: Prompt, continuation: str) -> tuple[ExpandedPrompt, int]:
+        """The prompt with the continuation behind it, and how many tokens the continuation has."""
+        if not continuation.strip():
+            raise MirError(f"an empty continuation of {prompt.text[:80]!r} has no likelihood. Give it a text.")
+        question, n_images = self._question(prompt)
+        without = prompt_ids(self.tokenizer, question, n_images, self._image_mark)
+        answer = self.conversation.answer.format(continuation.lstrip())
+        ids = prompt_ids(self.tokenizer, question + answer, n_images, self._image_mark)
+        # Not strict: the continuation makes ``ids`` longer, and a merged token may make it differ before that.
+        n_common = next((k for k, (a, b) in enumerate(zip(ids, without, strict=False)) if a != b), len(without))
+        whole = self._expanded(question + answer, n_images)
+        if whole.n_tokens > self._n_positions:
+            raise MirError(
+                f"a prompt with its continuation has {whole.n_tokens} tokens, images included, more than the language "
+                f"model's {self._n_positions} positions. Shorten it."
+            )
+        return whole, len(ids) - n_common
+
+    def _teacher_forced(self, sample: Sample) -> ExpandedPrompt:
+        if not sample.text.strip():
+            raise MirError(f"sample {sample.sample_id}: its text is empty. Remove the sample or give it a text.")
+        text = self.conversation.answered(f"{IMAGE_MARK}\n", sample.text)
+        whole = self._expanded(text, n_images=1)
+        prompt = whole.cut(self._cut_at)
+        if prompt.n_tokens > self._n_positions:
+            raise MirError(
+                f"sample {sample.sample_id}: its prompt has {prompt.n_tokens} tokens, more than the language model's "
+                f"{self._n_positions} positions. Shorten or remove its text."
+            )
+        if prompt.vision_mask.sum() < whole.vision_mask.sum() or not prompt.text_mask().any():
+            raise MirError(
+                f"sample {sample.sample_id}: tokenizer_model_max_length {self._cut_at} leaves no text behind the image "
+                f"({whole.n_tokens} tokens before the cut). Correct it in config.json."
+            )
+        return prompt
+
+    def _expanded(self, text: str, n_images: int) -> ExpandedPrompt:
+        ids = prompt_ids(self.tokenizer, text, n_images, self._image_mark)
+        if max(ids) >= self._vocabulary_size:
+            raise MirError(
+                f"{self.tokenizer.source} gives token id {max(ids)}, but the language model has "
+                f"{self._vocabulary_size} embeddings. The tokenizer belongs to another model."
+            )
+        return expand(ids, self.model.n_vision_tokens)
+
+
+def _cut_at(files: LlavaFiles) -> int | None:
+    """Positions after which training cut a prompt; None for no cut. Tokenizers without a limit say 10^30."""
+    value = files.config.get("tokenizer_model_max_length")
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 1:
+        raise MirError(
+            f"{files.checkpoint / 'config.json'} has tokenizer_model_max_length = {value!r}, expected a number of "
+            "tokens from 1 on. Correct it, or remove it for no cut."
+        )
+    return int(min(value, sys.maxsize))
+
+
+def _image_mark(files: LlavaFiles, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What stands for an image in unexpanded ids."""
+    if not files.config.get("mm_use_im_start_end"):
+        return (IMAGE_PLACEHOLDER,)
+    start, end = tokenizer.encode("<im_start>"), tokenizer.encode("<im_end>")
+    if len(start) != 1 or len(end) != 1:
+        raise MirError(
+            f"config.json says mm_use_im_start_end, but {tokenizer.source} has no tokens <im_start> and <im_end>. "
+            f"Use the tokenizer saved with the checkpoint."
+        )
+    return (start[0], IMAGE_PLACEHOLDER, end[0])
+
+
+def _facts(family: str, files: LlavaFiles, model: LlavaModel, tokenizer: Tokenizer) -> dict[str, Any]:
+    head = model.base_llm.lm_head.weight
+    return {
+        "family": family,
+        "checkpoint": str(files.checkpoint),
+        "kind": files.kind,
+        "base_llm": None if files.base_llm is None else str(files.base_llm),
+        "vision_tower": files.tower_source,
+        "projector": files.config.get("mm_projector_type", "linear"),
+        "n_vision_tokens": model.n_vision_tokens,
+        "image_aspect_ratio": files.config.get("image_aspect_ratio") or "square",
+        "lora_modules": len(files.lora),
+        "moca": files.has_moca,
+        "tokenizer": str(tokenizer.source),
+        "checkpoint_fingerprint": folder_fingerprint(files.folders),
+        "n_layers": len(model.base_llm.model.layers),
+        "hidden_size": model.base_llm.config.hidden_size,
+        "dtype": dtype_name(head.dtype),
+        "device": str(head.device),
+    }
+
+
+def _conversation_facts(conversation: Conversation) -> dict[str, str]:
+    return {
+        "conversation": conversation.name,
+        "prompt_template": conversation.answered(f"{IMAGE_MARK}\n", "{text}"),
+    }

@@ -1,0 +1,283 @@
+"""What an original-format LLaVA checkpoint is made of, found out from its files, config and key names.
+
+Nothing is read here but configs and headers, so this also answers `mir inspect`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mir_plugin.errors import MirError
+from mir_plugin.model_adapters import LoadOptions
+from mir_plugin.model_adapters.llava.projectors import projector_rules
+from mir_plugin.model_adapters.llava.vision_tower import open_tower_weights
+from mir_plugin.model_adapters.prompts.tokenizer import has_tokenizer
+from mir_plugin.model_adapters.weights.device import dtype_name
+from mir_plugin.model_adapters.weights.hub import find_folder
+from mir_plugin.model_adapters.weights.key_rules import KeyRule, rename
+from mir_plugin.model_adapters.weights.lora import (
+    ADAPTER_FILES,
+    LoraPair,
+    open_lora,
+    require_all_targets,
+)
+from mir_plugin.model_adapters.weights.stored import (
+    Weight,
+    has_checkpoint_weights,
+    open_checkpoint_weights,
+    open_weight_file,
+    read_json,
+)
+
+logger = logging.getLogger(__name__)
+
+LLM_RULES = (
+    KeyRule("model.layers.*.self_attn.rotary_emb.inv_freq", None, "rotary frequencies follow from the config"),
+    KeyRule("model.layers.", "base_llm.model.layers."),
+    KeyRule("model.embed_tokens.", "base_llm.model.embed_tokens."),
+    KeyRule("model.norm.", "base_llm.model.norm."),
+    KeyRule("lm_head.", "base_llm.lm_head."),
+)
+TOWER_RULES = (
+    KeyRule("model.vision_tower.vision_tower.vision_model.embeddings.position_ids", None, "counts up from 0; computed"),
+    KeyRule("model.vision_tower.vision_tower.vision_model.", "vision_tower.encoder."),
+)
+_TOWER_PREFIX = "vision_tower.encoder."
+_LORA_WRAPPER = "base_model.model."
+
+
+_TUNING_FLAGS = (
+    "tune_mm_mlp_adapter",
+    "tune_vision_tower",
+    "optimize_vision_tower",
+    "optimize_vision_tower_aux",
+    "tune_language_model",
+    "tune_entire_model",
+    "use_moca",
+)
+
+
+@dataclass(frozen=True)
+class LlavaFiles:
+    """A checkpoint's parts, located and named.
+
+    Attributes:
+        kind: "full", "projector" (projector-only) or "lora".
+        config: the checkpoint's config.json.
+        base_llm: folder of the base LLM; None for a full checkpoint.
+        tokenizer: folder the tokenizer is read from.
+        tower: folder with the vision tower's architecture and image preprocessing.
+        tower_source: where the tower's weights come from, for people.
+        weights: parameter name of the model → weight, still on disk.
+        lora: by module of the model, empty without LoRA.
+        has_moca: whether the decoder layers are calibrated.
+        more_folders: whence families with more parts take these.
+    """
+
+    checkpoint: Path
+    kind: str
+    config: Mapping[str, Any]
+    base_llm: Path | None
+    tokenizer: Path
+    tower: Path
+    tower_source: str
+    weights: Mapping[str, Weight]
+    lora: Mapping[str, LoraPair]
+    has_moca: bool
+    more_folders: tuple[Path, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the language model's weights were saved as."""
+        embeddings = self.weights.get("base_llm.model.embed_tokens.weight")
+        return torch.float32 if embeddings is None else embeddings.dtype
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder that has a say in the numbers."""
+        return tuple(f for f in (self.checkpoint, self.base_llm, self.tower, *self.more_folders) if f is not None)
+
+
+def description(files: LlavaFiles, options: LoadOptions) -> dict[str, str]:
+    """Headings and texts for ``mir inspect``."""
+    config = files.config
+    ranks = sorted({pair.down.shape[0] for pair in files.lora.values()})
+    lora = f"rank {', '.join(map(str, ranks))} on {len(files.lora)} modules" if files.lora else "none"
+    tuned = [name for name in _TUNING_FLAGS if config.get(name)]
+    return {
+        "kind": {"full": "full checkpoint", "projector": "projector only", "lora": "LoRA"}[files.kind],
+        "base LLM": "inside the checkpoint" if files.base_llm is None else str(files.base_llm),
+        "layers": f"{config.get('num_hidden_layers')} of width {config.get('hidden_size')}",
+        "vision tower": files.tower_source,
+        "projector": str(config.get("mm_projector_type", "linear")),
+        "LoRA": lora if options.merge_lora or not files.lora else f"{lora}, kept beside the base weights",
+        "MoCa": "in every layer" if files.has_moca else "none",
+        "tuned parts": ", ".join(tuned) or "not stated in config.json",
+        "image shape": str(config.get("image_aspect_ratio") or "square"),
+        "tokenizer": str(files.tokenizer),
+        "saved as": dtype_name(files.dtype),
+    }
+
+
+def search_places(checkpoint: Path) -> tuple[Path, ...]:
+    """Folders that relative paths in a checkpoint's config may start from, besides the working directory."""
+    return (checkpoint, checkpoint.parent, checkpoint.parent.parent)  # a checkpoint-N/ lies one level deeper
+
+
+def open_llava(
+    checkpoint: Path, options: LoadOptions, *, family: str, more_rules: tuple[KeyRule, ...] = ()
+) -> LlavaFiles:
+    """Find the parts of a checkpoint and say which were chosen.
+
+    Args:
+        more_rules: for keys of parts that this family has besides LLaVA's.
+
+    Raises:
+        MirError: if a part is missing, damaged or contradicts another; names it and the option that mends it.
+    """
+    config = read_json(checkpoint / "config.json")
+    kind = _kind(checkpoint)
+    near = search_places(checkpoint)
+    base_llm = None if kind == "full" else _base_llm(checkpoint, kind, config, options, near)
+    if kind == "full" and options.base_llm is not None:
+        raise MirError(
+            f"{checkpoint} is a full checkpoint with its own language model, so --base-llm {options.base_llm} "
+            f"would change nothing. Leave it out, or name the projector-only checkpoint."
+        )
+    weights = _weights(checkpoint, kind, config, base_llm, family, more_rules)
+    tower, tower_source, tower_weights = _vision_tower(checkpoint, config, options, weights, near)
+    weights = {name: weight for name, weight in weights.items() if not name.startswith(_TOWER_PREFIX)} | tower_weights
+    files = LlavaFiles(
+        checkpoint=checkpoint,
+        kind=kind,
+        config=config,
+        base_llm=base_llm,
+        tokenizer=_tokenizer_folder(checkpoint, base_llm),
+        tower=tower,
+        tower_source=tower_source,
+        weights=weights,
+        lora=_lora(checkpoint, weights) if kind == "lora" else {},
+        has_moca=_has_moca(checkpoint, config, weights),
+    )
+    logger.info("%s: %s checkpoint; vision tower: %s", checkpoint, kind, tower_source)
+    return files
+
+
+def _kind(checkpoint: Path) -> str:
+    if (checkpoint / "adapter_config.json").is_file() or any((checkpoint / name).is_file() for name in ADAPTER_FILES):
+        return "lora"
+    if has_checkpoint_weights(checkpoint):  # also where an mm_projector.bin of the pre-training stage lies beside
+        return "full"
+    if (checkpoint / "mm_projector.bin").is_file():
+        return "projector"
+    raise MirError(
+        f"{checkpoint} holds no weights: neither a whole model (model.safetensors, pytorch_model.bin or shards), "
+        f"nor mm_projector.bin, nor a LoRA adapter. Check that the copy or download is complete."
+    )
+
+
+def _base_llm(
+    checkpoint: Path, kind: str, config: Mapping[str, Any], options: LoadOptions, near: tuple[Path, ...]
+) -> Path:
+    if options.base_llm is not None:
+        return find_folder(str(options.base_llm), (), what="base LLM", option="--base-llm")
+    name = config.get("_name_or_path")
+    if kind == "lora" and (checkpoint / "adapter_config.json").is_file():
+        name = read_json(checkpoint / "adapter_config.json").get("base_model_name_or_path") or name
+    if not name:
+        raise MirError(
+            f"{checkpoint} is a {kind} checkpoint and its config does not name the base LLM. Add --base-llm DIR."
+        )
+    return find_folder(str(name), near, what="base LLM", option="--base-llm")
+
+
+def _weights(
+    checkpoint: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    base_llm: Path | None,
+    family: str,
+    more_rules: tuple[KeyRule, ...],
+) -> dict[str, Weight]:
+    projector = projector_rules(str(config.get("mm_projector_type", "linear")))
+    rules = (*LLM_RULES, *TOWER_RULES, *projector, *more_rules)
+    if base_llm is None:
+        return rename(open_checkpoint_weights(checkpoint), rules, family=family)
+    base = rename(open_checkpoint_weights(base_llm), LLM_RULES, family=f"{family} base LLM")
+    if kind == "projector":
+        return base | rename(open_weight_file(checkpoint / "mm_projector.bin"), rules, family=family)
+    wrapped = tuple(KeyRule(_LORA_WRAPPER + rule.prefix, rule.target, rule.reason) for rule in rules)
+    return base | rename(open_weight_file(checkpoint / "non_lora_trainables.bin"), wrapped, family=f"{family} LoRA")
+
+
+def _lora(checkpoint: Path, weights: Mapping[str, Weight]) -> dict[str, LoraPair]:
+    pairs = open_lora(checkpoint)
+    require_all_targets(
+        checkpoint, pairs, [name.removeprefix("base_llm.") for name in weights if name.startswith("base_llm.")]
+    )
+    return {f"base_llm.{name}": pair for name, pair in pairs.items()}
+
+
+def _vision_tower(
+    checkpoint: Path,
+    config: Mapping[str, Any],
+    options: LoadOptions,
+    weights: Mapping[str, Weight],
+    near: tuple[Path, ...],
+) -> tuple[Path, str, dict[str, Weight]]:
+    """The most specific trained weights win: the user's, in the state dict, in the checkpoint's folder, in config."""
+    inside = {name: weight for name, weight in weights.items() if name.startswith(_TOWER_PREFIX)}
+    if options.vision_tower is not None:
+        folder = find_folder(str(options.vision_tower), (), what="vision tower", option="--vision-tower")
+        return folder, f"{folder} (named by --vision-tower)", _below_tower(open_tower_weights(folder))
+    own_folder = checkpoint / "vision_tower"
+    own_folder_exists = (own_folder / "config.json").is_file() and has_checkpoint_weights(own_folder)
+    name = config.get("mm_vision_tower") or config.get("vision_tower")
+    if not name and not own_folder_exists:
+        raise MirError(f"{checkpoint / 'config.json'} names no mm_vision_tower. Add --vision-tower DIR.")
+    if own_folder_exists:
+        folder = own_folder
+    else:
+        folder = find_folder(str(name), near, what="vision tower", option="--vision-tower")
+    if inside:
+        return folder, f"inside the checkpoint's weights (architecture from {folder})", inside
+    if own_folder_exists:
+        return folder, f"{folder} (tower folder inside the checkpoint)", _below_tower(open_tower_weights(folder))
+    return folder, f"{folder} (named by mm_vision_tower)", _below_tower(open_tower_weights(folder))
+
+
+def _below_tower(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    return {f"vision_tower.{name}": weight for name, weight in weights.items()}
+
+
+def _tokenizer_folder(checkpoint: Path, base_llm: Path | None) -> Path:
+    places = [folder for folder in (checkpoint, base_llm) if folder is not None]
+    for folder in reversed(places):  # the original takes the base's where a base is given
+        if has_tokenizer(folder):
+            return folder
+    listed = " or ".join(str(folder) for folder in places)
+    raise MirError(f"no tokenizer (tokenizer.model or tokenizer.json) in {listed}. Copy the base LLM's into it.")
+
+
+def _has_moca(checkpoint: Path, config: Mapping[str, Any], weights: Mapping[str, Weight]) -> bool:
+    stored = next((weight for name, weight in weights.items() if ".modality_layernorm." in name), None)
+    declared = config.get("use_moca")
+    if declared and stored is None:
+        raise MirError(
+            f"{checkpoint / 'config.json'} says use_moca, but no weights of the checkpoint are named "
+            f"modality_layernorm. Copy the whole checkpoint, or set use_moca to false if it was trained without."
+        )
+    if stored is not None and declared is False:
+        raise MirError(
+            f"{checkpoint / 'config.json'} says use_moca is false, but the checkpoint holds {stored.origin}. "
+            f"Set use_moca to true, or remove these weights."
+        )
+    if stored is not None and declared is None:
+        logger.warning("%s: config.json has no use_moca, but MoCa weights are stored; they are applied", checkpoint)
+    return stored is not None

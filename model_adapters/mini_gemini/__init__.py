@@ -1,0 +1,1 @@
+"""Checkpoints in the original Mini-Gemini (MGM) format."""

@@ -1,0 +1,1 @@
+"""Weights as they are stored, and how they reach a module."""

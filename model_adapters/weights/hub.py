@@ -1,0 +1,70 @@
+"""Where a checkpoint's parts lie: folders named in its config, relative to several places, or names on the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.weights.stored import has_checkpoint_weights
+
+_LONGEST_SHOWN = 500
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# Of a repository: configs, tokenizers, chat templates, and code, which runs only where it is allowed to.
+_BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.py", "*.txt")
+
+
+def find_folder(name: str, near: Sequence[Path], *, what: str, option: str, marker: str = "config.json") -> Path:
+    """The model folder that ``name`` means: below the working directory, then below each of ``near``, then on the hub.
+
+    Args:
+        what: for error messages, "base LLM".
+        option: the command-line option that names it directly, "--base-llm".
+        marker: the file by which such a folder is known.
+
+    Raises:
+        MirError: if it is found nowhere; lists where it was searched.
+    """
+    places = [Path(name), *(folder / name for folder in near)] if not Path(name).is_absolute() else [Path(name)]
+    for place in places:
+        if _is_there(place / marker):
+            return place
+    reason = hub_folder(name)
+    if isinstance(reason, Path):
+        return reason
+    if len(name) > _LONGEST_SHOWN:
+        raise MirError(
+            f"the {what} that config.json or {option} names has a name of {len(name)} letters: {name[:20]!r}... Name "
+            f"its folder with {option} DIR."
+        )
+    searched = ", ".join(str(place) for place in places)
+    raise MirError(
+        f"the {what} {name!r} was not found ({reason}); no {marker} in: {searched}. Name its folder with {option} DIR."
+    )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except PermissionError:
+        raise
+    except OSError:  # a name that is too long for a file, as hostile configs have it
+        return False
+
+
+def hub_folder(name: str) -> Path | str:
+    """The snapshot folder of a hub repository, from the local cache or the network; or why there is none."""
+    if not _HUB_NAME.fullmatch(name):
+        return "no such folder"
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*_BESIDE_WEIGHTS, "*.safetensors"]))
+        if not has_checkpoint_weights(folder):
+            folder = Path(snapshot_download(name, allow_patterns=[*_BESIDE_WEIGHTS, "*.bin"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        return f"not a local folder, and the hub does not give it: {reason}"
+    return folder

@@ -1,0 +1,311 @@
+"""Weight files of a checkpoint folder as a lazy mapping: key → shape, dtype, file, and how to read it.
+
+Opening reads headers only. A tensor's bytes are read (memory-mapped where the format allows) when it is asked for,
+so that a checkpoint larger than memory can be opened, checked and streamed layer by layer.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mir_plugin.errors import MirError
+from mir_plugin.files.strict_json import json_document
+from mir_plugin.model_adapters.weights.number_formats import require_stated_format
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+_SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
+# How torch words what its weights-only unpickler will not build; the rest of its message advises to build it.
+_REFUSED_OBJECT = re.compile(r"(?:GLOBAL|Unsupported class|unrecognized function):? ([A-Za-z_][\w.]*)")
+
+
+class Weight(Protocol):
+    """One parameter's value before it is read; stored as it is, or computed when read (a merged LoRA)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what ``read`` returns."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of what ``read`` returns."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """Key and file, for error messages."""
+        ...
+
+    def read(self) -> Tensor:
+        """The value, on the CPU, in the dtype it is stored in."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file of the checkpoint."""
+
+    key: str
+    path: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    _read: Callable[[], Tensor] = field(repr=False, compare=False)
+
+    @property
+    def origin(self) -> str:
+        """Key and file, for error messages."""
+        return f"{self.key!r} in {self.path}"
+
+    def read(self) -> Tensor:
+        """The value, on the CPU, in the dtype it is stored in. Raises MirError if the file is damaged there."""
+        try:
+            return self._read()
+        except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            if _is_shortage(error):
+                raise MirError(
+                    f"main memory does not suffice to read {self.origin}: {error}. What needs less: layers one at a "
+                    "time (--device-memory 8GB), half precision (--dtype bfloat16)."
+                ) from error
+            raise _damaged(self.path, f"{self.key!r} cannot be read: {error}") from error
+
+
+def open_checkpoint_weights(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of a checkpoint folder: single or sharded, safetensors (preferred, as transformers does) or ``.bin``.
+
+    Raises:
+        MirError: if there are no weights, a shard is missing or damaged, an index disagrees with its shards or points
+            outside the folder, or a key occurs twice.
+    """
+    for name in SINGLE_FILES:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _open_sharded(index)
+        if (folder / name).is_file():
+            return open_weight_file(folder / name)
+    shards = sorted(path.name for path in _files_of(folder) if _SHARD.fullmatch(path.name))
+    if shards:
+        raise MirError(
+            f"{folder} holds the weight shards {', '.join(shards)} but no index "
+            f"(model.safetensors.index.json or pytorch_model.bin.index.json). Copy the index beside them."
+        )
+    raise MirError(
+        f"{folder} holds no weights: none of {', '.join(SINGLE_FILES)} or a shard index. "
+        f"Check that the download or copy is complete."
+    )
+
+
+def has_checkpoint_weights(folder: Path) -> bool:
+    """Whether the folder holds a whole model's weights in one of the layouts ``open_checkpoint_weights`` reads."""
+    return any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in SINGLE_FILES) or any(
+        _SHARD.fullmatch(path.name) for path in _files_of(folder)
+    )
+
+
+def open_weight_file(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of one ``.safetensors`` file, or of one pickled state dict (``.bin``, ``.pt``, ``.pth``).
+
+    Pickles are loaded with ``weights_only=True``: they may hold tensors and plain containers, never code.
+
+    Raises:
+        MirError: if the file is missing, truncated, damaged, empty, or holds something else than named tensors.
+    """
+    if not path.is_file():
+        raise MirError(f"no weights file at {path}. Check that the download or copy is complete.")
+    if path.suffix == ".safetensors" and not _is_text(str(path)):
+        raise MirError(f"the path {path} is not UTF-8, which reading safetensors needs. Rename the folder.")
+    weights = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+    if not weights:
+        raise MirError(f"{path} is a weights file without a single tensor. Copy or download it again.")
+    return weights
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``. Raises MirError if it is missing, unreadable, no object, or names a key twice."""
+    try:
+        content = json_document(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MirError(f"no {path.name} in {path.parent}. Check that the checkpoint folder is complete.") from None
+    except (OSError, ValueError) as error:
+        raise MirError(f"{path} cannot be read as JSON ({error}). Copy or download it again.") from error
+    if not isinstance(content, dict):
+        raise MirError(f"{path} holds a JSON {type(content).__name__}, expected an object.")
+    return content
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)  # how Python shows bytes that are none
+
+
+def _files_of(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise MirError(
+            f"the folder {folder} cannot be listed ({error}). Check the path and its permissions."
+        ) from error
+
+
+def _open_sharded(index: Path) -> dict[str, StoredTensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise MirError(f"{index} has no 'weight_map' naming the shard of each key. Copy or download it again.")
+    for key, name in weight_map.items():
+        # Compared as text, not resolved: hub caches link every file to a blob outside the folder.
+        if not isinstance(name, str) or PurePosixPath(name).name != name:
+            raise MirError(f"{index} places {key!r} in {name!r}; shards must be plain file names beside the index.")
+    weights: dict[str, StoredTensor] = {}
+    for name in sorted(set(weight_map.values())):
+        shard = index.parent / name
+        if not shard.is_file():
+            raise MirError(f"the shard {shard} named by {index.name} is missing. Copy or download it.")
+        for key, weight in open_weight_file(shard).items():
+            if key in weights:
+                raise MirError(
+                    f"{key!r} is stored twice: in {weights[key].path.name} and in {name} of {index.parent}. "
+                    f"Shards of two different saves may have been mixed; copy the checkpoint again."
+                )
+            weights[key] = weight
+    for key, name in weight_map.items():
+        if key not in weights or weights[key].path.name != name:
+            raise MirError(f"{index.name} places {key!r} in {name}, but {index.parent / name} does not hold it.")
+    return weights
+
+
+def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(path, framework="pt", device="cpu"):
+            pass  # checks the header and the length of the file
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json_document(file.read(header_bytes).decode())
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    header.pop("__metadata__", None)
+    weights: dict[str, StoredTensor] = {}
+    for key, entry in header.items():
+        shape, dtype = tuple(entry["shape"]), _safetensors_dtype(entry["dtype"], key, path)
+        start, end = (8 + header_bytes + offset for offset in entry["data_offsets"])
+        weights[key] = StoredTensor(key, path, shape, dtype, partial(_mapped, path, start, end, shape, dtype))
+    require_stated_format(path, weights.values())
+    return weights
+
+
+def _mapped(path: Path, start: int, end: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Bytes of a file as a tensor: read when touched, shared between processes, gone with the tensor.
+
+    Only these bytes are mapped: a map of the whole file would outlive a layer that is streamed through memory.
+    """
+    if start == end:
+        return torch.empty(shape, dtype=dtype)
+    content = np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(end - start,))
+    return torch.from_numpy(content).view(dtype).view(shape)
+
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def _safetensors_dtype(name: str, key: str, path: Path) -> torch.dtype:
+    if name not in _SAFETENSORS_DTYPES:
+        known = ", ".join(_SAFETENSORS_DTYPES)
+        raise MirError(f"{key!r} in {path} has dtype {name}; supported: {known}. Quantised weights are not measured.")
+    return _SAFETENSORS_DTYPES[name]
+
+
+def _open_pickle(path: Path) -> dict[str, StoredTensor]:
+    state = _unpickle(path)
+    if not isinstance(state, Mapping):
+        raise MirError(f"{path} holds a {type(state).__name__}, expected a state dict: names and tensors.")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise MirError(f"{path} holds {key!r}: {type(value).__name__}; expected a state dict: names and tensors.")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            kind = "meta" if value.is_meta else str(value.dtype if value.layout == torch.strided else value.layout)
+            raise MirError(f"{key!r} in {path} is no plain tensor of numbers ({kind}), which is all that is measured.")
+    return {
+        key: StoredTensor(key, path, tuple(value.shape), value.dtype, partial(_of_intact_archive, path, value))
+        for key, value in state.items()
+    }
+
+
+def _unpickle(path: Path) -> object:
+    try:
+        # The layout before torch 1.6 cannot be memory-mapped.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
+    except pickle.UnpicklingError as error:
+        refused = _REFUSED_OBJECT.search(str(error))
+        if refused is None:
+            raise _damaged(path, "it is no pickle of tensors, and nothing in it was run") from error
+        raise MirError(
+            f"{path} holds a Python object besides tensors ({refused[1]}), which could run code; it was not loaded. "
+            f"If you trust it, convert it to safetensors elsewhere."
+        ) from error
+    # What the unpickler raises on bytes that are none of its own is not written down anywhere.
+    except Exception as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _of_intact_archive(path: Path, value: Tensor) -> Tensor:
+    """The tensor, after the checksums in its file were compared once; torch itself does not look at them."""
+    if _is_archive(path):
+        stat = path.stat()
+        _compare_checksums(path, stat.st_size, stat.st_mtime_ns)
+    return value.detach()
+
+
+@functools.lru_cache(maxsize=64)
+def _compare_checksums(path: Path, size: int, mtime_ns: int) -> None:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of its record {damaged} is wrong")
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Whether the machine, not the file, is what fails."""
+    return getattr(error, "errno", None) == errno.ENOMEM or "allocate memory" in str(error)
+
+
+def _damaged(path: Path, reason: str) -> MirError:
+    try:
+        size = f"{path.stat().st_size} bytes"
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
+    except OSError:
+        size, start = "size unknown", b""
+    if start.startswith(b"version https://git-lfs"):
+        return MirError(f"{path} is a Git LFS pointer, not the weights. Fetch them: `git lfs pull` in {path.parent}.")
+    if start[:1] == b"<":
+        return MirError(f"{path} is a web page, not the weights: its download failed. Download it again.")
+    detail = reason.splitlines()[0] if reason else "empty file"
+    return MirError(f"{path} ({size}) is truncated or damaged: {detail}. Copy or download it again.")

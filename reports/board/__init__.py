@@ -1,0 +1,1 @@
+"""One board of checkpoints: MIR, scores, averages, correlations."""

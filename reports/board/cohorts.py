@@ -1,0 +1,114 @@
+"""Which MIR values may share a ranking, and which one of a checkpoint is ranked."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from mir_plugin.reports.board.board import Cohort
+from mir_plugin.reports.read.records import (
+    COMPARABILITY_PARTS,
+    UNSTATED,
+    Comparability,
+    Measurement,
+    Problem,
+)
+
+LONG_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{5,}\b")
+
+
+def choose_measurements(
+    measured: Mapping[str, Sequence[Measurement]], names: Mapping[str, str]
+) -> tuple[dict[str, Measurement], tuple[Cohort, ...], list[Problem]]:
+    """One measurement per identity, the cohorts they fall into (largest first), and what was left out.
+
+    Where a checkpoint was measured in several ways, the way that most checkpoints share is taken, then the one with a
+    per-layer table, then the newest.
+    """
+    distinct = {identity: _without_copies(measurements) for identity, measurements in measured.items()}
+    members: dict[Comparability, set[str]] = defaultdict(set)
+    for identity, measurements in distinct.items():
+        for measurement in measurements:
+            members[measurement.comparability].add(identity)
+
+    def preference(measurement: Measurement) -> tuple[int, bool, str, str]:
+        n_sharing = len(members[measurement.comparability])
+        return n_sharing, bool(measurement.layers), measurement.date, measurement.run_id
+
+    chosen = {identity: max(measurements, key=preference) for identity, measurements in distinct.items()}
+    sizes: dict[Comparability, int] = defaultdict(int)
+    for measurement in chosen.values():
+        sizes[measurement.comparability] += 1
+    ordered = sorted(sizes, key=lambda c: (-sizes[c], c.estimator, c.samples, c.protocol))
+    cohorts = tuple(Cohort(_letters(i), c, sizes[c]) for i, c in enumerate(ordered))
+    problems = [
+        _left_out(names[identity], chosen[identity], other)
+        for identity, measurements in distinct.items()
+        for other in measurements
+        if other is not chosen[identity]
+    ]
+    return chosen, cohorts, problems
+
+
+def _without_copies(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """A host's results file repeats the number that its ``mir.json`` holds in full; the fuller record is kept."""
+    kept: list[Measurement] = []
+    for measurement in sorted(measurements, key=lambda m: -len(m.layers)):
+        repeats = not measurement.layers and any(
+            math.isclose(measurement.mir, other.mir, rel_tol=1e-9) and other.layers for other in kept
+        )
+        if not repeats:
+            kept.append(measurement)
+    return kept
+
+
+def _left_out(name: str, used: Measurement, other: Measurement) -> Problem:
+    differing = used.comparability.differing(other.comparability)
+    if not differing:
+        what = f"MIR {used.mir:.3f} ({used.date or 'no date'}) is used, not {other.mir:.3f} ({other.date or 'no date'})"
+        return Problem("note", "superseded", name, what)
+    what = f"MIR {other.mir:.3f} ({other.run_id}) differs in {' and '.join(differing)} from the one that is ranked"
+    return Problem("warning", "incomparable", name, what, "Measure all checkpoints with the same samples and options.")
+
+
+def cohort_warnings(cohorts: Sequence[Cohort]) -> list[str]:
+    """What must be visible beside the ranking: values that must not be compared, and sources that do not say."""
+    warnings = []
+    if len(cohorts) > 1:
+        differing = sorted({n for c in cohorts[1:] for n in cohorts[0].comparability.differing(c.comparability)})
+        listed = "; ".join(map(briefly, cohorts))
+        warnings.append(
+            f"MIR values of different cohorts must not be compared: they differ in {', '.join(differing)}. "
+            f"Ranks count within a cohort. {listed}."
+        )
+    for cohort in cohorts:
+        unstated = [part for part in COMPARABILITY_PARTS if getattr(cohort.comparability, part) == UNSTATED]
+        if unstated and cohort.n_rows > 1:
+            warnings.append(
+                f"The sources of cohort {cohort.name} do not state the {', '.join(unstated)} of their MIR values; "
+                "compare them only if you know that they agree."
+            )
+    return warnings
+
+
+def describe(cohort: Cohort) -> str:
+    """One line for a person: name, size, estimator, samples and protocol."""
+    parts = cohort.comparability
+    return (
+        f"{cohort.name}: {cohort.n_rows} checkpoint{'' if cohort.n_rows == 1 else 's'}, estimator {parts.estimator}, "
+        f"samples {parts.samples}, protocol {parts.protocol}"
+    )
+
+
+def briefly(cohort: Cohort) -> str:
+    """``describe``, with long fingerprints cut short; the tables of runs hold them whole."""
+    return LONG_HASH.sub(r"\1…", describe(cohort))
+
+
+def _letters(index: int) -> str:
+    """A … Z, AA, AB …"""
+    letters = string.ascii_uppercase
+    return letters[index] if index < 26 else _letters(index // 26 - 1) + letters[index % 26]

@@ -1,0 +1,199 @@
+"""What a user may choose about a report: names, groups, benchmarks, weights; read from a small YAML file."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mir_plugin.errors import MirError
+from mir_plugin.files.strict_json import is_number
+from mir_plugin.reports.read.benchmarks import (
+    BENCHMARKS,
+    FRACTION,
+    LMMS_EVAL,
+    PERCENT,
+    VLMEVALKIT,
+    Benchmark,
+    Headline,
+)
+
+SCALES = {"fraction": FRACTION, "percent": PERCENT, "points": 1.0}
+
+
+class _OneValuePerKey(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """PyYAML's safe loader takes the last of several values of one key; here they are an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, unless it names a key twice."""
+        written = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = next((key for key in written if written.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """Says that everything known under any of ``match`` is one checkpoint, and how to show it."""
+
+    match: tuple[str, ...]
+    name: str = ""
+    group: str = ""
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Choices about a report; the defaults show everything that was found.
+
+    Attributes:
+        models: joins, display names, groups and training steps.
+        benchmarks: all that are known, the user's own included.
+        shown: keys of the benchmarks to show, in order; empty for all that have scores.
+        weights: benchmark key → weight in the average. Empty: weight 1 for every averaged benchmark that at least half
+            of the scored checkpoints have.
+        formats: which files are written; see ``build.FORMATS``. Empty: all.
+        notes: sentences to show with the report's own warnings.
+    """
+
+    title: str = "MIR and benchmark scores"
+    models: tuple[ModelEntry, ...] = ()
+    benchmarks: tuple[Benchmark, ...] = BENCHMARKS
+    shown: tuple[str, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
+    formats: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> ReportConfig:
+        """Read a YAML file. Raises MirError naming the file and the key that is wrong."""
+        try:
+            data = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneValuePerKey) or {}
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none is a ValueError
+            raise MirError(f"cannot read the report configuration {path}: {error}") from error
+        return cls.from_mapping(data, source=str(path))
+
+    @classmethod
+    def from_mapping(cls, data: Any, source: str = "configuration") -> ReportConfig:
+        """The same from plain values. Raises MirError for unknown keys, unknown benchmarks and wrong types."""
+        reader = _Reader(source)
+        data = reader.mapping(data, "", ("title", "models", "benchmarks", "weights", "define", "formats", "notes"))
+        own = tuple(_benchmark(reader, item, i) for i, item in enumerate(reader.sequence(data, "define")))
+        own_keys = {benchmark.key for benchmark in own}
+        known = (*(b for b in BENCHMARKS if b.key not in own_keys), *own)
+        keys = [benchmark.key for benchmark in known]
+        twice = next((benchmark.key for benchmark in own if keys.count(benchmark.key) > 1), None)
+        if twice is not None:
+            raise MirError(f"{source}: define holds {twice!r} twice; expected one definition of each benchmark.")
+        shown = tuple(
+            dict.fromkeys(reader.one_of(one, "benchmarks", keys) for one in reader.sequence(data, "benchmarks"))
+        )
+        weights = reader.mapping(data.get("weights") or {}, "weights", keys)
+        return cls(
+            title=str(data.get("title") or cls.title),
+            models=tuple(_model(reader, item, i) for i, item in enumerate(reader.sequence(data, "models"))),
+            benchmarks=known,
+            shown=shown,
+            weights={key: reader.weight(value, f"weights.{key}") for key, value in weights.items()},
+            formats=tuple(str(item) for item in reader.sequence(data, "formats")),
+            notes=tuple(str(item) for item in reader.sequence(data, "notes")),
+        )
+
+
+def _model(reader: _Reader, item: Any, index: int) -> ModelEntry:
+    where = f"models[{index}]"
+    entry = reader.mapping(item, where, ("match", "name", "group", "step"))
+    match = entry.get("match")
+    match = [match] if isinstance(match, str) else match
+    if not isinstance(match, list) or not match:
+        raise reader.error(f"{where}.match", match, "a checkpoint's path or name, or a list of them")
+    step = entry.get("step")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
+        raise reader.error(f"{where}.step", step, "a whole number")
+    return ModelEntry(tuple(map(str, match)), str(entry.get("name") or ""), str(entry.get("group") or ""), step)
+
+
+def _benchmark(reader: _Reader, item: Any, index: int) -> Benchmark:
+    where = f"define[{index}]"
+    allowed = (
+        "key",
+        "name",
+        "unit",
+        "to_percent",
+        "higher_is_better",
+        "averaged",
+        "columns",
+        "lmms_eval",
+        "vlmevalkit",
+    )
+    entry = reader.mapping(item, where, allowed)
+    key = entry.get("key")
+    if not isinstance(key, str) or not key:
+        raise reader.error(f"{where}.key", key, "a short name")
+    unit = reader.one_of(entry.get("unit", "percent"), f"{where}.unit", ("percent", "points"))
+    headlines = []
+    for name, host in (("lmms_eval", LMMS_EVAL), ("vlmevalkit", VLMEVALKIT)):
+        if name in entry:
+            line = reader.mapping(entry[name], f"{where}.{name}", ("task", "metric", "scale"))
+            if not line.get("task") or not line.get("metric"):
+                raise reader.error(f"{where}.{name}", line, "task and metric")
+            scale = reader.one_of(line.get("scale", unit), f"{where}.{name}.scale", tuple(SCALES))
+            headlines.append(Headline(host, (str(line["task"]),), str(line["metric"]), SCALES[scale]))
+    return Benchmark(
+        key=key,
+        name=str(entry.get("name") or key),
+        headlines=tuple(headlines),
+        columns=tuple(map(str, reader.sequence(entry, "columns"))),
+        unit="points" if unit == "points" else "percent",
+        to_percent=reader.weight(entry.get("to_percent", 1.0), f"{where}.to_percent"),
+        higher_is_better=reader.truth(entry.get("higher_is_better", True), f"{where}.higher_is_better"),
+        averaged=reader.truth(entry.get("averaged", unit == "percent"), f"{where}.averaged"),
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Checks of plain values; every message names the file, the key and what was expected."""
+
+    source: str
+
+    def error(self, key: str, value: Any, expected: str) -> MirError:
+        shown = reprlib.repr(value)  # short: a few lines of YAML can stand for gigabytes
+        return MirError(f"{self.source}: {key or 'the file'} is {shown}; expected {expected}.")
+
+    def mapping(self, value: Any, key: str, allowed: Iterable[str]) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.error(key, value, "a mapping of keys to values")
+        for name in value:
+            self.one_of(name, f"{key} key".strip(), tuple(allowed))
+        return value
+
+    def sequence(self, data: Mapping[str, Any], key: str) -> list[Any]:
+        value = data.get(key) or []
+        if not isinstance(value, list):
+            raise self.error(key, value, "a list")
+        return value
+
+    def one_of(self, value: Any, key: str, allowed: Iterable[str]) -> str:
+        names = list(allowed)
+        if value not in names:
+            near = difflib.get_close_matches(reprlib.repr(value).strip("'"), names, 1)
+            raise self.error(key, value, f"one of {', '.join(names)}" + (f" (did you mean {near[0]}?)" if near else ""))
+        return str(value)
+
+    def weight(self, value: Any, key: str) -> float:
+        if not is_number(value) or value < 0:
+            raise self.error(key, value, "a number that is not negative")
+        return float(value)
+
+    def truth(self, value: Any, key: str) -> bool:
+        if not isinstance(value, bool):
+            raise self.error(key, value, "true or false")
+        return value

@@ -1,0 +1,282 @@
+"""Joins MIR measurements and benchmark scores of the same checkpoints into a Board."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from tqdm import tqdm
+
+from mir_plugin.files.redaction import without_secrets
+from mir_plugin.reports.board.board import (
+    AVERAGE,
+    Board,
+    BoardRow,
+    Cohort,
+    Correlation,
+    ScoreEntry,
+)
+from mir_plugin.reports.board.checkpoints import Checkpoint, find_checkpoints
+from mir_plugin.reports.board.cohorts import choose_measurements, cohort_warnings
+from mir_plugin.reports.board.config import ReportConfig
+from mir_plugin.reports.board.correlation import correlate
+from mir_plugin.reports.board.headlines import headline_entries
+from mir_plugin.reports.read.benchmarks import TABLE, Benchmark, weighted_average
+from mir_plugin.reports.read.identity import VLMEVALKIT_MODEL
+from mir_plugin.reports.read.records import (
+    Harvest,
+    Measurement,
+    Picture,
+    Problem,
+)
+
+SEVERITY_ORDER = ("error", "warning", "note")
+
+
+def join(harvest: Harvest, config: ReportConfig | None = None) -> Board:
+    """Everything that was read, one row per checkpoint.
+
+    Records belong to one checkpoint when they share a path, a name as given to the host tool, a weights fingerprint,
+    or a ``match`` list of the configuration; display names play no part.
+
+    Raises:
+        MirError: if the configuration gives one name to two checkpoints.
+    """
+    config = config or ReportConfig()
+    checkpoints = find_checkpoints(harvest, config)
+    scored = ((checkpoints.of(score.checkpoint), score) for score in harvest.scores)
+    entries, entry_problems = headline_entries(scored, config.benchmarks)
+    measured: dict[str, list[Measurement]] = defaultdict(list)
+    for measurement in harvest.measurements:
+        measured[checkpoints.of(measurement.checkpoint).identity].append(measurement)
+    by_identity = {checkpoint.identity: checkpoint for checkpoint in checkpoints.by_key.values()}
+    chosen, cohorts, cohort_problems = choose_measurements(measured, {i: c.name for i, c in by_identity.items()})
+
+    shown = shown_benchmarks(entries, config)
+    scores = _used_scores(entries, shown)
+    weights = dict(config.weights) or default_weights(scores, shown)
+    sources = _sources(entries, chosen.items())
+    rows = ranked(
+        (
+            _row(checkpoint, chosen.get(identity), cohorts, scores.get(identity, {}), weights, shown, sources[identity])
+            for identity, checkpoint in by_identity.items()
+        ),
+        cohorts,
+    )
+    problems = (
+        *harvest.problems,
+        *checkpoints.problems,
+        *cohort_problems,
+        *unmatched(rows),
+        *_without_average(rows, weights, shown),
+        *entry_problems,
+    )
+    return Board(
+        title=config.title,
+        rows=rows,
+        benchmarks=shown,
+        weights=weights,
+        cohorts=cohorts,
+        warnings=(*cohort_warnings(cohorts), *config.notes, *_score_warnings(entries, shown)),
+        correlations=correlations(rows, cohorts, shown),
+        entries=tuple(sorted(entries, key=lambda e: (e.name, e.benchmark, not e.used, e.date))),
+        runs=tuple(sorted(harvest.runs, key=lambda run: (run.checkpoint, run.date, run.source))),
+        problems=tuple(sorted(map(_redacted, problems), key=lambda problem: SEVERITY_ORDER.index(problem.severity))),
+        pictures=tuple(_titled(picture, checkpoints.by_key) for picture in harvest.pictures),
+        robustness=harvest.robustness,
+    )
+
+
+def _redacted(problem: Problem) -> Problem:
+    """Without the keys that other programs repeat in their error texts ("Incorrect API key provided: sk-…")."""
+    return replace(problem, where=without_secrets(problem.where), what=without_secrets(problem.what))
+
+
+def _titled(picture: Picture, by_key: Mapping[str, Checkpoint]) -> Picture:
+    """The picture under the display name of its checkpoint, where the report knows it."""
+    name = next((by_key[key].name for key in picture.keys if key in by_key), picture.title)
+    return replace(picture, title=name)
+
+
+def shown_benchmarks(entries: Iterable[ScoreEntry], config: ReportConfig) -> tuple[Benchmark, ...]:
+    """The configured benchmarks in their order, else all that have a score, in the declared order."""
+    by_key = {benchmark.key: benchmark for benchmark in config.benchmarks}
+    present = {entry.benchmark for entry in entries}
+    return tuple(by_key[key] for key in config.shown or by_key if key in present)
+
+
+def default_weights(scores: Mapping[str, Mapping[str, float]], shown: Sequence[Benchmark]) -> dict[str, float]:
+    """Weight 1 for every averaged benchmark that at least half of the scored checkpoints have."""
+    counts = Counter(key for row in scores.values() for key in row)
+    return {b.key: 1.0 for b in shown if b.averaged and 2 * counts[b.key] >= len(scores) > 0}
+
+
+def _used_scores(entries: Iterable[ScoreEntry], shown: Sequence[Benchmark]) -> dict[str, dict[str, float]]:
+    keys = {benchmark.key for benchmark in shown}
+    scores: dict[str, dict[str, float]] = defaultdict(dict)
+    for entry in entries:
+        if entry.used and entry.benchmark in keys:
+            scores[entry.identity][entry.benchmark] = entry.value
+    return dict(scores)
+
+
+def _sources(
+    entries: Iterable[ScoreEntry], chosen: Iterable[tuple[str, Measurement]]
+) -> defaultdict[str, tuple[str, ...]]:
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for identity, measurement in chosen:
+        found[identity][measurement.run_id] = None
+    for entry in entries:
+        if entry.used:
+            found[entry.identity][entry.run_id] = None
+    return defaultdict(tuple, {identity: tuple(runs) for identity, runs in found.items()})
+
+
+def _row(
+    checkpoint: Checkpoint,
+    measurement: Measurement | None,
+    cohorts: Sequence[Cohort],
+    scores: Mapping[str, float],
+    weights: Mapping[str, float],
+    shown: Sequence[Benchmark],
+    sources: tuple[str, ...],
+) -> BoardRow:
+    row = BoardRow(
+        identity=checkpoint.identity,
+        name=checkpoint.name,
+        group=checkpoint.group,
+        scores=scores,
+        average=weighted_average(scores, weights, shown),
+        step=checkpoint.step,
+        sources=sources,
+    )
+    if measurement is None:
+        return row
+    return replace(
+        row,
+        cohort=next(cohort.name for cohort in cohorts if cohort.comparability == measurement.comparability),
+        mir=measurement.mir,
+        mir_published=measurement.mir_published,
+        mir_published_upper=measurement.mir_published_upper,
+        mir_standard_error=measurement.mir_standard_error,
+        mir_interval=measurement.mir_interval,
+        n_samples=measurement.n_samples,
+        layers=measurement.layers,
+    )
+
+
+def ranked(rows: Iterable[BoardRow], cohorts: Sequence[Cohort]) -> tuple[BoardRow, ...]:
+    """Rows in reading order, each with its rank inside its cohort; equal MIR values share a rank."""
+    order = {cohort.name: index for index, cohort in enumerate(cohorts)}
+    listed = sorted(rows, key=lambda row: (order.get(row.cohort, len(order)), *_best_first(row)))
+    n_better: dict[str, int] = defaultdict(int)
+    last: dict[str, BoardRow] = {}
+    result = []
+    for row in listed:
+        if row.mir is not None:
+            n_better[row.cohort] += 1
+            before = last.get(row.cohort)
+            same = before is not None and before.mir == row.mir
+            row = replace(row, rank=before.rank if before is not None and same else n_better[row.cohort])
+            last[row.cohort] = row
+        result.append(row)
+    return tuple(result)
+
+
+def _best_first(row: BoardRow) -> tuple[float, float, str]:
+    return (
+        row.mir if row.mir is not None else float("inf"),
+        -row.average if row.average is not None else float("inf"),
+        row.name,
+    )
+
+
+def correlations(
+    rows: Sequence[BoardRow], cohorts: Sequence[Cohort], shown: Sequence[Benchmark]
+) -> tuple[Correlation, ...]:
+    """MIR against the average and every benchmark: for each cohort, and for each of its groups if there are several."""
+    scopes: list[tuple[str, list[BoardRow]]] = []
+    for cohort in cohorts:
+        members = [row for row in rows if row.cohort == cohort.name]
+        groups = sorted({row.group for row in members if row.group})
+        scopes.append((cohort.name, members))
+        if len(groups) > 1:
+            scopes += [(f"{cohort.name} / {group}", [row for row in members if row.group == group]) for group in groups]
+    wanted = [
+        (scope, key, [(row.mir, value) for row in members if (value := score_of(row, key)) is not None])
+        for scope, members in scopes
+        for key in (AVERAGE, *(benchmark.key for benchmark in shown))
+    ]
+    found = []
+    for scope, key, pairs in tqdm(wanted, desc="correlating", unit="pair", disable=None, leave=False):
+        if len(pairs) > 1:
+            found.append(correlate(scope, key, [float(mir or 0) for mir, _ in pairs], [value for _, value in pairs]))
+    return tuple(found)
+
+
+def score_of(row: BoardRow, column: str) -> float | None:
+    """The row's value of a benchmark, or of ``AVERAGE``; None where it has none."""
+    return row.average if column == AVERAGE else row.scores.get(column)
+
+
+def unmatched(rows: Sequence[BoardRow]) -> list[Problem]:
+    """Checkpoints that have only a MIR, or only scores, with the names on the other side that look alike."""
+    without_scores = {row.name: row for row in rows if not row.scores}
+    without_mir = {row.name: row for row in rows if row.mir is None}
+    if len(without_mir) == len(rows):
+        return (
+            [Problem("warning", "missing", "report", "no MIR was found in the sources", "Run `mir run`.")]
+            if rows
+            else []
+        )
+    problems = []
+    for here, there, lacking, what_to_do in (
+        (without_scores, without_mir, "no score", "Evaluate it, or name its results among the sources."),
+        (without_mir, without_scores, "no MIR", "Measure it with `mir run`, or name its mir.json among the sources."),
+    ):
+        alike = {_letters_of(row): row for row in there.values()}
+        for name, row in here.items():
+            twin = alike.get(_letters_of(row))
+            hint = f"; {twin.name} ({twin.identity}) looks alike" if twin else ""
+            join = "If that is this checkpoint under another name, put both under one `match:` list."
+            what = f"has {lacking}{hint} ({row.identity})"
+            problems.append(Problem("warning", "unmatched", name, what, join if twin else what_to_do))
+    return problems
+
+
+def _letters_of(row: BoardRow) -> str:
+    """Letters and digits of the last part of a checkpoint's path: what two spellings of one name have in common."""
+    name = PurePosixPath(row.identity.removeprefix(VLMEVALKIT_MODEL)).name
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _without_average(
+    rows: Iterable[BoardRow], weights: Mapping[str, float], shown: Sequence[Benchmark]
+) -> list[Problem]:
+    names = {benchmark.key: benchmark.name for benchmark in shown}
+    problems = []
+    for row in rows:
+        lacking = [names.get(key, key) for key, weight in weights.items() if weight > 0 and key not in row.scores]
+        if row.scores and lacking:
+            what = f"no average: it lacks {', '.join(lacking)}"
+            problems.append(Problem("warning", "missing", row.name, what, "Evaluate it, or set the weight to 0."))
+    return problems
+
+
+def _score_warnings(entries: Sequence[ScoreEntry], shown: Sequence[Benchmark]) -> list[str]:
+    warnings = []
+    partial = sum(entry.used and not entry.complete for entry in entries)
+    if partial:
+        warnings.append(
+            f"{partial} of the scores shown come from partial runs (a limit was set); the page and the Scores sheet "
+            "mark them."
+        )
+    for benchmark in shown:
+        kinds = Counter((e.host, e.task) for e in entries if e.used and e.benchmark == benchmark.key)
+        tasks = {(host, task) for host, task in kinds if host != TABLE}
+        if len(tasks) > 1 or len({host for host, _ in kinds}) > 1:
+            listed = ", ".join(f"{count} from {host} {task}" for (host, task), count in kinds.most_common())
+            warnings.append(f"{benchmark.name} mixes sources whose prompts and answer matching differ: {listed}.")
+    return warnings

@@ -1,0 +1,132 @@
+"""Figures of a report as PNG and SVG: MIR against scores, gaps over layers, MIR along training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from mir_plugin.reports.board.board import Board, BoardRow
+from mir_plugin.reports.board.training import TrainingRun, training_quantities, training_runs
+from mir_plugin.reports.figures.scatter import score_figure, scores_figure
+from mir_plugin.reports.figures.style import (
+    DASHES,
+    MARKERS,
+    STYLE,
+    legend_beside,
+    legend_label,
+    new_figure,
+    save,
+)
+from mir_plugin.reports.read.cell_text import storable
+from mir_plugin.reports.view.series import LAYER_METRICS, PALETTE, scopes
+
+ROOM_FOR_EVERY_TICK = 4  # largest ÷ smallest value of a log axis
+
+
+def write_figures(board: Board, folder: Path) -> Path:
+    """Write every figure that the board has data for; the same board gives the same files.
+
+    Only the largest cohort is drawn, as MIR values of different cohorts must not share an axis. Figures of an earlier
+    report that this board has no data for are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in FIGURES:
+        with matplotlib.rc_context(STYLE):
+            figure = draw(board)
+        if figure is not None:
+            save(figure, folder / name)
+            continue
+        for suffix in (".png", ".svg"):
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)
+    return folder
+
+
+def layers_figure(board: Board) -> Figure | None:
+    """Distance over layers, one line for each of the first checkpoints of the leaderboard; None without layers."""
+    rows = [row for row in _largest_cohort(board) if row.layers][: len(PALETTE)]
+    if not rows:
+        return None
+    metric = LAYER_METRICS[0]
+    figure = new_figure(board, 6.4, 3.8)
+    axes = figure.subplots()
+    curves = [[math.nan if (v := metric.value(layer)) is None else v for layer in row.layers] for row in rows]
+    for place, (row, curve) in enumerate(zip(rows, curves, strict=True)):
+        axes.plot(
+            [layer.layer for layer in row.layers],
+            curve,
+            color=PALETTE[place],
+            linestyle=DASHES[place % len(DASHES)],
+            linewidth=1.7,
+            label=legend_label(row.name),
+        )
+    if min(map(min, curves)) > 0:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        tick_text = FuncFormatter(_log_tick if high > ROOM_FOR_EVERY_TICK * low else lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_formatter(tick_text)
+        axes.yaxis.set_minor_formatter(tick_text)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("Layer")
+    axes.set_ylabel(metric.label)
+    legend_beside(axes)
+    return figure
+
+
+def _log_tick(value: float, _: int | None) -> str:
+    """Plain numbers beside the ticks 1, 2, 3, 5, 10 …; between them there is no room."""
+    text = f"{value:g}"
+    return text if text.strip("0.")[:1] in tuple("1235") and len(text.strip("0.")) == 1 else ""
+
+
+def training_figure(board: Board) -> Figure | None:
+    """MIR, the main score and the training loss over training steps, one panel each; None without steps."""
+    runs = training_runs(board)
+    if not runs:
+        return None
+    quantities = training_quantities(board, runs)
+    figure = new_figure(board, 6.4, 1.1 + 1.75 * len(quantities))
+    panels = list(figure.subplots(len(quantities), 1, sharex=True, squeeze=False).flat)
+    for axes, (key, label) in zip(panels, quantities, strict=True):
+        for place, run in enumerate(runs):
+            axes.plot(
+                *run.values(key),
+                color=PALETTE[place],
+                marker=MARKERS[place],
+                linestyle=DASHES[place % len(DASHES)],
+                markersize=4.5,
+                linewidth=1.5,
+                label=legend_label(run.label),
+            )
+        axes.set_ylabel(storable(label))
+    for place, run in enumerate(runs):
+        _draw_mir_intervals(panels[0], run, PALETTE[place])
+    panels[-1].set_xlabel("Training step")
+    figure.align_ylabels(panels)
+    if len(runs) > 1:
+        legend_beside(panels[0])
+    return figure
+
+
+def _draw_mir_intervals(axes: Axes, run: TrainingRun, colour: str) -> None:
+    measured = [(row.step or 0, *row.mir_interval) for row in run.rows if row.mir_interval]
+    if measured:
+        steps, low, high = zip(*measured, strict=True)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _largest_cohort(board: Board) -> tuple[BoardRow, ...]:
+    return scopes(board)[0].rows if board.cohorts else ()
+
+
+FIGURES: tuple[tuple[str, Callable[[Board], Figure | None]], ...] = (
+    ("mir-vs-score", score_figure),
+    ("mir-vs-scores", scores_figure),
+    ("layers", layers_figure),
+    ("training-steps", training_figure),
+)

@@ -1,0 +1,1 @@
+"""Results of MIR and scores of benchmarks, as their tools write them."""

@@ -1,0 +1,112 @@
+"""Which records belong to one checkpoint: by path, by name as given to the host tool, by weights fingerprint."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Hashable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Generic, TypeVar
+
+from mir_plugin.reports.read.records import CheckpointRef
+from mir_plugin.selection.steps import is_only_a_step
+
+PATH, NAME, WEIGHTS, VLMEVALKIT_MODEL = "path:", "name:", "weights:", "vlmevalkit:"
+NOT_IN_PATHS = re.compile(r'[<>"|\x00-\x1f]')  # no portable path or hub name holds these
+
+K = TypeVar("K", bound=Hashable)
+
+
+def checkpoint_ref(text: str, weights: str = "") -> CheckpointRef:
+    """Reference for a checkpoint named by a path or a hub name, as given to ``pretrained=`` or ``mir run``.
+
+    A relative path that exists is resolved, so that ``ckpts/a``, ``./ckpts/a/`` and its absolute path are one.
+    Equal fingerprints of the weights join copies that lie at different places.
+    """
+    name = posixpath.normpath(text.strip())
+    keys = [NAME + name]
+    place = resolved(name)
+    if place is not None and (name.startswith(("/", "~")) or os.path.exists(name)):  # noqa: PTH110 - never raises
+        keys.insert(0, PATH + place)
+    if weights:
+        keys.append(WEIGHTS + weights)
+    return CheckpointRef(label=name, keys=tuple(keys))
+
+
+def resolved(text: str) -> str | None:
+    """The absolute path that a text means, links followed; None where it cannot mean one (``~nobody``, a loop)."""
+    try:
+        return str(Path(text).expanduser().resolve())
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def vlmevalkit_ref(model: str) -> CheckpointRef:
+    """Reference for a VLMEvalKit model name; its trees do not record the path."""
+    return CheckpointRef(label=model, keys=(VLMEVALKIT_MODEL + model,))
+
+
+def plain(key: str) -> str:
+    """A key without its kind, as a person would write it."""
+    return key.split(":", 1)[1]
+
+
+def short_names(labels: Iterable[str]) -> dict[str, str]:
+    """For each of several distinct labels the fewest trailing path parts that tell it from the others.
+
+    >>> short_names(["run-1/checkpoint-500", "run-2/checkpoint-500", "llava"])
+    {'llava': 'llava', 'run-1/checkpoint-500': 'run-1/checkpoint-500', 'run-2/checkpoint-500': 'run-2/checkpoint-500'}
+
+    What is no path stays whole, whatever slashes it has:
+
+    >>> short_names(["<b>ours</b>"])
+    {'<b>ours</b>': '<b>ours</b>'}
+    """
+    names: dict[str, str] = {}
+    pending, depth = list(labels), 1
+    while pending:
+        tails = {label: _tail(label, depth) for label in pending}
+        counts: dict[str, int] = {}
+        for tail in [*tails.values(), *names.values()]:
+            counts[tail] = counts.get(tail, 0) + 1
+        for label, tail in tails.items():
+            deepest = len(_parts(label)) <= depth
+            if (counts[tail] == 1 and not is_only_a_step(tail)) or deepest:
+                names[label] = tail
+        pending = [label for label in pending if label not in names]
+        depth += 1
+    return names
+
+
+def _tail(label: str, depth: int) -> str:
+    parts = _parts(label)
+    return str(PurePosixPath(*parts[-depth:])) if len(parts) > 1 else label
+
+
+def _parts(label: str) -> tuple[str, ...]:
+    return (label,) if NOT_IN_PATHS.search(label) else PurePosixPath(label).parts
+
+
+class Clusters(Generic[K]):
+    """Sets of keys that belong together (union-find)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[K, K] = {}
+
+    def join(self, keys: Iterable[K]) -> None:
+        """Say that all these keys are one thing."""
+        roots = [self.root(key) for key in keys]
+        for root in roots[1:]:
+            self._parent[self.root(root)] = self.root(roots[0])
+
+    def root(self, key: K) -> K:
+        """The representative of the key's set; a new key is a set of its own."""
+        self._parent.setdefault(key, key)
+        path = []
+        while self._parent[key] != key:
+            path.append(key)
+            key = self._parent[key]
+        for visited in path:
+            self._parent[visited] = key
+        return key

@@ -1,0 +1,72 @@
+"""Reads ``mir.json`` files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mir_plugin.errors import MirError
+from mir_plugin.reports.read.identity import checkpoint_ref
+from mir_plugin.reports.read.records import (
+    UNSTATED,
+    CheckpointRef,
+    Comparability,
+    Harvest,
+    Measurement,
+    Problem,
+    Run,
+)
+from mir_plugin.results import MirResult
+
+
+def read_mir_json(path: Path, beside: CheckpointRef | None = None) -> Harvest:
+    """One measurement, or one problem that names the file.
+
+    Args:
+        beside: the model in whose output folder the file lies; the two are then one checkpoint.
+    """
+    try:
+        result = MirResult.load(path)
+    except MirError as error:
+        what = str(error).removeprefix(f"{path} ")
+        return Harvest(problems=(Problem("error", "unreadable", str(path), what, "Or delete it."),))
+    run = Run(
+        run_id=str(path),
+        host=result.host,
+        checkpoint=result.checkpoint,
+        source=str(path),
+        date=result.created,
+        tasks=("mir",),
+        fingerprints=result.fingerprints,
+        versions=result.versions,
+    )
+    return Harvest(measurements=(measurement_of(result, str(path), beside),), runs=(run,))
+
+
+def measurement_of(result: MirResult, run_id: str, beside: CheckpointRef | None = None) -> Measurement:
+    """What a report keeps of a result; ``beside`` is another way to know its checkpoint by."""
+    checkpoint = checkpoint_ref(result.checkpoint, result.fingerprints.get("checkpoint", ""))
+    if beside:
+        checkpoint = CheckpointRef(checkpoint.label, (*checkpoint.keys, *beside.keys))
+    low, high = result.uncertainty.get("low"), result.uncertainty.get("high")
+    return Measurement(
+        checkpoint=checkpoint,
+        mir=result.mir,
+        comparability=Comparability(
+            estimator=result.estimator,
+            samples=result.fingerprints.get("samples", UNSTATED),
+            protocol=result.fingerprints.get("protocol", UNSTATED),
+        ),
+        mir_published=result.mir_published,
+        mir_published_upper=result.mir_published_upper,
+        mir_standard_error=_number_or_none(result.uncertainty.get("standard_error")),
+        mir_interval=(float(low), float(high)) if low is not None and high is not None else None,
+        n_samples=result.n_samples,
+        layers=result.layers,
+        date=result.created,
+        run_id=run_id,
+    )
+
+
+def _number_or_none(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,158 @@
+"""What the readers yield: scores, MIR measurements, runs and problems, each as one immutable record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from mir_plugin.results import LayerDistance
+from mir_plugin.robustness.results import Robustness
+
+UNSTATED = "unstated"
+
+Severity = Literal["error", "warning", "note"]
+ProblemKind = Literal["unreadable", "unmatched", "incomparable", "missing", "superseded"]
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """What a source says about the checkpoint it measured; records whose keys overlap belong to one checkpoint.
+
+    Attributes:
+        label: the shortest honest name, shown when the configuration gives no display name.
+        keys: identities such as ``path:/models/a``, ``weights:1f3c…`` or ``vlmevalkit:llava_v1.5_7b``; at least one.
+    """
+
+    label: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of one benchmark, as the host tool wrote it.
+
+    Attributes:
+        checkpoint: whose score it is.
+        host: "lmms-eval", "vlmevalkit" or "table".
+        task: the benchmark's name in that host, for example ``mmbench_en_dev``.
+        metric: the field that was read, for example ``average,none`` or ``dev|Overall``.
+        value: finite number on the host's own scale.
+        complete: false when the run saw only a part of the benchmark (``--limit``, ``--offset``).
+        date: ISO 8601 text, sortable; empty when the source does not say.
+        run_id: the Run it comes from.
+    """
+
+    checkpoint: CheckpointRef
+    host: str
+    task: str
+    metric: str
+    value: float
+    complete: bool = True
+    n_samples: int | None = None
+    date: str = ""
+    run_id: str = ""
+
+
+@dataclass(frozen=True)
+class Comparability:
+    """What must agree before two MIR values may share a ranking. ``unstated`` where the source does not say."""
+
+    estimator: str = UNSTATED
+    samples: str = UNSTATED
+    protocol: str = UNSTATED
+
+    def differing(self, other: Comparability) -> tuple[str, ...]:
+        """Names of the parts that differ, in reading order."""
+        return tuple(name for name in COMPARABILITY_PARTS if getattr(self, name) != getattr(other, name))
+
+
+COMPARABILITY_PARTS = tuple(part.name for part in fields(Comparability))
+"""What must agree, in reading order; also the headings of tables."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One MIR value of one checkpoint, with everything needed to compare and to plot it."""
+
+    checkpoint: CheckpointRef
+    mir: float
+    comparability: Comparability = Comparability()
+    mir_published: float | None = None
+    mir_published_upper: float | None = None
+    mir_standard_error: float | None = None
+    mir_interval: tuple[float, float] | None = None
+    n_samples: int | None = None
+    layers: tuple[LayerDistance, ...] = ()
+    date: str = ""
+    run_id: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Provenance: one file, or one run directory, that something was read from."""
+
+    run_id: str
+    host: str
+    checkpoint: str
+    source: str
+    date: str = ""
+    tasks: tuple[str, ...] = ()
+    complete: bool = True
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture that a page shows as it is.
+
+    Attributes:
+        title: what it belongs to: a checkpoint, or the name of a study.
+        caption: what it shows.
+        png: the file's bytes.
+        source: the file.
+        keys: identities of the checkpoint, whose display name a report puts in the title's place; empty for others.
+    """
+
+    title: str
+    caption: str
+    png: bytes
+    source: str
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something the reader of a report must know: what, where, and what to do about it."""
+
+    severity: Severity
+    kind: ProblemKind
+    where: str
+    what: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """All that the readers found in all sources, before anything is joined."""
+
+    scores: tuple[Score, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    runs: tuple[Run, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    robustness: tuple[Robustness, ...] = ()
+
+    @classmethod
+    def total(cls, parts: Iterable[Harvest]) -> Harvest:
+        """All parts as one."""
+        parts = tuple(parts)
+        return cls(
+            tuple(score for part in parts for score in part.scores),
+            tuple(measurement for part in parts for measurement in part.measurements),
+            tuple(run for part in parts for run in part.runs),
+            tuple(problem for part in parts for problem in part.problems),
+            tuple(picture for part in parts for picture in part.pictures),
+            tuple(report for part in parts for report in part.robustness),
+        )

@@ -1,0 +1,216 @@
+"""Reads plain tables of scores (CSV, TSV, XLSX): one row per checkpoint, one column per benchmark."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mir_plugin.reports.read.benchmarks import TABLE, find_column
+from mir_plugin.reports.read.cell_text import without_apostrophe
+from mir_plugin.reports.read.identity import checkpoint_ref
+from mir_plugin.reports.read.records import (
+    COMPARABILITY_PARTS,
+    UNSTATED,
+    CheckpointRef,
+    Comparability,
+    Harvest,
+    Measurement,
+    Problem,
+    Run,
+    Score,
+)
+from mir_plugin.reports.read.spreadsheet import ends_with_a_line, further_sheets, read_grid
+
+IDENTITY_HEADINGS = ("identity", "checkpoint", "pretrained", "model_path", "model", "name")
+MIR_HEADINGS = ("mir", "mir_published", "mir_published_upper")
+LARGEST_LOGARITHM = sys.float_info.max_10_exp  # a MIR beyond it would be that of distances that no number can hold
+EMPTY_CELLS = frozenset({"", "-", "–", "—", "n/a", "na", "nan", "none", "null"})
+
+
+def read_score_table(path: Path) -> Harvest:
+    """Scores and MIR values of a table; numbers are taken to be on the benchmark's own scale (percent, MME in points).
+
+    The checkpoint is named by the column headed identity, or else checkpoint, pretrained, model_path, model or name.
+    Columns headed estimator, samples, protocol and date say what a MIR may be compared with. Empty cells and "N/A" are
+    no scores; other text in a score's column is a problem.
+    """
+    source = str(path)
+    try:
+        grid, unread = read_grid(path), further_sheets(path)
+    except (OSError, ValueError) as error:
+        problem = Problem("error", "unreadable", source, f"not read: {error}", "Save the table again as CSV or XLSX.")
+        return Harvest(problems=(problem,))
+    headings = [_text(cell) for cell in grid[0]] if grid else []
+    lowered = [heading.casefold() for heading in headings]
+    named_by = next((lowered.index(name) for name in IDENTITY_HEADINGS if name in lowered), None)
+    if named_by is None:
+        problem = Problem(
+            "error",
+            "unreadable",
+            source,
+            f"no column names the checkpoint; columns are: {', '.join(headings) or 'none'}",
+            f"Head one column {' or '.join(IDENTITY_HEADINGS)}.",
+        )
+        return Harvest(problems=(problem,))
+    kept, ignored = _score_columns(headings, grid[1:])
+    kept, problems = _without_doubles(kept, source)
+    rows = list(enumerate(grid[1:], start=2))
+    contradictory, contradictions = _contradictory_rows(rows, kept, named_by, source)
+    problems += contradictions
+    harvests = [_read_row(source, n, kept, cells, named_by) for n, cells in rows if n not in contradictory]
+    if ignored:
+        what = f"columns without a number are not scores: {', '.join(ignored)}"
+        problems.append(Problem("note", "missing", source, what))
+    if unread:
+        what = f"only its first sheet is read, not {', '.join(unread)}"
+        problems.append(Problem("note", "missing", source, what, "Give each sheet as a file, if it holds scores."))
+    if not rows:
+        problems.append(Problem("warning", "missing", source, "it holds headings, but no row", "Add rows to it."))
+    if not ends_with_a_line(path):
+        what = "its last line has no end; if the file was cut short, the last number is wrong"
+        problems.append(Problem("note", "unreadable", source, what, "Compare the last row with its origin."))
+    return Harvest.total([*harvests, Harvest(problems=tuple(problems))])
+
+
+def _without_doubles(headings: Sequence[str], source: str) -> tuple[list[str], list[Problem]]:
+    """Headings with those blanked that stand over several columns: which of them counts, nobody can tell."""
+    counts = Counter(_field(heading) for heading in headings if heading)
+    twice = [name for name, count in counts.items() if count > 1]
+    problems = [
+        Problem("error", "unreadable", source, f"{counts[name]} columns are headed {name!r}", "Not read. Keep one.")
+        for name in twice
+    ]
+    return ["" if _field(heading) in twice else heading for heading in headings], problems
+
+
+def _contradictory_rows(
+    rows: Sequence[tuple[int, Sequence[Any]]], headings: Sequence[str], named_by: int, source: str
+) -> tuple[set[int], list[Problem]]:
+    """Numbers of rows that give one checkpoint, of one date, two values of one column: nobody can tell which counts."""
+    lowered = [heading.casefold() for heading in headings]
+    date_at = lowered.index("date") if "date" in lowered else None
+    told: dict[tuple[Any, ...], tuple[int, Any]] = {}
+    contradictory: set[int] = set()
+    problems = []
+    for number, cells in rows:
+        texts = [_text(cell) for cell in cells]
+        if named_by >= len(texts) or not texts[named_by]:
+            continue
+        keys = checkpoint_ref(without_apostrophe(texts[named_by])).keys
+        date = texts[date_at] if date_at is not None and date_at < len(texts) else ""
+        for heading, cell, text in zip(headings, cells, texts, strict=False):
+            if not heading or heading.casefold() in IDENTITY_HEADINGS or text.casefold() in EMPTY_CELLS:
+                continue
+            value = text if _number(cell) is None else _number(cell)
+            first, earlier = told.setdefault((keys, date, heading), (number, value))
+            if earlier != value:
+                contradictory |= {first, number}
+                what = f"rows {first} and {number} are both {texts[named_by]}, with {heading} {earlier} and {value}"
+                remedy = "Neither is read. Keep one, or tell them apart in a column headed date."
+                problems.append(Problem("error", "unreadable", source, what, remedy))
+    return contradictory, problems
+
+
+def _score_columns(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[str]]:
+    """Headings with those of text columns blanked, and which these are. Columns that have a meaning stay."""
+    known = {*IDENTITY_HEADINGS, *MIR_HEADINGS, *COMPARABILITY_PARTS, "date"}
+    kept, ignored = [], []
+    for index, heading in enumerate(headings):
+        cells = [row[index] for row in rows if index < len(row) and _text(row[index]).casefold() not in EMPTY_CELLS]
+        text_only = bool(cells) and all(_number(cell) is None for cell in cells)
+        if heading and text_only and heading.casefold() not in known and find_column(heading) is None:
+            ignored.append(heading)
+            heading = ""
+        kept.append(heading)
+    return kept, ignored
+
+
+def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence[Any], named_by: int) -> Harvest:
+    # Not strict: a row may end early; cells beyond the last heading are told below.
+    row = {heading: cell for heading, cell in zip(headings, cells, strict=False) if heading}
+    name = without_apostrophe(_text(cells[named_by])) if named_by < len(cells) else ""
+    where = f"{source} row {number}"
+    surplus = [_text(cell) for cell in cells[len(headings) :] if _text(cell)]
+    if surplus:
+        what = f"has more cells than there are headings: {', '.join(surplus)}; perhaps a comma in a cell without quotes"
+        return Harvest(problems=(Problem("error", "unreadable", where, what, "Not read. Correct the row."),))
+    if not name:
+        return Harvest(problems=(Problem("error", "unreadable", where, "names no checkpoint", "Fill in its name."),))
+    facts = {heading.casefold(): _text(cell) for heading, cell in row.items()}
+    checkpoint, date = checkpoint_ref(name), _date(facts.get("date", ""))
+    scores, mir, problems = [], {}, []
+    texts = {*IDENTITY_HEADINGS, *COMPARABILITY_PARTS, "date"}
+    for heading, cell in row.items():
+        if heading.casefold() in texts or _text(cell).casefold() in EMPTY_CELLS:
+            continue
+        value = _number(cell)
+        if value is None or (_field(heading) in MIR_HEADINGS and abs(value) > LARGEST_LOGARITHM):
+            what = f"{heading} is {_text(cell)!r}, which it cannot be; the cell is left empty"
+            problems.append(Problem("warning", "missing", where, what, "Correct the cell."))
+        elif _field(heading) in MIR_HEADINGS:
+            mir[_field(heading)] = value
+        else:
+            scores.append(Score(checkpoint, TABLE, heading, heading, value, date=date, run_id=source))
+    if not scores and not mir and not problems:
+        problems.append(
+            Problem("warning", "missing", where, f"{name} has no number", "Fill in its scores, or remove it.")
+        )
+    run = Run(source, TABLE, name, source, date, tuple(score.task for score in scores))
+    return Harvest(tuple(scores), _measurement(mir, facts, checkpoint, date, source), (run,), tuple(problems))
+
+
+def _measurement(
+    mir: Mapping[str, float], facts: Mapping[str, str], checkpoint: CheckpointRef, date: str, source: str
+) -> tuple[Measurement, ...]:
+    if "mir" not in mir:
+        return ()
+    stated = {name: facts[name] for name in COMPARABILITY_PARTS if facts.get(name)}
+    comparability = Comparability(**{name: stated.get(name, UNSTATED) for name in COMPARABILITY_PARTS})
+    return (
+        Measurement(
+            checkpoint,
+            mir["mir"],
+            comparability,
+            mir.get("mir_published"),
+            mir.get("mir_published_upper"),
+            date=date,
+            run_id=source,
+        ),
+    )
+
+
+def _field(heading: str) -> str:
+    """``MIR published`` and ``mir_published`` are one column."""
+    return heading.casefold().replace(" ", "_")
+
+
+def _text(cell: Any) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, (datetime.datetime, datetime.date)):
+        return cell.isoformat()
+    return str(cell).strip()
+
+
+def _number(cell: Any) -> float | None:
+    if isinstance(cell, bool):
+        return None
+    if isinstance(cell, str) and "_" in cell:  # Python reads 3_4 as 34
+        return None
+    try:
+        number = float(cell.strip().removesuffix("%") if isinstance(cell, str) else cell)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _date(text: str) -> str:
+    try:
+        return datetime.datetime.fromisoformat(text).isoformat()
+    except ValueError:
+        return ""

@@ -1,0 +1,225 @@
+"""Reads the output trees of VLMEvalKit, in all three layouts it has had; never imports it (that takes a minute).
+
+``<tree>/<model>/T<date>-<time>/`` since April 2026, ``T<date>_G<commit>/`` before, and flat ``<tree>/<model>/`` before
+November 2024. Links in the model folder repeat what lies in run folders, so only real files count there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mir_plugin.files.strict_json import json_document
+from mir_plugin.reports.read.benchmarks import BENCHMARKS, VLMEVALKIT
+from mir_plugin.reports.read.identity import vlmevalkit_ref
+from mir_plugin.reports.read.records import (
+    Harvest,
+    Problem,
+    Run,
+    Score,
+)
+from mir_plugin.reports.read.spreadsheet import read_grid
+
+RUN_DIR = re.compile(r"T(\d{8})(?:-(\d{6})|_G[0-9a-f]{8})$")
+SCORE_FILE = re.compile(r"(?P<rest>.+)_(?:acc|score)\.(?:csv|tsv|xlsx|json)$")
+ANSWER_SUFFIXES = frozenset({".xlsx", ".tsv", ".json", ".pkl"})
+LABEL_COLUMNS = ("split", "category")
+MIR_DATA_SET = "MIR"
+DECLARED_TASKS = frozenset(
+    task for benchmark in BENCHMARKS for line in benchmark.headlines if line.host == VLMEVALKIT for task in line.tasks
+)
+LINK_TEXT_BYTES = 4096  # a link that was copied as a text file holds one path
+
+
+@dataclass(frozen=True)
+class _RunFolder:
+    folder: Path
+    model: str
+    date: str
+    status: Mapping[str, Any]
+
+    @property
+    def data_sets(self) -> Mapping[str, Any]:
+        listed = self.status.get("datasets")
+        return listed if isinstance(listed, dict) else {}
+
+
+def is_model_dir(folder: Path) -> bool:
+    """Whether VLMEvalKit wrote this folder for one model."""
+    children = list(folder.iterdir())
+    if any(RUN_DIR.match(child.name) and child.is_dir() for child in children):
+        return True
+    prefix = f"{folder.name}_"
+    return any(child.name.startswith(prefix) and SCORE_FILE.match(child.name) for child in children)
+
+
+def read_model_dir(folder: Path) -> Harvest:
+    """All scores of one model: every run folder, and the files of the flat layout."""
+    run_dirs = sorted(child for child in folder.iterdir() if RUN_DIR.match(child.name) and child.is_dir())
+    harvest = Harvest.total(_read_run(run_dir, folder.name) for run_dir in [*run_dirs, folder])
+    unscored = [problem for problem in harvest.problems if problem.kind == "missing"]
+    scored = {score.task for score in harvest.scores}
+    kept = [problem for problem in harvest.problems if problem not in unscored]
+    kept += {p.where: p for p in unscored if p.where.rsplit(" ", 1)[-1] not in scored}.values()
+    return Harvest(harvest.scores, harvest.measurements, harvest.runs, tuple(kept))
+
+
+def _read_run(folder: Path, model: str) -> Harvest:
+    status, problems = _read_status(folder / "status.json")
+    run = _RunFolder(folder, model, _date_of(folder.name), status)
+    scores: list[Score] = []
+    files = [path for path in sorted(folder.glob("*")) if path.is_file() and not is_link(path)]
+    answered = {_strip(path.stem, model) for path in files if path.suffix in ANSWER_SUFFIXES}
+    for path in files:
+        match = SCORE_FILE.match(_strip(path.name, model))
+        if not path.name.startswith(f"{model}_") or not match:
+            continue
+        data_set = data_set_name(match["rest"], {*run.data_sets, *answered, *DECLARED_TASKS})
+        if data_set == MIR_DATA_SET:
+            continue  # the full result lies beside it as mir.json
+        try:
+            values = dict(score_values(path))
+        except (OSError, ValueError) as error:
+            problems.append(
+                Problem("error", "unreadable", str(path), f"not read: {error}", "Score this data set again.")
+            )
+            continue
+        if not values:
+            problems.append(Problem("error", "unreadable", str(path), "holds no number", "Score this data set again."))
+        scores += [_score(run, data_set, metric, value) for metric, value in values.items()]
+    scored = {score.task for score in scores}
+    problems += [
+        _not_scored(run, name, entry)
+        for name, entry in run.data_sets.items()
+        if name not in scored and name != MIR_DATA_SET and isinstance(entry, dict)
+    ]
+    if not scores and not problems and not run.data_sets:
+        return Harvest()
+    commit = status.get("commit")
+    provenance = Run(
+        run_id=str(folder),
+        host=VLMEVALKIT,
+        checkpoint=model,
+        source=str(folder),
+        date=run.date,
+        tasks=tuple(sorted(scored)),
+        versions={"vlmevalkit": str(commit)} if commit else {},
+    )
+    return Harvest(tuple(scores), (), (provenance,), tuple(problems))
+
+
+def _score(run: _RunFolder, data_set: str, metric: str, value: float) -> Score:
+    entry = run.data_sets.get(data_set)
+    updated = entry.get("updated_at") if isinstance(entry, dict) else None
+    return Score(
+        checkpoint=vlmevalkit_ref(run.model),
+        host=VLMEVALKIT,
+        task=data_set,
+        metric=metric,
+        value=value,
+        date=str(updated or run.date)[:19],
+        run_id=str(run.folder),
+    )
+
+
+def _not_scored(run: _RunFolder, data_set: str, entry: Mapping[str, Any]) -> Problem:
+    """``status: done`` also means that the scoring failed; only a score file or metrics mean success."""
+    reason = str(entry.get("error_message") or "").strip().split("\n", 1)[0]
+    what = "answered, but not scored" + (f": {reason}" if reason else ", and no reason was recorded")
+    return Problem("warning", "missing", f"{run.model} {data_set}", what, "Score it with `--mode eval --reuse`.")
+
+
+def data_set_name(rest: str, known: Iterable[str]) -> str:
+    """Data set of a score file's name without model and suffix; judges put their own name in between.
+
+    >>> data_set_name("MMVet_gpt-4-turbo", ["MMVet", "MMBench_DEV_EN"])
+    'MMVet'
+    """
+    candidates = set(known) - {""}
+    if rest in candidates:
+        return rest
+    return max((name for name in candidates if rest.startswith(f"{name}_")), key=len, default=rest)
+
+
+def score_values(path: Path) -> Iterator[tuple[str, float]]:
+    """(``label|column``, number) of a score file; the label is its split or category, else ``none``.
+
+    Raises:
+        OSError, ValueError: if the file cannot be read as a table.
+    """
+    for row in _rows(path):
+        by_name = {name.casefold(): value for name, value in row.items()}
+        label = next((str(by_name[name]) for name in LABEL_COLUMNS if by_name.get(name)), "none")
+        for name, value in row.items():
+            if name.casefold() not in LABEL_COLUMNS:
+                number = _finite(value)
+                if number is not None:
+                    yield f"{label}|{name}", number
+
+
+def _rows(path: Path) -> list[Mapping[str, Any]]:
+    if path.suffix != ".json":
+        header, *lines = read_grid(path) or [[]]
+        # Not strict: spreadsheets leave out empty cells at the end of a row.
+        return [dict(zip(map(str, header), line, strict=False)) for line in lines]
+    data = json_document(path.read_text(encoding="utf-8"))
+    if isinstance(data, dict) and all(isinstance(value, dict) for value in data.values()):
+        data = list(data.values())
+    rows = data if isinstance(data, list) else [data]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("expected an object, or a list of objects")
+    return rows
+
+
+def _finite(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def is_link(path: Path) -> bool:
+    """Whether this is a link to a file of the same name, or such a link copied as a text file that holds its target."""
+    if path.is_symlink():
+        return True
+    if path.stat().st_size > LINK_TEXT_BYTES:
+        return False
+    content = path.read_bytes().strip()
+    return b"\n" not in content and content.endswith(b"/" + path.name.encode())
+
+
+def _read_status(path: Path) -> tuple[Mapping[str, Any], list[Problem]]:
+    if not path.is_file() or is_link(path):
+        return {}, []
+    try:
+        status = json_document(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problem = Problem(
+            "error", "unreadable", str(path), f"not read: {error}", "Its score files are read all the same."
+        )
+        return {}, [problem]
+    return (status, []) if isinstance(status, dict) else ({}, [])
+
+
+def _date_of(name: str) -> str:
+    match = RUN_DIR.match(name)
+    if not match:
+        return ""
+    try:
+        if not match[2]:
+            return datetime.datetime.strptime(match[1], "%Y%m%d").date().isoformat()
+        return datetime.datetime.strptime(match[1] + match[2], "%Y%m%d%H%M%S").isoformat()
+    except ValueError:  # digits, but no date
+        return ""
+
+
+def _strip(name: str, model: str) -> str:
+    return name.removeprefix(f"{model}_")

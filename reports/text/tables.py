@@ -1,0 +1,135 @@
+"""The leaderboard and the correlations as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from mir_plugin.reports.board.board import AVERAGE, Board, BoardRow
+from mir_plugin.reports.board.cohorts import briefly
+from mir_plugin.reports.read.cell_text import csv_text, latex_text, markdown_text
+from mir_plugin.reports.read.records import COMPARABILITY_PARTS
+from mir_plugin.reports.view.columns import (
+    COEFFICIENTS,
+    BestValues,
+    Column,
+    correlation_columns,
+    leaderboard_columns,
+    rounded,
+)
+
+R = TypeVar("R")
+
+LEFT_OUT_OF_PRINT = frozenset({"Identity", "n samples", "MIR low", "MIR high"})
+ALIGNED_LEFT = frozenset({"Checkpoint", "Group", "Cohort", "Rows", "MIR against", "Note"})
+PRINTED_CORRELATION = frozenset(
+    {"Rows", "MIR against", "n", "Note", *(f"{name} {symbol}" for name, symbol, _ in COEFFICIENTS)}
+    | {f"p of {symbol}" for _, symbol, _ in COEFFICIENTS}
+)
+
+
+def to_csv(board: Board) -> str:
+    """All columns of the leaderboard with full precision, and how MIR was measured; missing values are empty cells.
+
+    A report can be made from this file again: names that a spreadsheet would take for formulas get an apostrophe.
+    """
+    columns = leaderboard_columns(board)
+    measured = {cohort.name: cohort.comparability for cohort in board.cohorts}
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\n")
+    writer.writerow([*(column.heading for column in columns), *COMPARABILITY_PARTS])
+    for row in board.rows:
+        how = [getattr(measured[row.cohort], name) if row.cohort else None for name in COMPARABILITY_PARTS]
+        writer.writerow([_csv_cell(value) for value in [*(column.value(row) for column in columns), *how]])
+    return output.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    return csv_text(value) if isinstance(value, str) else value
+
+
+def to_markdown(board: Board) -> str:
+    """Leaderboard, warnings and correlations, for a paper's draft or a model card; best values in bold."""
+    parts = [f"# {markdown_text(board.title)}", *(f"> **Note:** {markdown_text(text)}" for text in board.warnings)]
+    columns = _printed(board)
+    best = BestValues.of(board)
+    parts.append(_markdown_table(columns, [_cells(best, columns, row, markdown_text, "**{}**") for row in board.rows]))
+    parts += [f"Cohort {markdown_text(briefly(cohort))}." for cohort in board.cohorts]
+    if board.correlations:
+        printed = [column for column in correlation_columns(board) if column.heading in PRINTED_CORRELATION]
+        rows = [[_plain(column, c, markdown_text) for column in printed] for c in board.correlations]
+        parts += [
+            "## Correlation of MIR with scores",
+            "Lower MIR is better, so a negative correlation means that a lower MIR goes with higher scores.",
+            _markdown_table(printed, rows),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(columns: Sequence[Column[R]], rows: Iterable[Sequence[str]]) -> str:
+    rules = [":--" if column.heading in ALIGNED_LEFT else "--:" for column in columns]
+    lines = [[markdown_text(column.heading) for column in columns], rules, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def to_latex(board: Board) -> str:
+    """The leaderboard as a ``booktabs`` table, best values in bold; warnings stand in the caption."""
+    columns = _printed(board)
+    shape = "".join("l" if column.heading in ALIGNED_LEFT else "r" for column in columns)
+    best = BestValues.of(board)
+    rows = [_cells(best, columns, row, latex_text, r"\textbf{{{}}}") for row in board.rows]
+    measured = [f"MIR: {briefly(cohort)}." for cohort in board.cohorts]
+    caption = " ".join(latex_text(text) for text in (f"{board.title}.", *measured, *board.warnings))
+    lines = [
+        r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{caption}}}",
+        r"\resizebox{\linewidth}{!}{%",
+        rf"\begin{{tabular}}{{{shape}}}",
+        r"\toprule",
+        " & ".join(latex_text(column.heading).replace("±", r"$\pm$") + _direction(board, column) for column in columns)
+        + r" \\",
+        r"\midrule",
+        *(" & ".join(row) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _direction(board: Board, column: Column[BoardRow]) -> str:
+    if column.heading.startswith("MIR") and column.heading != "MIR ±":
+        return r" $\downarrow$"
+    if column.key == AVERAGE:
+        return r" $\uparrow$"
+    if column.key:
+        return r" $\uparrow$" if board.benchmark(column.key).higher_is_better else r" $\downarrow$"
+    return ""
+
+
+def _printed(board: Board) -> list[Column[BoardRow]]:
+    return [column for column in leaderboard_columns(board) if column.heading not in LEFT_OUT_OF_PRINT]
+
+
+def _cells(
+    best: BestValues, columns: Sequence[Column[BoardRow]], row: BoardRow, text: Callable[[str], str], bold: str
+) -> list[str]:
+    cells = []
+    for column in columns:
+        cell = _plain(column, row, text)
+        cells.append(bold.format(cell) if cell and best.hold(column, row) else cell)
+    return cells
+
+
+def _plain(column: Column[R], row: R, text: Callable[[str], str]) -> str:
+    value = column.value(row)
+    if value is None or value == "":
+        return ""
+    if isinstance(value, float):
+        places = len(column.number_format.rpartition(".")[2]) if "." in column.number_format else 0
+        return rounded(value, places)
+    return text(str(value))

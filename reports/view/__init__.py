@@ -1,0 +1,1 @@
+"""What of a board is shown, whatever the format."""

@@ -1,0 +1,1 @@
+"""MIR inside lmms-eval."""
