@@ -1,7 +1,7 @@
-"""Several processes measuring one sample set: each runs a shard of the samples, all arrive at the same statistics.
+"""Several processes measure one sample set: each runs a shard of the samples, all get the same statistics.
 
-Launch with ``torchrun`` or ``accelerate launch``. What is gathered is small (norms, counts, errors); features travel
-only where a layer has outliers, for the exact coordinate-wise median, and covariances are summed in place.
+Launch with ``torchrun`` or ``accelerate launch``. Most of what is exchanged is small (norms, counts, errors). Features
+are exchanged only where a layer has outliers, for the exact coordinate-wise median; covariances are summed in place.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ TIMEOUT = datetime.timedelta(minutes=30)
 
 
 class Group:
-    """The processes of one measurement; alone (size 1, the default) every operation returns what it is given.
+    """The processes of one measurement. In a group of one, the default, every operation returns its argument.
 
-    All operations are collective: every process of the group has to call them, in the same order.
+    The operations are collective: every process of the group calls them, in the same order. They are named after those
+    of ``torch.distributed``.
 
     Attributes:
         rank: 0 to size − 1; process 0 prints and writes.
         size: number of processes.
-        device: where tensors are sent from and received; the processor's memory unless the backend takes none from it.
+        device: where tensors are sent from and received; host memory unless the backend needs an accelerator.
     """
 
     def __init__(
@@ -44,12 +45,12 @@ class Group:
         tensor_group: dist.ProcessGroup | None = None,
         object_group: dist.ProcessGroup | None = None,
     ) -> None:
-        """Describe a group whose ``torch.distributed`` is initialised, or one process alone.
+        """Describe a group whose ``torch.distributed`` is initialised, or a single process.
 
         Args:
-            device: None is the processor's memory.
-            tensor_group: carries tensors from ``device``; None is the group of all processes.
-            object_group: carries what is no tensor; None is the group of all processes.
+            device: None is host memory.
+            tensor_group: exchanges tensors on ``device``; None is the default group.
+            object_group: exchanges other objects; None is the default group.
         """
         self.rank, self.size = rank, size
         self.device = device or torch.device("cpu")
@@ -63,21 +64,21 @@ class Group:
         start, end = (-(-len(items) * rank // self.size) for rank in (self.rank, self.rank + 1))
         return items[start:end]
 
-    def objects(self, value: T) -> list[T]:
-        """The value of every process, in rank order; anything that pickles, small."""
+    def all_gather_object(self, value: T) -> list[T]:
+        """The values of all processes, in rank order. Values are pickled; keep them small."""
         if self.size == 1:
             return [value]
-        everybody: list[Any] = [None] * self.size
+        values: list[Any] = [None] * self.size
         with self._connected():
-            dist.all_gather_object(everybody, value, group=self._object_group)
-        return everybody
+            dist.all_gather_object(values, value, group=self._object_group)
+        return values
 
-    def of_first(self, value: T) -> T:
-        """The value of process 0, on every process."""
-        return cast("T", self.objects(value if self.rank == 0 else None)[0])
+    def broadcast(self, value: T) -> T:
+        """The value of process 0, in every process."""
+        return cast("T", self.all_gather_object(value if self.rank == 0 else None)[0])
 
-    def summed(self, value: Tensor) -> Tensor:
-        """Sum of a tensor of one shape over all processes; the same bits on each."""
+    def all_reduce(self, value: Tensor) -> Tensor:
+        """Sum over all processes of tensors of one shape; the same bits in each."""
         if self.size == 1:
             return value
         total = value.to(self.device, copy=True)
@@ -85,29 +86,29 @@ class Group:
             dist.all_reduce(total, group=self._tensor_group)
         return total.to(value.device)
 
-    def gathered(self, rows: Tensor) -> Tensor:
-        """Rows of all processes, in rank order; a process may have none. (rows, …) → (all rows, …)."""
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, in rank order; a process may have none. (rows, …) → (all rows, …)."""
         if self.size == 1:
             return rows
-        counts = self.objects(len(rows))
+        counts = self.all_gather_object(len(rows))
         return self._exchanged([rows] * self.size, [(count, *rows.shape[1:]) for count in counts])
 
-    def gathered_columns(self, rows: Tensor) -> Tensor:
-        """This process's share of the columns, all processes' rows: (rows, d) → (all rows, about d / size)."""
+    def all_to_all_columns(self, rows: Tensor) -> Tensor:
+        """All processes' rows of this process's share of the columns: (rows, d) → (all rows, about d / size)."""
         if self.size == 1:
             return rows
         shares = rows.tensor_split(self.size, dim=1)
         width = shares[self.rank].shape[1]
-        return self._exchanged(shares, [(count, width) for count in self.objects(len(rows))])
+        return self._exchanged(shares, [(count, width) for count in self.all_gather_object(len(rows))])
 
     @contextmanager
     def agreed(self, task: str) -> Iterator[None]:
-        """All processes leave the block, or none does: one that fails alone would leave the others waiting for it.
+        """Make a failure in one process fail all of them; otherwise the others would wait for it.
 
-        The block must hold no collective operation.
+        The block must not contain collective operations.
 
         Raises:
-            MirError: in the processes that did not fail, with the cause; in a failing one, its own error.
+            MirError: in the processes that did not fail, with the cause. A failing process raises its own error.
         """
         if self.size == 1:
             yield
@@ -115,14 +116,14 @@ class Group:
         error: Exception | None = None
         try:
             yield
-        except Exception as raised:  # told to the other processes, then raised again below
+        except Exception as raised:  # sent to the other processes, then raised again below
             error = raised
-        failures = self.objects(None if error is None else f"{type(error).__name__}: {error}")
+        failures = self.all_gather_object(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
         for rank, failure in enumerate(failures):
             if failure is not None:
-                raise MirError(f"process {rank} of {self.size} failed in this step: {task}. Its error: {failure}")
+                raise MirError(f"process {rank} of {self.size} failed: {task}. Its error: {failure}")
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -130,12 +131,12 @@ class Group:
             yield
         except RuntimeError as error:
             raise MirError(
-                f"process {self.rank} of {self.size} lost the others: one of them ended or came to a halt, and its own "
-                f"output says why. Here the connection broke with: {error}"
+                f"process {self.rank} of {self.size} lost its connection to the others: one of them ended or hung; see "
+                f"its output. The connection failed with: {error}"
             ) from error
 
     def _exchanged(self, sent: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Tensor:
-        """Send one part to each process, and stack the parts received: as bytes, which every backend can carry."""
+        """Send one part to each process and stack the parts received; as bytes, which every backend supports."""
         item_size = sent[0].element_size()
         outgoing = [item_size * part.numel() for part in sent]
         incoming = [item_size * torch.Size(shape).numel() for shape in shapes]
@@ -152,9 +153,9 @@ ALONE = Group()
 
 @contextmanager
 def launched_group(device: str) -> Iterator[Group]:
-    """The processes that a launcher (torchrun, accelerate) started together with this one; else this one alone.
+    """The processes that a launcher (torchrun, accelerate) started together with this one; or this one alone.
 
-    Tensors go over NCCL where every process has an accelerator of its own, else over gloo.
+    Tensors use NCCL if every process has its own accelerator, otherwise gloo.
 
     Args:
         device: torch device string of this process, as ``own_device`` gives it.
@@ -170,24 +171,24 @@ def launched_group(device: str) -> Iterator[Group]:
 
 
 def _over_nccl(group: Group, device: str) -> Group:
-    """The group with NCCL for its tensors, if all of its processes can have it; the group itself if not.
+    """The group with NCCL for its tensors if all of its processes can use it, otherwise the group itself.
 
-    It refuses several processes on one accelerator, where ``--device cuda:0`` puts them.
+    NCCL refuses several processes on one accelerator, as with ``--device cuda:0``.
     """
     own = device == f"cuda:{os.environ.get('LOCAL_RANK')}" and dist.is_nccl_available()
-    if not all(group.objects(own)):  # agreed upon, because one process alone with another backend waits forever
+    if not all(group.all_gather_object(own)):  # a process with another backend than the rest would wait forever
         return group
     torch.cuda.set_device(device)
     return Group(group.rank, group.size, device=torch.device(device), tensor_group=_all_over("nccl"))
 
 
 def _all_over(backend: str) -> dist.ProcessGroup:
-    """All processes once more, connected by another backend. Collective."""
+    """A second group of all processes, with another backend. Collective."""
     return cast("dist.ProcessGroup", dist.new_group(backend=backend, timeout=TIMEOUT))  # of all: never a non-member
 
 
 def current_group() -> Group:
-    """The group of an initialised ``torch.distributed``; else this process alone. Collective on first use."""
+    """The group of an initialised ``torch.distributed``; or this process alone. Collective on first use."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return ALONE
     return _group_of(dist.group.WORLD)
@@ -199,18 +200,18 @@ def _group_of(world: Any) -> Group:
     return Group(
         dist.get_rank(),
         dist.get_world_size(),
-        # NCCL takes nothing from the processor's memory; who started it has set the accelerator of this process.
+        # NCCL cannot send from host memory. Whoever initialised it has set the accelerator of this process.
         device=torch.device("cuda", torch.cuda.current_device()) if nccl else None,
-        # Counts and errors stay off the accelerator, so that a process out of device memory can still tell why.
+        # Counts and errors stay off the accelerator, so that a process out of device memory can still report it.
         object_group=_all_over("gloo") if nccl else None,
     )
 
 
 def own_device(device: str) -> str:
-    """The device of this process among those launched on this machine: its own accelerator where there are several.
+    """The device of this process among those launched on this machine: its own accelerator if there are several.
 
     Args:
-        device: as asked for; one with an index ("cuda:1") is kept.
+        device: as given by the user; one with an index ("cuda:1") is kept.
     """
     if device not in ("auto", "cuda") or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
         return device

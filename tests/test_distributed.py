@@ -190,19 +190,19 @@ def test_features_that_are_not_finite_in_one_process_end_all(tmp_path: Path) -> 
 
     healthy, failing = together(2, work, tmp_path)
     assert "NaN or infinite" in str(failing)
-    assert "process 1 of 2 failed in this step: layer 1" in str(healthy)
+    assert "process 1 of 2 failed: layer 1" in str(healthy)
 
 
 def test_a_process_that_ends_without_a_word_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
     def work(group: Group) -> Any:
         if group.rank == 1:
             raise KeyError("a bug, outside of every agreement")
-        return group.summed(torch.ones(3))
+        return group.all_reduce(torch.ones(3))
 
     waiting, ended = together(2, work, tmp_path)
     assert isinstance(ended, KeyError)
     assert isinstance(waiting, MirError)
-    assert "process 0 of 2 lost the others" in str(waiting)
+    assert "process 0 of 2 lost its connection" in str(waiting)
 
 
 @pytest.mark.parametrize(("n", "size"), [(7, 3), (2, 3), (1, 4), (0, 2), (8, 2)])
@@ -243,7 +243,7 @@ def launched(size: int, work: Callable[[int], Any]) -> list[Any]:
 def test_a_launcher_s_environment_makes_a_group() -> None:
     def work(_: int) -> tuple[list[int], bool]:
         with launched_group("cpu") as group:
-            ranks = group.objects(group.rank)
+            ranks = group.all_gather_object(group.rank)
         return ranks, dist.is_initialized()
 
     assert launched(2, work) == [([0, 1], False)] * 2

@@ -148,7 +148,7 @@ def sweep(
                     with _ended_by_kill():
                         _follow(running, watcher, watch_settle, watch_idle, group)
                 else:
-                    running.add(group.of_first(folders))
+                    running.add(group.broadcast(folders))
                     running.run()
         except KeyboardInterrupt:
             interrupted = watch is None  # a watch is ended like this
@@ -238,7 +238,7 @@ def _ended_by_kill() -> Iterator[None]:
 def _follow(running: Sweep, watcher: Watch, settle: float, idle: float | None, group: Group) -> None:
     """Measure what lands, until the watch ends; process 0 looks, and all measure."""
     rounds = watcher.rounds(max(settle / 2, 0.2), idle) if group.rank == 0 else None
-    while (found := group.of_first(next(rounds, None) if rounds else None)) is not None:
+    while (found := group.broadcast(next(rounds, None) if rounds else None)) is not None:
         if found:
             running.add(found)
             running.run()

@@ -82,7 +82,7 @@ def measure(
     started = time.perf_counter()
     with group.agreed("reading the finished layers of an earlier run"):
         found = journal.open(fingerprint([fingerprints, with_uncertainty])) if journal else {}
-    finished = group.of_first(found)
+    finished = group.broadcast(found)
     n_resumed = len(finished)
 
     samples = group.shard(sample_set.samples)
@@ -143,7 +143,7 @@ def measure(
         versions=used,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
-    return group.of_first(result)
+    return group.broadcast(result)
 
 
 def _layers(
@@ -158,7 +158,7 @@ def _layers(
         with group.agreed(f"running decoder layer {k}"):
             features = next(own) if own else None
         # Process 0 has samples whenever any process has; the others may need to learn the width from it.
-        width, dtype = group.of_first((features.vision.shape[1], features.vision.dtype) if features else (0, None))
+        width, dtype = group.broadcast((features.vision.shape[1], features.vision.dtype) if features else (0, None))
         nothing = torch.zeros(0, width, dtype=dtype, device=adapter.device)
         yield features or TokenFeatures(k, nothing, nothing, (), ())
 

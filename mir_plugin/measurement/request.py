@@ -69,7 +69,7 @@ class Request:
                 )
                 if existing is None and self.result_path.is_file():
                     self.note(f"{self.result_path} was measured with other options, samples or files: it is replaced.")
-        return self.group.of_first(existing)
+        return self.group.broadcast(existing)
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Keep other runs out of the result's folder. Collective."""

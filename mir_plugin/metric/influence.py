@@ -46,7 +46,7 @@ def sample_influences(
         ],
         dim=1,
     )
-    from_vision, n_vision, from_text, n_text, text_lengths, n_text_tokens = group.gathered(own).cpu().unbind(dim=1)
+    from_vision, n_vision, from_text, n_text, text_lengths, n_text_tokens = group.all_gather(own).cpu().unbind(dim=1)
     influences = _centred(from_vision, n_vision) + _centred(from_text, n_text)
     influences *= prepared.scale.cpu() ** 2
     if normalized:

@@ -87,7 +87,7 @@ def prepared_layer(features: TokenFeatures, config: MirConfig, group: Group = AL
     with group.agreed(f"layer {features.layer}"):
         own_vision_norms = _finite_norms(features.vision, "vision", features)
         own_text_norms = _finite_norms(features.text, "text", features)
-    vision_norms, text_norms = group.gathered(own_vision_norms), group.gathered(own_text_norms)
+    vision_norms, text_norms = group.all_gather(own_vision_norms), group.all_gather(own_text_norms)
     scale = text_centric_scale(text_norms)  # also refuses text of norm zero where it is not normalized
     own_text_counts = torch.tensor(features.text_counts, dtype=torch.long, device=features.text.device)
     return PreparedLayer(

@@ -52,27 +52,27 @@ def moments(
     Raises:
         MirError: for fewer than two tokens in all processes together.
     """
-    n, d = sum(group.objects(len(features))), features.shape[1]
+    n, d = sum(group.all_gather_object(len(features))), features.shape[1]
     if n < 2:
         raise MirError(f"{n} token(s) of one modality; a covariance needs at least 2. Use more or longer samples.")
 
     total = torch.zeros(d, dtype=torch.float64, device=features.device)
     for chunk in token_chunks(features, replaced, replacement):
         total += chunk.sum(dim=0)
-    mean = group.summed(total) / n
+    mean = group.all_reduce(total) / n
     products = torch.zeros(d, d, dtype=torch.float64, device=features.device)
     for chunk in token_chunks(features, replaced, replacement):
         _add_upper_products(products, chunk.sub_(mean))
     products = products.triu_() + products.triu(1).t()
-    n_replaced = 0 if replaced is None else sum(group.objects(int(replaced.sum())))
+    n_replaced = 0 if replaced is None else sum(group.all_gather_object(int(replaced.sum())))
     root = None
     if n - max(n_replaced, 1) < d:
         own = features if replaced is None else features[~replaced]
-        distinct = [group.gathered(own.double() - mean)]
+        distinct = [group.all_gather(own.double() - mean)]
         if n_replaced and replacement is not None:
             distinct.append((replacement.double() - mean)[None])
         root = _root_of_centred(torch.cat(distinct), max(n_replaced, 1)) / (n - 1) ** 0.5
-    return Moments(n, mean, group.summed(products) / (n - 1), root)
+    return Moments(n, mean, group.all_reduce(products) / (n - 1), root)
 
 
 def _root_of_centred(rows: Tensor, times: int) -> Tensor:

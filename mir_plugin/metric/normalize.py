@@ -76,8 +76,8 @@ def coordinate_median(features: Tensor, group: Group = ALONE) -> Tensor:
     width = (64 if features.device.type == "cpu" else 1024) * group.size  # a GPU takes one thread block a coordinate
     for block, own in zip(features.split(width, dim=1), medians.split(width), strict=True):
         # First contiguous, then transposed: torch transposes whole matrices in tiles, and parts element by element.
-        columns = group.gathered_columns(block).contiguous().t().clone(memory_format=torch.contiguous_format)
-        own.copy_(group.gathered(_lower_medians(columns)))
+        columns = group.all_to_all_columns(block).contiguous().t().clone(memory_format=torch.contiguous_format)
+        own.copy_(group.all_gather(_lower_medians(columns)))
     return medians
 
 

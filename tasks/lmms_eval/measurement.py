@@ -82,7 +82,7 @@ def answer(
     measured = {(r.task_name, cast("int", r.doc_id)) for r in requests if not r.metadata.get("__padding_only__")}
     doc_ids: dict[str, list[int]] = defaultdict(list)
     group = current_group()
-    for task, doc_id in sorted(set().union(*group.objects(measured))):
+    for task, doc_id in sorted(set().union(*group.all_gather_object(measured))):
         doc_ids[task].append(doc_id)
 
     adapter_limit: int | None = getattr(adapter, "max_batch", None)

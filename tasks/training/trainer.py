@@ -106,7 +106,7 @@ class MIRCallback(TrainerCallback):
         model = self._model
         with undisturbed(model):
             from_loaded(unwrapped(model), self._processor).encode(self._sample_set.samples[:1])
-        self._results = current_group().of_first(self._earlier_results(state.global_step))
+        self._results = current_group().broadcast(self._earlier_results(state.global_step))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure at every ``every_steps``-th optimizer step."""

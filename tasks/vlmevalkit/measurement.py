@@ -72,7 +72,7 @@ def measured(call: Inference, host: ModuleType) -> Any:
     model, index = call.model, call.dataset.index
     with group.agreed("reading earlier answers"):
         answer = _earlier_answer(call)
-    answer = group.of_first(answer)
+    answer = group.broadcast(answer)
     if answer is None:
         with group.agreed("choosing the samples"):
             sample_set = call.dataset.sample_set

@@ -568,7 +568,7 @@ def one_dies(size: int, victim: int, number: signal.Signals, n_moments: int) -> 
             for one in others:
                 assert one.code != 0, one
                 assert "Traceback" not in one.printed, one.printed
-                assert "lost the others" in one.printed or f"process {victim} of {size} failed" in one.printed, one
+                assert "lost its connection" in one.printed or f"process {victim} of {size} failed" in one.printed, one
             told += 1
             again = [child.ended() for child in launched(size, place)]
             assert [one.code for one in again] == [0] * size, again
