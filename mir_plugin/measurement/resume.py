@@ -55,8 +55,8 @@ class Journal:
         if lines and lines[0] == header:
             for line in lines[1:]:
                 try:
-                    layer = _finished_layer(json_document(line))
-                except (ValueError, TypeError, KeyError):
+                    layer = read_as(FinishedLayer, json_document(line))
+                except (ValueError, TypeError):
                     break
                 finished[layer.distance.layer] = layer
         write_atomically(self.path, "\n".join([header, *map(_line, finished.values())]) + "\n")
@@ -126,9 +126,4 @@ def require_same_checkpoint(path: Path, filed: str, checkpoint: Path, otherwise:
 
 
 def _line(layer: FinishedLayer) -> str:
-    return json.dumps({"distance": dataclasses.asdict(layer.distance), "influences": layer.influences})
-
-
-def _finished_layer(data: Mapping[str, Any]) -> FinishedLayer:
-    influences = data["influences"]
-    return FinishedLayer(read_as(LayerDistance, data["distance"]), None if influences is None else tuple(influences))
+    return json.dumps(dataclasses.asdict(layer))

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.atomic import write_atomically
@@ -112,19 +111,8 @@ class Pictures:
             MirError: if the file cannot be read or is not whole; names it.
         """
         try:
-            data = json_document(path.read_text(encoding="utf-8"))
-            data["layers"] = tuple(data["layers"])
-            data["maps"] = tuple(read_as(TokenMap, _frozen(one)) for one in data["maps"])
-            data["norms"] = tuple(read_as(NormHistogram, _frozen(one)) for one in data["norms"])
-            return read_as(cls, data)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            return read_as(cls, json_document(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise MirError(
                 f"{path} does not hold the data of pictures ({error}). Make it again with `mir pictures`."
             ) from error
-
-
-def _frozen(value: Any) -> Any:
-    """An object with its lists, and the lists in them, as tuples."""
-    if isinstance(value, dict):
-        return {name: _frozen(part) for name, part in value.items()}
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value

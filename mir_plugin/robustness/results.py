@@ -172,12 +172,8 @@ class Robustness:
             MirError: if the file cannot be read or is no whole report; names it.
         """
         try:
-            data = json_document(path.read_text(encoding="utf-8"))
-            for name, kind in (("conditions", ConditionResult), ("choices", ChoiceResult), ("verdicts", Verdict)):
-                data[name] = tuple(read_as(kind, one) for one in data[name])
-            data["notes"] = tuple(data["notes"])
-            return read_as(cls, data)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            return read_as(cls, json_document(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise MirError(
                 f"{path} is not a complete robustness report ({error}). Make it again with `mir robustness`."
             ) from error

@@ -26,7 +26,6 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how sentencepiece writes a space
 # Appended to a serialised model it sets normalizer_spec.add_dummy_prefix to false: protocol buffers merge a repeated
 # field 3 (normalizer_spec) of length 2 holding field 3 (add_dummy_prefix) = 0. Needs no protobuf runtime.
 _NO_LEADING_SPACE = b"\x1a\x02\x18\x00"
-_PIECES, _TRAINER_SETTINGS = 1, 2  # numbers of these fields in a serialised model
 
 
 class Tokenizer(Protocol):
@@ -81,12 +80,7 @@ class SentencePieceTokenizer:
         settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
         legacy = settings.get("legacy")
         self._legacy = True if legacy is None else bool(legacy)
-        content = self.source.read_bytes()
-        if not _is_whole_model(content):
-            raise MirError(
-                f"{self.source} ({len(content)} bytes) is no whole sentencepiece model. Copy or download it again."
-            )
-        model = content + (b"" if self._legacy else _NO_LEADING_SPACE)
+        model = self.source.read_bytes() + (b"" if self._legacy else _NO_LEADING_SPACE)
         try:
             self._pieces = SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
@@ -154,28 +148,6 @@ class SentencePieceTokenizer:
         raise MirError(
             f"{path} does not give every added token a text and a number ({reason}). Copy the tokenizer's own."
         )
-
-
-def _is_whole_model(content: bytes) -> bool:
-    """Whether a serialised model ends where a message ends, and holds its settings, which stand behind its pieces.
-
-    Cut between two pieces it would load, with fewer pieces and default settings.
-    """
-    at, fields = 0, set()
-    while at < len(content):
-        if content[at] & 7 != 2:  # every field of a model is a message with its length in front
-            return False
-        fields.add(content[at] >> 3)
-        length, shift, at = 0, 0, at + 1
-        while True:
-            if at >= len(content):
-                return False
-            length |= (content[at] & 0x7F) << shift
-            shift, at = shift + 7, at + 1
-            if content[at - 1] < 0x80:
-                break
-        at += length
-    return at == len(content) and {_PIECES, _TRAINER_SETTINGS} <= fields
 
 
 class FastTokenizer:

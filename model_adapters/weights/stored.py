@@ -25,7 +25,6 @@ from torch import Tensor
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.strict_json import json_document
-from mir_plugin.model_adapters.weights.number_formats import require_stated_format
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
@@ -201,7 +200,6 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
         shape, dtype = tuple(entry["shape"]), _safetensors_dtype(entry["dtype"], key, path)
         start, end = (8 + header_bytes + offset for offset in entry["data_offsets"])
         weights[key] = StoredTensor(key, path, shape, dtype, partial(_mapped, path, start, end, shape, dtype))
-    require_stated_format(path, weights.values())
     return weights
 
 

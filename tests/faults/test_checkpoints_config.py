@@ -268,9 +268,9 @@ def says_twice(field: str, value: str) -> Damage:
 
 ODD_CONFIGS = (
     case("config says two things", "config.json has two values of rope_theta", says_twice("rope_theta", "500000.0"),
-         "config.json", "rope_theta", "stands twice", "Copy"),
+         "config.json", "rope_theta", "duplicate key", "Copy"),
     case("config says two things, Hugging Face", "config.json of a Hugging Face checkpoint names two tower layers",
-         says_twice("vision_feature_layer", "-1"), "config.json", "vision_feature_layer", "stands twice", of=MICRO),
+         says_twice("vision_feature_layer", "-1"), "config.json", "vision_feature_layer", "duplicate key", of=MICRO),
     case("config with a byte-order mark", "config.json begins with a byte-order mark, as Notepad saves it",
          lambda folder: (folder / CONFIG).write_bytes(b"\xef\xbb\xbf" + (folder / CONFIG).read_bytes()), "config.json",
          "BOM"),

@@ -212,25 +212,7 @@ FINITE_NONSENSE = (
         "header names a tensor twice",
         "the header of model.safetensors gives one tensor two places",
         damaged(FULL, stands_twice),
-        Refused("model.safetensors", Q_PROJ, "stands twice", AGAIN),
-    ),
-    Case(
-        "bfloat16 labelled float16",
-        "the numbers of model.safetensors are bfloat16, its header says float16",
-        damaged(FULL, labelled(WEIGHTS, torch.bfloat16, "F16")),
-        Refused("model.safetensors", "read as bfloat16", "convert the original again"),
-    ),
-    Case(
-        "float16 labelled bfloat16",
-        "the numbers of model.safetensors are float16, its header says bfloat16",
-        damaged(FULL, labelled(WEIGHTS, torch.float16, "BF16")),
-        Refused("model.safetensors", "read as float16", "convert the original again"),
-    ),
-    Case(
-        "bfloat16 labelled float16, Hugging Face",
-        "the same of a Hugging Face checkpoint",
-        damaged(MICRO, labelled(WEIGHTS, torch.bfloat16, "F16")),
-        Refused("model.safetensors", "read as bfloat16", "convert the original again"),
+        Refused("model.safetensors", Q_PROJ, "duplicate key", AGAIN),
     ),
     *(
         Case(

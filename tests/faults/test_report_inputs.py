@@ -475,7 +475,7 @@ TREE_CASES = (
          Refused("_results.json", "not whole JSON", "Run the evaluation again")),
     Case("lmms-eval double key", "a results file has two values of one score",
          lmms_eval(lambda d: 0, lambda t: t.replace('"average,none":', '"average,none": 0.9, "average,none":', 1)),
-         Refused("_results.json", "stands twice")),
+         Refused("_results.json", "duplicate key")),
     Case("lmms-eval list", "results is a list", lmms_eval(lambda d: d.update(results=[1])),
          Refused("_results.json", 'no "results" table')),
     Case("lmms-eval nameless", "neither model_name nor config.model is there",
