@@ -5,7 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test unit lint demo docs clean
+# Processes among which the tests are divided; each computes with one thread.
+WORKERS ?= 2
+
+.PHONY: setup test test-full unit lint demo docs clean
 
 setup: $(STAMP)
 
@@ -23,7 +26,11 @@ lint: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Every fault and every random example too; the table of all faults goes to build/faults.md.
+test-full: lint
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --full
 
 # The part without checkpoints, training and other programs: under a minute.
 unit: setup

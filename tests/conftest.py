@@ -1,14 +1,47 @@
-"""What every test run reports besides its failures."""
+"""What holds for every test run: its options, its environment, and what it reports besides its failures."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from faults import table
 from recorded_runs import LLAVA, MINI_GEMINI, SHAREGPT4V, recorded_runs
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--full``: what `make test-full` adds."""
+    parser.addoption("--full", action="store_true", help="the exhaustive battery too, not only a case of each kind")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for each of several workers, unless the environment says otherwise; set before torch is imported."""
+    if config.getoption("numprocesses", default=None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the exhaustive battery unless asked for."""
+    if not config.getoption("--full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """`make test-full` leaves a table of every fault that was tried, in build/faults.md."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not session.config.getoption("--full") or reporter is None or hasattr(session.config, "workerinput"):
+        return
+    passed = reporter.stats.get("passed", [])
+    rows = [row for report in passed for name, row in report.user_properties if name == table.PROPERTY]
+    if rows:
+        page = session.config.rootpath / "build" / "faults.md"
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(table.page(rows), encoding="utf-8")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -35,34 +68,3 @@ def signals_as_in_a_shell() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-# What loads checkpoints, trains, or starts other programs; `make unit` leaves it out.
-SLOW = (
-    "adapters",
-    "faults",
-    "hosts",
-    "parity",
-    "test_cli.py",
-    "test_distributed.py",
-    "test_docs_run.py",
-    "test_figures.py",
-    "test_indicators.py",
-    "test_micro_llava.py",
-    "test_monitor.py",
-    "test_packaging.py",
-    "test_page_browser.py",
-    "test_structure.py",
-    "test_streaming.py",
-    "test_sweep.py",
-    "test_uncertainty.py",
-    "test_workbook.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow part of the suite, by file."""
-    here = Path(__file__).parent
-    for item in items:
-        if not set(item.path.relative_to(here).parts).isdisjoint(SLOW):
-            item.add_marker(pytest.mark.slow)

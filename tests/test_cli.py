@@ -27,6 +27,8 @@ from mir_plugin.selection.comparison import compare_results
 from golden_data import require_golden
 from toy import ToyAdapter, toy_samples
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def projector_case() -> Path:

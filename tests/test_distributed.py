@@ -35,7 +35,10 @@ from mir_plugin.types import TokenFeatures
 
 from toy import ToyAdapter, toy_samples
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forked processes with torch loaded need Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="forked processes with torch loaded need Linux"),
+]
 # Another order of adding float64 numbers; the issue asks for 1e-9.
 REL = 1e-9
 

@@ -17,6 +17,8 @@ import jsonschema
 import pytest
 from documented import DOCS, REPOSITORY, Workspace, blocks, pages
 
+pytestmark = pytest.mark.slow
+
 SCHEMAS = {"mir.json": "mir", "sweep.json": "sweep", "indicators.json": "indicators", "verdict.json": "selection"}
 
 

@@ -36,6 +36,8 @@ from mir_plugin.samples.sample_set import SampleSet
 from golden_data import require_golden
 from toy import ToyAdapter, toy_samples
 
+pytestmark = pytest.mark.slow
+
 AFTERWARDS = {"training_loss", "in_context_accuracy"}  # need more than the adapter and the samples
 
 

@@ -28,6 +28,8 @@ from mir_plugin.samples.embedded import (
     micro_checkpoints,
 )
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "micro_llava"
 EARLY, LATE = micro_checkpoints()[0], micro_checkpoints()[-1]
 

@@ -36,6 +36,8 @@ from mir_plugin.samples.embedded import embedded_samples
 from mir_plugin.samples.sample_set import Sample, SampleSet
 from mir_plugin.selection.monitor import undisturbed
 
+pytestmark = pytest.mark.slow
+
 N_STEPS = 2
 
 

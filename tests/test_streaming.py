@@ -28,6 +28,8 @@ from mir_plugin.types import Decoder
 from golden_data import require_golden
 from toy import ToyAdapter, toy_samples
 
+pytestmark = pytest.mark.slow
+
 
 class ToyWeights:
     """Keeps the weights of a toy's layers aside, and writes down what is asked of it."""

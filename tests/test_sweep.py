@@ -41,6 +41,8 @@ from mir_plugin.selection.sweep import (
 from golden_data import require_golden
 from toy import ToyAdapter, toy_samples
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = SampleSet(tuple(toy_samples(3)))
 
 

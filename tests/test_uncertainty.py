@@ -21,6 +21,8 @@ from mir_plugin.metric.uncertainty import (
 from mir_plugin.results import MirConfig
 from mir_plugin.types import TokenFeatures
 
+pytestmark = pytest.mark.slow
+
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 

@@ -23,6 +23,8 @@ from mir_plugin.model_adapters.weights.key_rules import (
 )
 from mir_plugin.model_adapters.weights.stored import open_checkpoint_weights, open_weight_file
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

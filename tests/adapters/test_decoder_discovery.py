@@ -9,6 +9,8 @@ from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.huggingface.adapter import from_loaded
 from mir_plugin.model_adapters.introspection.decoder import find_decoder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("family", ["llava", "blip2"])
 def test_a_vision_tower_as_deep_as_the_language_model_is_not_mistaken_for_it(family: str) -> None:

@@ -19,6 +19,8 @@ from mir_plugin.model_adapters.prompts.tokenizer import open_tokenizer
 
 from golden_data import require_golden
 
+pytestmark = pytest.mark.slow
+
 ANSWER = "yes, the end. \n"
 
 

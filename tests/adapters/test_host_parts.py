@@ -9,6 +9,8 @@ from adapters.tiny_models import TINY_MODELS, TinyModel
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.in_memory.host_parts import loaded_parts
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny() -> TinyModel:

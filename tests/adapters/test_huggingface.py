@@ -22,6 +22,8 @@ from mir_plugin.model_adapters.prompts.generation import Prompt
 from mir_plugin.samples.sample_set import Sample
 from mir_plugin.types import Batch, TokenFeatures
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = sorted(TINY_MODELS)
 
 # Two kinds of rotary embedding, and features added between layers: these two cannot be replayed from one recording.

@@ -14,6 +14,8 @@ from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.huggingface.adapter import HuggingFaceAdapter, from_loaded
 from mir_plugin.model_adapters.prompts.generation import Generator, Prompt
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = sorted(TINY_MODELS)
 
 

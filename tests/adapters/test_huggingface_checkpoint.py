@@ -19,6 +19,8 @@ from mir_plugin.model_adapters.huggingface.adapter import from_loaded, load
 from mir_plugin.model_adapters.huggingface.checkpoint import recognises
 from mir_plugin.samples.sample_set import Sample
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = Sample(
     "one", PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)), "A cat sat."
 )

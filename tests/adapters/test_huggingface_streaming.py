@@ -26,6 +26,8 @@ from mir_plugin.model_adapters.introspection.decoder import find_decoder
 from mir_plugin.model_adapters.moca.training import apply_moca
 from mir_plugin.model_adapters.weights.streamed import SHARE_FOR_WEIGHTS, fit_within
 
+pytestmark = pytest.mark.slow
+
 
 def saved(family: str, folder: Path) -> tuple[Path, int, int]:
     """The folder, bytes of one decoder layer, bytes of everything else; float32."""

@@ -17,6 +17,8 @@ from mir_plugin.samples.embedded import micro_checkpoints
 
 from golden_data import require_golden
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("case", "family", "stated"),

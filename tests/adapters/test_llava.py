@@ -22,6 +22,8 @@ from mir_plugin.samples.sample_set import Sample
 
 from golden_data import require_golden
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = Sample("one", Image.new("RGB", (50, 80), (200, 30, 60)), "A red card, they say.")
 
 

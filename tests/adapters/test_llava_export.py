@@ -22,6 +22,8 @@ from mir_plugin.samples.sample_set import Sample
 
 from golden_data import require_golden
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = [
     Sample("red", Image.new("RGB", (40, 30), (200, 30, 9)), "A red card."),
     Sample("blue", Image.new("RGB", (30, 40), (20, 30, 229)), "Blue, they say, all of it."),

@@ -15,6 +15,8 @@ from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, checkpoint_folder, load_adapter
 from mir_plugin.model_adapters.weights.hub import hub_folder
 
+pytestmark = pytest.mark.slow
+
 BESIDE_WEIGHTS = {
     "added_tokens.json",
     "chat_template.jinja",

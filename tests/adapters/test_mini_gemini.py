@@ -29,6 +29,8 @@ from mir_plugin.model_adapters.prompts.sequences import expand, padded_batch
 
 from golden_data import require_golden
 
+pytestmark = pytest.mark.slow
+
 HD = "mgm_hd"
 CASES = ("mgm_full", "mgm_projector", "mgm_full_opt", HD)
 

@@ -22,6 +22,8 @@ from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.llava.vision_tower import TowerConfig, open_tower_config
 from mir_plugin.model_adapters.mini_gemini.loading import view_layout
 
+pytestmark = pytest.mark.slow
+
 CLIP = "model.vision_tower.vision_tower."
 AUX = "model.vision_tower_aux."
 

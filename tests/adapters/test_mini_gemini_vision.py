@@ -9,6 +9,8 @@ from mir_plugin.model_adapters.mini_gemini.convnext import ConvNextTower, build_
 from mir_plugin.model_adapters.mini_gemini.patch_info_mining import PatchInfoMining, windows
 from mir_plugin.model_adapters.mini_gemini.vision import ViewLayout, high_resolution_views, low_resolution_views
 
+pytestmark = pytest.mark.slow
+
 HD = ViewLayout(side=4, grid=2, with_global_view=True)
 
 

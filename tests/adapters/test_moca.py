@@ -27,6 +27,8 @@ from mir_plugin.samples.sample_set import Sample
 
 from golden_data import require_golden
 
+pytestmark = pytest.mark.slow
+
 
 @functools.cache
 def calibrated() -> LlavaAdapter:

@@ -47,6 +47,8 @@ from mir_plugin.types import Batch
 
 from golden_data import REPOSITORY, require_golden
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = [
     Sample("red", Image.new("RGB", (40, 30), (200, 30, 9)), "A red card."),
     Sample("blue", Image.new("RGB", (30, 40), (20, 30, 229)), "Blue, they say, all of it, and a little longer."),

@@ -21,6 +21,8 @@ from mir_plugin.samples.sample_set import Sample, SampleSet
 
 from golden_data import require_golden
 
+pytestmark = pytest.mark.slow
+
 N_SAMPLES = 4
 
 

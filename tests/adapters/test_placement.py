@@ -8,6 +8,8 @@ import torch
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.weights.device import chosen_device
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_cpu_and_whatever_auto_finds_can_be_chosen() -> None:
     assert chosen_device("cpu") == torch.device("cpu")

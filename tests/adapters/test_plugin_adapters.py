@@ -17,6 +17,8 @@ from mir_plugin.model_adapters import (
     recognise,
 )
 
+pytestmark = pytest.mark.slow
+
 MODULE = """
 from mir_plugin.model_adapters import AdapterSpec
 FAMILY = AdapterSpec({name!r}, "a family of one", "owls:load", "owls:recognises", "owls:inspect")

@@ -22,6 +22,8 @@ from mir_plugin.samples.sample_set import Sample, SampleSet
 
 from golden_data import require_golden
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ("A short text.", "Another one, with a few more words than the first.")
 
 

@@ -15,6 +15,8 @@ from mir_plugin.model_adapters.prompts.tokenizer import open_tokenizer
 
 from golden_data import require_golden
 
+pytestmark = pytest.mark.slow
+
 
 def tokenizer_folder(tmp_path: Path, **settings: object) -> Path:
     source = require_golden("llava/llava_full") / "model"

@@ -1,4 +1,4 @@
-"""How a fault case is written, held, and put into the table of docs/reference/faults.md.
+"""How a fault case is written, held, and noted for the table that `make test-full` writes.
 
 A case does one thing to an otherwise good run, and says what must come of it: a refusal (one message that names the
 file and the remedy, and a non-zero exit) or the right number. ::
@@ -28,37 +28,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from faults import table
 from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).parents[2]
-TABLE = REPOSITORY / "docs" / "reference" / "faults.md"
-
-# Sections of the table, in its order.
-PARTS = {
-    "checkpoints": "Checkpoints",
-    "samples": "Samples",
-    "numerics": "Numerics",
-    "reports": "Host and report inputs",
-    "processes": "Kills, full disks, several processes",
-    "secrets": "Secrets",
-    "soak": "Long use and repetition",
-}
-_LONGEST_CELL = 800
-INTRODUCTION = """# What was done to it, and what came out
-
-Every row is a test in `tests/faults/`: one thing is done to an otherwise good run. What must come out is one message
-that names the file and says what to do, with a non-zero exit, or the right number; never a plausible one. `make test`
-holds a part of them; all of them, and this table: `python -m pytest tests/faults --full --write-table` (22 minutes on
-a machine of two processors).
-"""
-LIMITS = """## What no check can tell
-
-* A JPEG whose data are damaged inside an intact frame, its end marker in place: every program built on libjpeg decodes
-  it without an error, to a picture that is grey or shifted from there on.
-* Weights that are finite, of the right shape and spread as weights do, but are not the checkpoint's: two layers
-  exchanged, another model's tokenizer of the same size, a part of a matrix that was never written.
-* A score in a table that is a possible score, but a wrong one.
-"""
+# A case that takes longer than this many seconds hangs; a busy machine may take many times what a quiet one does.
+HANGS = 1800
 
 
 @dataclass(frozen=True)
@@ -124,7 +99,6 @@ class Case:
         act: does it in ``bench.folder`` and runs the command.
         expected: what must come out.
         full: only held with ``--full``.
-        seconds: a case that takes longer hangs.
     """
 
     name: str
@@ -132,7 +106,6 @@ class Case:
     act: Callable[[Bench], Outcome]
     expected: Refused | Right
     full: bool = False
-    seconds: int = 60
 
 
 def in_full(*cases: Case) -> tuple[Case, ...]:
@@ -155,7 +128,7 @@ class Bench:
     """Where one case is done: an empty folder, and the ``mir`` command."""
 
     folder: Path
-    table: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
+    properties: list[tuple[str, object]] = field(default_factory=list)
 
     def mir(self, *arguments: object) -> Outcome:
         """``mir ARGUMENTS`` in this process, as the entry point runs it; a traceback stays visible in ``err``."""
@@ -180,21 +153,23 @@ class Bench:
                 sys.argv = before
         return Outcome(code, out.getvalue(), err.getvalue())
 
-    def mir_process(self, *arguments: object, env: Mapping[str, str] | None = None, timeout: float = 120) -> Outcome:
+    def mir_process(self, *arguments: object, env: Mapping[str, str] | None = None) -> Outcome:
         """``mir ARGUMENTS`` as a program of its own."""
         done = subprocess.run(
             [sys.executable, "-m", "mir_plugin.cli", *map(str, arguments)],
-            capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **(env or {})},
+            capture_output=True, text=True, timeout=HANGS, check=False, env={**os.environ, **(env or {})},
         )  # fmt: skip
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def hold(self, part: str, case: Case) -> None:
         """Do the case, check what came of it, and note it for the table."""
-        with _time_limit(case.seconds):
+        with _hang_guard():
             outcome = case.act(self)
-        came_out = case.expected.check(outcome, self)
-        # Cases of different files may have one name.
-        self.table.setdefault(part, {})[f"{case.name}: {case.done}"] = (case.done, self.without_paths(came_out))
+        self.note(part, case.done, case.expected.check(outcome, self))
+
+    def note(self, part: str, done: str, came_out: str) -> None:
+        """A row of the table: what was done, and what came out."""
+        self.properties.append((table.PROPERTY, (part, done, self.without_paths(came_out))))
 
     def without_paths(self, text: str) -> str:
         """The text with this machine's folders shortened, so that the table is the same everywhere."""
@@ -204,40 +179,17 @@ class Bench:
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: int) -> Iterator[None]:
+def _hang_guard() -> Iterator[None]:
     def too_long(*_: object) -> None:
-        raise TimeoutError(f"still running after {seconds} seconds")
+        raise TimeoutError(f"still running after {HANGS} seconds")
 
     before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(seconds)
+    signal.alarm(HANGS)
     try:
         yield
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-def table_page(rows: Mapping[str, Mapping[str, tuple[str, str]]], earlier: str) -> str:
-    """The page of all parts; a part that was not run keeps the section of the earlier page."""
-    sections = {}
-    for section in earlier.split("\n## ")[1:]:
-        heading, _, body = section.partition("\n")
-        sections[heading.partition(" (")[0]] = f"## {heading}\n{body.rstrip()}\n"
-    for part, cases in rows.items():
-        lines = [f"| {_cell(done)} | {_cell(came_out)} |" for done, came_out in cases.values()]
-        sections[PARTS[part]] = "\n".join(
-            [f"## {PARTS[part]} ({len(lines)})", "", "| what was done | what came out |", "|---|---|", *lines, ""]
-        )
-    return "\n".join([INTRODUCTION, *(sections[heading] for heading in PARTS.values() if heading in sections), LIMITS])
-
-
-def _cell(text: str) -> str:
-    """Text of a Markdown table's cell: one line, nothing that a page would run or a table would break at."""
-    text = text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]} …"
-    text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    for mark, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", "<br>")):
-        text = text.replace(mark, shown)
-    return text
 
 
 def fuzz(n: int) -> settings:

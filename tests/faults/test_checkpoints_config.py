@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from faults.battery import Bench, Case, Outcome, Refused, each, in_full
 from faults.damage import (
@@ -36,6 +37,8 @@ from faults.damage import (
 )
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+pytestmark = pytest.mark.slow
 
 CONFIG, TOWER, BASE = "model/config.json", "vision_tower/config.json", "base_llm/config.json"
 PREPROCESSOR, TOKENIZER = "vision_tower/preprocessor_config.json", "model/tokenizer.model"

@@ -38,6 +38,8 @@ from faults.damage import (
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "model/model.safetensors"
 SHARD = "model/model-00002-of-00004.safetensors"
 INDEX = "model/model.safetensors.index.json"

@@ -28,6 +28,8 @@ from faults.damage import (
 from safetensors.torch import load_file
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 CONFIG, WEIGHTS = "model/config.json", "model/model.safetensors"
 TOKENIZER, PROCESSOR = "model/tokenizer.json", "model/processor_config.json"
 TEMPLATE, TOKENIZER_CONFIG = "model/chat_template.jinja", "model/tokenizer_config.json"

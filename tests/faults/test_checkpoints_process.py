@@ -6,10 +6,13 @@ import dataclasses
 import json
 from collections.abc import Callable
 
+import pytest
 from faults.battery import Bench, Case, Outcome, Refused, Right, each
 from faults.damage import FULL, MICRO, Damage, all_of, copy_original, cut, measured, removed, undamaged
 from faults.test_checkpoints_files import hostile, nothing_ran
 from pytest import approx
+
+pytestmark = pytest.mark.slow
 
 WEIGHTS = "model/model.safetensors"
 

@@ -18,7 +18,10 @@ from mir_plugin.samples.sources import from_folders
 
 from golden_data import require_golden
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forked processes with torch loaded need Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="forked processes with torch loaded need Linux"),
+]
 # What moves with the weather; all other fields have to be the same to the last bit.
 VOLATILE = ("timing", "peak_memory", "created")
 # float32 features, some thousands of them summed in another order.
@@ -96,7 +99,7 @@ CASES = (
          twice_in_one_process("llava_full", "--dtype", "bfloat16"), said),
     Case("two processes", "`mir run` in two processes", in_two_processes("llava_full"), said),
     Case("two programs", "`mir run` in two programs, with another order of Python's hashes", in_two_programs, said,
-         full=True, seconds=200),
+         full=True),
     Case("seeds", "`mir run --n-samples 3` with seeds 0, 0 and 1", seeds, said),
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import PIL.Image
+import pytest
 from faults.battery import Bench, Case, Outcome, Refused, Right, each, fuzz
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,11 +27,13 @@ from mir_plugin.selection.checkpoint_watcher import Watch, why_incomplete
 from mir_plugin.tasks.generation_arguments import GenerationArguments
 from mir_plugin.tasks.options import OPTIONS, resolve
 
+pytestmark = pytest.mark.slow
+
 said = Right(lambda value, _: str(value))
 
 
 def noted(bench: Bench, what: str, came_out: str) -> None:
-    bench.table.setdefault("reports", {})[what] = (what, came_out)
+    bench.note("reports", what, came_out)
 
 
 def told_by(call: Callable[[Bench], object]) -> Callable[[Bench], Outcome]:

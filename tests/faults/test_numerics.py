@@ -23,6 +23,8 @@ from mir_plugin.types import TokenFeatures
 
 from toy import ToyAdapter, toy_samples
 
+pytestmark = pytest.mark.slow
+
 PLAIN = MirConfig(outliers="none")
 
 

@@ -25,7 +25,10 @@ from faults.children import Child, Ended, all_of, files_below, mir
 
 from golden_data import require_golden
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forked processes with torch loaded need Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="forked processes with torch loaded need Linux"),
+]
 
 Work = Callable[[], object]
 VOLATILE = ("timing", "peak_memory", "created", "engine")
@@ -207,7 +210,6 @@ def kill_case(command: str, number: signal.Signals, n_moments: int, full: bool) 
         kills(command, number, n_moments),
         said,
         full=full,
-        seconds=400,
     )
 
 
@@ -584,7 +586,7 @@ DYING = [
     Case(
         f"process {victim} of {size}, {number.name}" + (f", {n} moments" if full else ""),
         f"one of {size} gloo processes (rank {victim}) gets {number.name}" + (f", at {n} moments" if full else ""),
-        one_dies(size, victim, number, n), said, full=full, seconds=400,
+        one_dies(size, victim, number, n), said, full=full,
     )
     for full, n, kinds in (
         (False, 2, [(2, 1, signal.SIGKILL)]),
@@ -619,7 +621,7 @@ def dies_before_joining(bench: Bench) -> Outcome:
 
 DYING.append(
     Case("process dies before joining", "one of two processes under torchrun dies before it joins the other",
-         dies_before_joining, said, full=True, seconds=150)
+         dies_before_joining, said, full=True)
 )  # fmt: skip
 
 
@@ -653,7 +655,7 @@ def dies_in_a_sweep(bench: Bench) -> Outcome:
 
 DYING.append(
     Case("process dies in a sweep", "one of two processes under torchrun gets SIGKILL in the middle of `mir sweep`",
-         dies_in_a_sweep, said, full=True, seconds=200)
+         dies_in_a_sweep, said, full=True)
 )  # fmt: skip
 
 

@@ -31,6 +31,8 @@ from mir_plugin.results import MirResult
 
 from golden_data import require_golden
 
+pytestmark = pytest.mark.slow
+
 Row = dict[str, str]
 GOOD_MIR = 2.3010299956639813  # log10 of the two layers' distances, 100 each
 
@@ -739,7 +741,7 @@ def all_shown(path: Path, out: Path | None = None) -> dict[str, tuple[float | No
 
 
 def noted(bench: Bench, what: str, came_out: str) -> None:
-    bench.table.setdefault("reports", {})[what] = (what, came_out)
+    bench.note("reports", what, came_out)
 
 
 def test_a_result_with_damaged_bytes_is_refused_or_has_its_own_mir(bench: Bench, examples: int) -> None:

@@ -26,6 +26,8 @@ from mir_plugin.errors import MirError
 from mir_plugin.results import MirResult
 from mir_plugin.samples.sample_set import Sample
 
+pytestmark = pytest.mark.slow
+
 PIXELS = np.asarray(Image.effect_mandelbrot((61, 47), (-2, -1.5, 1, 1.5), 40))
 GRADIENT = np.tile(np.linspace(0, 255, 61).astype(np.uint8), (47, 1))
 PICTURE = Image.merge("RGB", [Image.fromarray(PIXELS), Image.fromarray(GRADIENT), Image.fromarray(PIXELS[::-1].copy())])

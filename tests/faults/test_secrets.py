@@ -18,6 +18,8 @@ from mir_plugin.files.redaction import without_secrets
 
 from golden_data import require_golden
 
+pytestmark = pytest.mark.slow
+
 # Made up; each can be told from the others wherever it comes out.
 TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWx"
 KEY = "sk-proj-" + "0123456789abcdefABCDEF"

@@ -16,7 +16,7 @@ from faults.children import Child, all_of, mir
 
 from golden_data import require_golden
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 MEGABYTE = 1 << 20
 # What an allocator's pools do to a process of this size from one run to the next; a leak of one layer's features of
@@ -91,8 +91,8 @@ def soak(n: int, *options: str) -> Callable[[Bench], Outcome]:
 
 said = Right(lambda value, _: str(value))
 CASES = (
-    Case("20 runs", "a sweep over 20 checkpoints in one process", soak(20), said, seconds=300),
-    Case("200 runs", "a sweep over 200 checkpoints in one process", soak(200), said, full=True, seconds=480),
+    Case("20 runs", "a sweep over 20 checkpoints in one process", soak(20), said),
+    Case("200 runs", "a sweep over 200 checkpoints in one process", soak(200), said, full=True),
 )
 
 

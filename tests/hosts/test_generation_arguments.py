@@ -3,6 +3,8 @@ import pytest
 from mir_plugin.errors import MirError
 from mir_plugin.tasks.generation_arguments import GenerationArguments
 
+pytestmark = pytest.mark.slow
+
 
 def test_defaults_are_greedy() -> None:
     assert GenerationArguments.of({}).as_keywords() == {

@@ -9,6 +9,8 @@ from mir_plugin.errors import MirError
 from mir_plugin.tasks.lmms_eval import alias as lmms_eval_alias
 from mir_plugin.tasks.lmms_eval.alias import tasks_without_result
 
+pytestmark = pytest.mark.slow
+
 
 def results(**tasks: dict[str, Any]) -> dict[str, Any]:
     return {"configs": dict.fromkeys(tasks), "results": tasks}

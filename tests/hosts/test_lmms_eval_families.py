@@ -12,7 +12,7 @@ from mir_plugin.samples.embedded import micro_checkpoints
 
 from golden_data import require_golden
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 
 # The static variant of MMBench: the plain one asks a judge over the network about answers it cannot read as an option.
 BENCHMARKS = {

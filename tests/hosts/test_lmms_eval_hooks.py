@@ -1,7 +1,11 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from mir_plugin.tasks.lmms_eval import hooks
+
+pytestmark = pytest.mark.slow
 
 
 def fake_tasks_module() -> Any:

@@ -14,7 +14,7 @@ from mir_plugin.results import MirResult
 from mir_plugin.samples.embedded import embedded_samples
 from mir_plugin.tasks.lmms_eval.measurement import subset
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 
 
 @pytest.fixture(scope="module")

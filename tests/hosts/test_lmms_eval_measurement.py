@@ -13,6 +13,8 @@ from mir_plugin.tasks.lmms_eval.measurement import Measurement, answer, subset
 
 from toy import ToyAdapter, toy_samples
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = SampleSet(tuple(toy_samples(4)), {"source": "toy"})
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from mir_plugin import manifest
 
+pytestmark = pytest.mark.slow
+
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300)

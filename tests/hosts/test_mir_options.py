@@ -6,6 +6,8 @@ import pytest
 from mir_plugin.errors import MirError
 from mir_plugin.tasks.options import MirOptions, resolve
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_paper_is_the_default() -> None:
     options = resolve({}, {}, {})

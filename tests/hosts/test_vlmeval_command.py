@@ -22,6 +22,8 @@ from mir_plugin.tasks.vlmevalkit.command import own_checkpoints, run_script
 
 from golden_data import require_golden
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

@@ -26,6 +26,8 @@ from mir_plugin.types import Batch
 from golden_data import require_golden
 from toy import ToyAdapter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def embedded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,8 @@ from mir_plugin.tasks.vlmevalkit.hooks import INFER_PARAMETERS
 
 from golden_data import require_golden
 
+pytestmark = pytest.mark.slow
+
 installed = pytest.mark.skipif(importlib.util.find_spec("vlmeval") is None, reason="VLMEvalKit is not installed")
 COMMAND = "from mir_plugin.tasks.vlmevalkit.command import main; main()"
 

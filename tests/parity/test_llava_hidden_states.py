@@ -27,6 +27,8 @@ from mir_plugin.samples.sample_set import Sample
 
 from golden_data import expected, require_golden
 
+pytestmark = pytest.mark.slow
+
 HIDDEN_STATES = 2e-5
 TOWER_NAMED = "named tower"
 

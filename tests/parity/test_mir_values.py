@@ -27,6 +27,8 @@ from mir_plugin.model_adapters import LoadOptions, load_adapter
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.samples.sources import from_folders
 
+pytestmark = pytest.mark.slow
+
 RUNS = [pytest.param(run, id=run.name) for run in recorded_runs()]
 EXACT, ACCURATE = 2e-5, 5e-5
 

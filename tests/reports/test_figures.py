@@ -18,6 +18,8 @@ from mir_plugin.reports.figures.style import STYLE
 from mir_plugin.reports.read.benchmarks import BENCHMARKS, TRAINING_LOSS
 from mir_plugin.reports.read.records import Comparability
 
+pytestmark = pytest.mark.slow
+
 LOSS = next(benchmark for benchmark in BENCHMARKS if benchmark.key == TRAINING_LOSS)
 
 

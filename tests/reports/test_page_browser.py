@@ -28,10 +28,13 @@ from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMEDRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and CHROMEDRIVER),
-    reason="no Chromium with chromedriver on this machine (Debian: apt-get install chromium chromium-driver)",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (CHROMIUM and CHROMEDRIVER),
+        reason="no Chromium with chromedriver on this machine (Debian: apt-get install chromium chromium-driver)",
+    ),
+]
 
 HOSTILE = "</script><script>document.title='taken'</script><b onmouseover=alert(1)>"
 N_ROWS, N_BENCHMARKS = 500, 30

@@ -23,6 +23,8 @@ from mir_plugin.reports.view.columns import layer_columns, layer_rows
 from mir_plugin.reports.workbook.leaderboard import layout
 from mir_plugin.reports.workbook.workbook import write_workbook
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
