@@ -24,7 +24,7 @@ def test_fewer_embedded_samples_are_a_seeded_choice():
     few = embedded_samples(n=7, seed=1)
     everything = embedded_samples().samples
     assert [s.text for s in few.samples] == [everything[index].text for index in few.description["choice"]]
-    with pytest.raises(MirError, match="101 samples were asked for; there are 100"):
+    with pytest.raises(MirError, match=r"101 samples.* 100"):
         embedded_samples(n=101)
 
 

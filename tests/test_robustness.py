@@ -273,8 +273,8 @@ def test_original_checkpoints_leave_their_template_out():
         (["--seen", "a", "b"], "--seen and --unseen go together"),
         (["--sizes", "1,x"], "--sizes is '1,x'; expected whole numbers"),
         (["--studies", "colour"], "unknown study 'colour'"),
-        (["--images", "nowhere"], "no folder at nowhere"),
-        (["--n-samples", "101"], "101 samples were asked for"),
+        (["--images", "nowhere"], "nowhere is not a folder"),
+        (["--n-samples", "101"], "101 samples"),
         (["--against", "nothing.json"], "there is no nothing.json"),
     ],
 )

@@ -82,7 +82,7 @@ def test_unequal_numbers_of_files_need_a_number_of_samples(tmp_path):
 
 def test_more_samples_than_pairs_are_an_error(tmp_path):
     write_pairs(tmp_path, ["1", "2"])
-    with pytest.raises(MirError, match="3 samples were asked for; there are 2"):
+    with pytest.raises(MirError, match=r"3 samples.* 2"):
         from_folders(tmp_path, tmp_path, n_samples=3)
 
 
@@ -158,15 +158,13 @@ def test_a_dataset_s_address_names_what_is_to_be_chosen(hub_folder):
     assert chosen.description["columns"] == {"image": "image", "text": "image_id"}
     assert chosen.description["dataset"] == "lmms-lab-encoder/textvqa"
     articles = "abisee/cnn_dailymail,config=3.0.0,split=test"
-    with pytest.raises(MirError, match="no column holds images; name one of article: NAME,image=COLUMN"):
+    with pytest.raises(MirError, match="article: NAME,image=COLUMN"):
         from_dataset_address(articles)
 
 
 @pytest.mark.parametrize("address", ["name,split", "name,split=", "name,columns=a", "name,split=a,split=b", "name,"])
 def test_an_address_that_is_not_understood_says_what_one_is(address):
-    with pytest.raises(
-        MirError, match=r"expected NAME, and behind commas .*config=\.\.\., split=\.\.\., image=\.\.\., text="
-    ):
+    with pytest.raises(MirError, match=r"config=\.\.\., split=\.\.\., image=\.\.\., text="):
         from_dataset_address(address)
 
 

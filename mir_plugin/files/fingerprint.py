@@ -41,7 +41,7 @@ def folder_fingerprint(folders: Iterable[Path]) -> str:
     for folder in folders:
         try:
             for path in sorted(path for path in folder.iterdir() if _counts(path)):
-                _add_file(digest, path)
+                _add_file(digest.update, path)
         except OSError as error:
             raise MirError(
                 f"{error.filename or folder} cannot be read ({error.strerror}). Check its permissions, or copy the "
@@ -54,20 +54,20 @@ def _counts(path: Path) -> bool:
     return path.suffix in HASHED_SUFFIXES and path.name not in IGNORED_NAMES and path.is_file()
 
 
-def _add_file(digest: hashlib._Hash, path: Path) -> None:
+def _add_file(update: Callable[[bytes], None], path: Path) -> None:
     size = path.stat().st_size
-    digest.update(f"{path.name}\0{size}\0".encode())
+    update(f"{path.name}\0{size}\0".encode())
     with path.open("rb") as file:
         if size <= WHOLE_UP_TO_BYTES:
-            digest.update(file.read())
+            update(file.read())
             return
-        digest.update(file.read(SAMPLED_BYTES))
+        update(file.read(SAMPLED_BYTES))
         file.seek(-SAMPLED_BYTES, os.SEEK_END)
-        digest.update(file.read(SAMPLED_BYTES))
+        update(file.read(SAMPLED_BYTES))
         for start, end in _tensors_in(file) if path.suffix == ".safetensors" else ():
             for position in (start, max(start, end - TENSOR_END_BYTES)):
                 file.seek(position)
-                digest.update(file.read(min(TENSOR_END_BYTES, end - start)))
+                update(file.read(min(TENSOR_END_BYTES, end - start)))
 
 
 def _tensors_in(file: BinaryIO) -> list[tuple[int, int]]:

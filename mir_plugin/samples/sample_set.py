@@ -39,7 +39,7 @@ class Sample:
     text: str
 
     def open_image(self) -> Image:
-        """The picture as it is meant to be seen: upright, 8-bit RGB, the first frame of several.
+        """The image as it is meant to be seen: upright, 8-bit RGB, the first frame.
 
         Raises:
             MirError: if the file is missing, its bytes are no readable image, or it is extreme; names the sample.
@@ -142,9 +142,9 @@ def seeded_choice(n_available: int, n_samples: int, seed: int) -> tuple[int, ...
     (331, 3155, 3445)
     """
     if seed < 0:  # Python's generator takes -1 for 1
-        raise MirError(f"the seed is {seed}; expected 0 or more.")
+        raise MirError(f"seed must be 0 or greater, got {seed}.")
     if not 1 <= n_samples <= n_available:
-        raise MirError(f"{n_samples} samples were asked for; there are {n_available}. Ask for 1 to {n_available}.")
+        raise MirError(f"requested {n_samples} samples, but there are {n_available}. Choose 1 to {n_available}.")
     return tuple(sorted(random.Random(seed).sample(range(n_available), n_samples)))
 
 
@@ -155,31 +155,31 @@ def spread_evenly(items: Sequence[T], n: int) -> tuple[T, ...]:
     ('a', 'c', 'e')
     """
     if not 1 <= n <= len(items):
-        raise MirError(f"{n} items were asked for; there are {len(items)}.")
+        raise MirError(f"requested {n} items, but there are {len(items)}. Choose 1 to {len(items)}.")
     return tuple(items[index * len(items) // n] for index in range(n))
 
 
 def _require_prose(sample: Sample) -> None:
-    """Raise MirError for a text that no reader could read: nothing printable, or bytes of something else."""
+    """Raise MirError for a text that is empty or binary."""
     surrogates = _SURROGATE.search(sample.text)
     controls = _CONTROL.findall(sample.text)
-    # A stray one happens in scraped prose; zeros, or more than one in a hundred, are something else than prose.
+    # Scraped prose has a stray one; zeros, or more than one in a hundred, mark binary data.
     if surrogates or "\0" in controls or 100 * len(controls) > len(sample.text):
         shown = surrogates[0] if surrogates else controls[0]
         raise MirError(
-            f"sample {sample.sample_id}: its text holds characters such as {shown!r}, so it is no prose but binary "
-            "data or in another encoding than UTF-8. Replace or remove it."
+            f"sample {sample.sample_id}: the text contains characters such as {shown!r}, so it is binary data or "
+            "not UTF-8. Replace or remove it."
         )
     if not any(character.isprintable() and not character.isspace() for character in sample.text):
-        raise MirError(f"sample {sample.sample_id} has an empty text. Text tokens are needed: replace or remove it.")
+        raise MirError(f"sample {sample.sample_id} has an empty text. Replace or remove it.")
 
 
 def _require_variety(samples: Sequence[Sample]) -> None:
     first = samples[0]
     if len(samples) > 1 and all(one.text == first.text and _image_parts(one) == _image_parts(first) for one in samples):
         raise MirError(
-            f"all {len(samples)} samples have the same image and the same text, from {first.sample_id} to "
-            f"{samples[-1].sample_id}: together they tell no more than one. Give different ones."
+            f"all {len(samples)} samples are identical ({first.sample_id} to {samples[-1].sample_id}); provide "
+            "distinct samples."
         )
 
 

@@ -20,7 +20,9 @@ N_PAPER_SAMPLES = 100
 LONGEST_TEXT_BYTES = 20_000_000
 PAPER_IMAGES = ("lmms-lab-encoder/textvqa", "lmms-lab/textvqa")
 PAPER_TEXTS = ("abisee/cnn_dailymail", "3.0.0", "test", "article")
-WITHOUT_NETWORK = "Without network: --embedded (pictures and prose of installed packages), or --images DIR --texts DIR."
+WITHOUT_NETWORK = (
+    "Without network access, use --embedded (samples shipped with mir-plugin) or --images DIR --texts DIR."
+)
 
 
 def from_folders(images_dir: Path, texts_dir: Path, n_samples: int | None = None, seed: int = 0) -> SampleSet:
@@ -39,7 +41,7 @@ def from_folders(images_dir: Path, texts_dir: Path, n_samples: int | None = None
         fewer = min(len(images), len(texts))
         raise MirError(
             f"{images_dir} holds {len(images)} images and {texts_dir} {len(texts)} texts, but pairs are needed. "
-            f"Remove what has no partner, or say --n-samples N (at most {fewer}) to use the first {fewer} of both."
+            f"Remove files without a partner, or pass --n-samples N (at most {fewer}) to use the first {fewer} of both."
         )
     pairs = list(zip(images, texts, strict=False))  # unequal only where --n-samples was said
     choice = seeded_choice(len(pairs), len(pairs) if n_samples is None else n_samples, seed)
@@ -69,12 +71,11 @@ def text_files(folder: Path) -> list[Path]:
 
 
 def read_text(path: Path) -> str:
-    """A text file's prose: up to the first ``@highlight`` of a CNN story, stripped. Raises MirError naming the file."""
+    """The text of a file: up to the first ``@highlight`` of a CNN story, stripped. Raises MirError naming the file."""
     try:
         if path.stat().st_size > LONGEST_TEXT_BYTES:
             raise MirError(
-                f"{path} has {path.stat().st_size:,} bytes; at most {LONGEST_TEXT_BYTES:,} are read, more than any "
-                "model's context holds. Replace it, or cut it into several."
+                f"{path} has {path.stat().st_size:,} bytes; at most {LONGEST_TEXT_BYTES:,} are read. Replace it."
             )
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -85,7 +86,7 @@ def read_text(path: Path) -> str:
         ) from error
     text = before_highlights(text)
     if not text:
-        raise MirError(f"{path} holds no text before the first {HIGHLIGHT}. Text is needed: replace or remove it.")
+        raise MirError(f"{path} has no text before the first {HIGHLIGHT}. Replace or remove it.")
     return text
 
 
@@ -117,15 +118,15 @@ def from_dataset_address(address: str, n_samples: int | None = N_PAPER_SAMPLES, 
     """
     name, *fields = address.split(",")
     if not name.strip():
-        raise MirError(f"--dataset {address!r} names no dataset. Write its name or folder first: NAME,split=... .")
+        raise MirError(f"--dataset {address!r} names no dataset. Start with its name or folder: NAME,split=...")
     parameters = {"config": "config", "split": "split", "image": "image_column", "text": "text_column"}
     named: dict[str, str] = {}
     for field in fields:
         key, _, value = field.partition("=")
         if key not in parameters or not value or parameters[key] in named:
             raise MirError(
-                f"{field!r} in the dataset {address!r} is not understood; expected NAME, and behind commas what is to "
-                f"be chosen: {', '.join(f'{key}=...' for key in parameters)}, each once."
+                f"invalid field {field!r} in --dataset {address!r}; expected NAME followed by any of "
+                f"{', '.join(f'{key}=...' for key in parameters)}, each at most once."
             )
         named[parameters[key]] = value
     return from_dataset(name, n_samples, seed, **named)
@@ -217,15 +218,15 @@ def paper_samples(n_samples: int = N_PAPER_SAMPLES, seed: int = 0) -> SampleSet:
 
 def _files(folder: Path, suffixes: frozenset[str], kind: str) -> list[Path]:
     if not folder.is_dir():
-        raise MirError(f"no folder at {folder}; expected one that holds {kind} files.")
+        raise MirError(f"{folder} is not a folder; expected a folder of {kind} files.")
     named = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
     dangling = [path for path in named if path.is_symlink() and not path.exists()]
     if dangling:  # left out, it would shift all pairs behind it
-        raise MirError(f"{dangling[0]} is a link that leads nowhere. Remove it, or restore what it links to.")
+        raise MirError(f"{dangling[0]} is a broken link. Remove it, or restore its target.")
     found = [path for path in named if path.is_file()]
     if not found:
         known = ".png, .jpg, .jpeg, .webp and others" if kind == "image" else ", ".join(sorted(suffixes))
-        raise MirError(f"{folder} holds no {kind} file (looked for {known}).")
+        raise MirError(f"{folder} contains no {kind} files (looked for {known}).")
     return sorted(found, key=lambda path: natural_order(path.name))
 
 
@@ -272,7 +273,7 @@ def _guess_image_column(name: str, rows: Dataset) -> str:
     found = [column for column, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     if len(found) != 1:
         has = f"columns {', '.join(found)} hold images" if found else "no column holds images"
-        raise MirError(f"in {name}, {has}; name one of {', '.join(rows.column_names)}: NAME,image=COLUMN.")
+        raise MirError(f"{name}: {has}; choose one of {', '.join(rows.column_names)}: NAME,image=COLUMN.")
     column: str = found[0]
     return column
 
@@ -283,7 +284,8 @@ def _guess_text_column(name: str, rows: Dataset) -> str:
         if column in rows.column_names and _text_of(rows.select_columns([column])[0][column]):
             return column
     raise MirError(
-        f"in {name}, no column is known to hold text; name one of {', '.join(rows.column_names)}: NAME,text=COLUMN."
+        f"cannot tell which column of {name} holds text; choose one of {', '.join(rows.column_names)}: "
+        "NAME,text=COLUMN."
     )
 
 
@@ -308,7 +310,7 @@ def _encoded_images(rows: Dataset, column: str, choice: Sequence[int], name: str
 
 
 def _text_of(cell: Any) -> str:
-    """A cell's prose; of a list of captions the first."""
+    """A cell's text; the first of a list of captions."""
     if isinstance(cell, (list, tuple)):
         cell = cell[0] if cell else ""
     return before_highlights(cell) if isinstance(cell, str) else ""

@@ -107,7 +107,7 @@ def calibrate(layers: Sequence[nn.Module], d: int, std: float = 0.0) -> VisionPo
         MirError: if a layer is calibrated already.
     """
     if any(isinstance(layer, CalibratedLayer) for layer in layers):
-        raise MirError("these decoder layers are calibrated already; calibrate a model once.")
+        raise MirError("these decoder layers already have MoCa; apply it once.")
     positions = VisionPositions()
     for layer in layers:
         layer.modality_layernorm = ModalityCalibration(d, std)
@@ -164,7 +164,9 @@ class CalibratedLayer(Swapped):
 
     def _calibrated(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
-            raise MirError("a MoCa layer ran without knowing the vision tokens: run it inside `bound_to(batch)`.")
+            raise MirError(
+                "a MoCa layer does not know which tokens are vision tokens: run it inside `bound_to(batch)`."
+            )
         n_samples, n_tokens = hidden_states.shape[:2]
         if n_tokens == 1 and mask.shape[1] > 1:
             return hidden_states  # a decode step
@@ -189,8 +191,8 @@ def restore_class(module: nn.Module) -> None:
     """
     if "plain_class" not in vars(type(module)):
         raise MirError(
-            f"{type(module).__name__} is no class that MoCa gave to a module: it carries none, or was wrapped since "
-            "(for example by FSDP). Remove MoCa from the model as it was before wrapping."
+            f"{type(module).__name__} has no MoCa, or was wrapped after MoCa was applied (for example by FSDP). Remove "
+            "MoCa from the unwrapped model."
         )
     module.__class__ = cast("Swapped", module).plain_class
 

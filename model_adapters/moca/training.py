@@ -74,7 +74,7 @@ def apply_moca(model: Any, *, std: float = 0.0) -> VisionPositions:
     layers, width = _layers_and_width(model)
     devices = [next(layer.parameters()).device for layer in layers]
     if torch.device("meta") in devices:
-        raise MirError("the decoder layers of this model are read from disk one by one. Load it without device_memory.")
+        raise MirError("this model's decoder layers are streamed from disk. Load it without device_memory.")
     positions = calibrate(layers, width, std)
     for layer, device in zip(layers, devices, strict=True):
         _calibration_of(layer).to(device)
@@ -151,12 +151,14 @@ def load_moca(model: Any, source: Path | str) -> VisionPositions:
     layers, width = _layers_and_width(model)
     expected = {(k, name) for k in range(len(layers)) for name in ("scale", "shift")}
     if not stored:
-        raise MirError(f"{source} holds no MoCa: no key ends in layers.N.modality_layernorm.scale or .shift.")
+        raise MirError(
+            f"{source} contains no MoCa weights: no key ends in layers.N.modality_layernorm.scale or .shift."
+        )
     if stored.keys() != expected or any(tensor.shape != (width,) for tensor in stored.values()):
         shapes = sorted({str(tuple(tensor.shape)) for tensor in stored.values()})
         raise MirError(
             f"{source} holds {len(stored)} MoCa tensors of shape {' and '.join(shapes)}, but the model's "
-            f"{len(layers)} layers of width {width} need a scale and a shift each. It belongs to another base LLM."
+            f"{len(layers)} layers of width {width} each need a scale and a shift. It was trained on another base LLM."
         )
     if not has_moca(model):
         apply_moca(model)
@@ -175,7 +177,7 @@ def _stored(source: Path) -> Mapping[tuple[int, str], Tensor]:
 
 def _calibrated_layers(model: Any) -> Sequence[nn.Module]:
     if not has_moca(model):
-        raise MirError(f"this {type(model).__name__} has no MoCa. Call apply_moca or load_moca first.")
+        raise MirError(f"this {type(model).__name__} has no MoCa; call apply_moca or load_moca first.")
     return _layers_and_width(model)[0]
 
 

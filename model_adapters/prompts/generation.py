@@ -27,8 +27,7 @@ def images_are_marked(text: str, n_images: int) -> bool:
     n_marks = text.count(IMAGE_MARK)
     if n_marks not in (0, n_images):
         raise MirError(
-            f"a prompt has {n_images} images but {n_marks} {IMAGE_MARK} marks: {text[:80]!r}. Mark every image, or "
-            "none of them."
+            f"a prompt has {n_images} images but {n_marks} {IMAGE_MARK} marks: {text[:80]!r}. Mark all images or none."
         )
     return n_marks > 0
 

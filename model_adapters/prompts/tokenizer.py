@@ -67,7 +67,7 @@ def open_tokenizer(folder: Path) -> Tokenizer:
         return SentencePieceTokenizer(folder)
     if (folder / "tokenizer.json").is_file():
         return FastTokenizer(folder)
-    raise MirError(f"{folder} holds no tokenizer (tokenizer.model or tokenizer.json). Copy it from the base LLM.")
+    raise MirError(f"{folder} has no tokenizer (tokenizer.model or tokenizer.json). Copy it from the base LLM.")
 
 
 class SentencePieceTokenizer:
@@ -84,7 +84,9 @@ class SentencePieceTokenizer:
         try:
             self._pieces = SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise MirError(f"{self.source} is no sentencepiece model ({error}). Copy or download it again.") from error
+            raise MirError(
+                f"{self.source} is not a SentencePiece model ({error}). Copy or download it again."
+            ) from error
         self._special = self._special_tokens(folder, settings)
         longest_first = sorted(self._special, key=len, reverse=True)
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
@@ -132,8 +134,8 @@ class SentencePieceTokenizer:
             by_text = {entry["content"]: token for token, entry in declared.items()}  # type: ignore[attr-defined]
         except (AttributeError, KeyError, TypeError) as error:
             raise MirError(
-                f"{folder / 'tokenizer_config.json'} has an added_tokens_decoder without ids and texts ({error!r}). "
-                "Copy the tokenizer's own."
+                f"{folder / 'tokenizer_config.json'} has an invalid added_tokens_decoder ({error!r}). Copy the "
+                "file of the original tokenizer."
             ) from error
         return special | self._ids(by_text, folder / "tokenizer_config.json")
 
@@ -142,11 +144,11 @@ class SentencePieceTokenizer:
         try:
             if all(isinstance(text, str) for text in by_text):
                 return {text: int(token) for text, token in by_text.items()}
-            reason = "a text is no text"
+            reason = "a token is not a string"
         except (TypeError, ValueError) as error:
             reason = str(error)
         raise MirError(
-            f"{path} does not give every added token a text and a number ({reason}). Copy the tokenizer's own."
+            f"{path} must map each added token's text to an integer ({reason}). Copy the original tokenizer's."
         )
 
 
@@ -178,5 +180,5 @@ class FastTokenizer:
     def _required(self, name: str) -> int:
         token = getattr(self._tokenizer, f"{name}_id")
         if token is None:
-            raise MirError(f"{self.source.parent} names no {name} in tokenizer_config.json; LLaVA prompts need one.")
+            raise MirError(f"{self.source.parent} defines no {name} in tokenizer_config.json; LLaVA prompts need one.")
         return int(token)

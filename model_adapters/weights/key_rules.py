@@ -219,9 +219,7 @@ def _checked(weight: Weight, name: str, device: torch.device, dtype: torch.dtype
 
 def _set(module: nn.Module, name: str, value: Tensor) -> None:
     owner_name, _, attribute = name.rpartition(".")
-    owner = module.get_submodule(owner_name)
-    table = owner._parameters if attribute in owner._parameters else owner._buffers
-    table[attribute] = value  # type: ignore[assignment]
+    setattr(module.get_submodule(owner_name), attribute, value)
 
 
 def _shape_hint(name: str) -> str:

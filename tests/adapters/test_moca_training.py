@@ -467,7 +467,7 @@ def test_another_model_of_the_same_class_stays_as_it_was(llava: TinyModel) -> No
     apply_moca(llava.model)
     assert not has_moca(other.model)
     assert not any("modality_layernorm" in name for name, _ in other.model.named_parameters())
-    with pytest.raises(MirError, match=r"this LlavaForConditionalGeneration has no MoCa\. Call apply_moca"):
+    with pytest.raises(MirError, match=r"this LlavaForConditionalGeneration has no MoCa.*apply_moca"):
         remove_moca(other.model)
 
 
@@ -521,11 +521,11 @@ def test_what_cannot_be_done_is_said(llava: TinyModel, tmp_path: Path) -> None:
     with pytest.raises(MirError, match="has no MoCa"):
         save_moca(llava.model, save_here)
     apply_moca(llava.model)
-    with pytest.raises(MirError, match="calibrated already"):
+    with pytest.raises(MirError, match="already have MoCa"):
         apply_moca(llava.model)
     with pytest.raises(MirError, match=r"holds 8 MoCa tensors of shape \(64,\), but the model's 3 layers of width 16"):
         load_moca(llava.model, require_golden("llava/llava_moca") / "model")
-    with pytest.raises(MirError, match="holds no MoCa"):
+    with pytest.raises(MirError, match="modality_layernorm"):
         load_moca(llava.model, require_golden("llava/llava_full") / "model")
     incomplete = {name: tensor for name, tensor in moca_tensors(llava.model).items() if "2.modality" not in name}
     save_file(incomplete, save_here)
@@ -598,5 +598,5 @@ def test_layers_that_are_streamed_take_no_moca() -> None:
     folder = require_golden("llava/llava_full") / "model"
     adapter = load_adapter(folder, LoadOptions(device="cpu", device_memory=1_500_000))
     assert isinstance(adapter, LlavaAdapter)
-    with pytest.raises(MirError, match="are read from disk one by one"):
+    with pytest.raises(MirError, match="device_memory"):
         apply_moca(adapter.model)

@@ -405,11 +405,9 @@ def refused_text(name: str, done: str, text: str | bytes | Callable[[], bytes], 
 
 WORDS = "The quick brown fox jumps over the lazy dog while nobody looks. "
 TEXTS = (
-    refused_text("text empty", "the text has no bytes", b"", "no text", "replace or remove it"),
-    refused_text("text blank", "the text is blanks and line ends", " \n\t \r\n", "no text", "replace or remove it"),
-    refused_text(
-        "text without ink", "the text is zero-width spaces", "\u200b\u200b\u2060", "empty text", "replace or remove it"
-    ),
+    refused_text("text empty", "the text has no bytes", b"", "no text", "0.txt"),
+    refused_text("text blank", "the text is blanks and line ends", " \n\t \r\n", "no text", "0.txt"),
+    refused_text("text without ink", "the text is zero-width spaces", "\u200b\u200b\u2060", "empty text", "0.txt"),
     refused_text("text binary", "the text is the bytes of a PNG", PNG, "not UTF-8", "Convert it"),
     refused_text("text of zeros", "the text is 1000 zeros", bytes(1000), "'\\x00'", "Replace or remove it"),
     refused_text("text of controls", "the text is control characters", bytes(range(1, 9)) * 50, "'\\x01'", "Replace"),
@@ -419,7 +417,7 @@ TEXTS = (
         "the text is UTF-16 without byte-order mark",
         PROSE.encode("utf-16-le"),
         "'\\x00'",
-        "another encoding",
+        "UTF-8",
     ),
     refused_text("text latin-1", "the text is Latin-1", "Café déjà vu".encode("latin-1"), "not UTF-8", "0xe9"),
     refused_text(
@@ -500,7 +498,7 @@ PLACEHOLDER = "Where it says <image> a picture would stand, and the text goes on
 MORE_TEXTS = (
     refused_text("text with a zero", "one zero byte in prose", PROSE + "\0" + PROSE, "'\\x00'", "Replace or remove it"),
     refused_text("text of no-break spaces", "the text is no-break and wide spaces", "\u00a0\u2003\u3000", "no text"),
-    refused_text("text of tags", "the text is invisible tag characters", "\U000e0041" * 20, "empty text", "replace"),
+    refused_text("text of tags", "the text is invisible tag characters", "\U000e0041" * 20, "empty text"),
     refused_text("text of private characters", "the text is private-use characters", "\ue000" * 30, "empty text"),
     refused_text("text with half a pair", "the text holds half a surrogate pair", b"abc \xed\xa0\x80 def", "not UTF-8"),
     Case("text with the placeholder, LLaVA", "the text contains <image>, an image to LLaVA's own code",
@@ -610,7 +608,7 @@ SETS = (
         "all the same",
         "three times the same image and text",
         sets(all_the_same),
-        Refused("all 3 samples", "0.png", "Give different ones"),
+        Refused("all 3 samples", "0.png", "distinct"),
     ),
     Case(
         "one of three broken",
