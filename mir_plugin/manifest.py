@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
+from mir_plugin.tasks.host_internals import LOADING, MODEL_BASE, MODEL_CREATION, TASK_INDEX, Internal
+
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
 
@@ -30,22 +32,15 @@ log = logging.getLogger("mir_plugin")
 class Extension(NamedTuple):
     """A change to one module of lmms-eval: ``apply`` is ``"module:function"``, called with the module."""
 
-    module: str
+    internal: Internal
     apply: str
-    without_it: str
 
 
 EXTENSIONS = (
-    Extension(
-        "lmms_eval.tasks",
-        "mir_plugin.tasks.lmms_eval.hooks:index_our_tasks",
-        "the task `mir` is found only with `--include_path {tasks_dir}`",
-    ),
-    Extension(
-        "lmms_eval.api.model",
-        "mir_plugin.tasks.lmms_eval.hooks:let_every_model_answer_mir",
-        "only `--model mir_llava` can run the task `mir`; add `--include_path {tasks_dir}` if it is not found",
-    ),
+    Extension(TASK_INDEX, "mir_plugin.tasks.lmms_eval.hooks:index_our_tasks"),
+    Extension(MODEL_BASE, "mir_plugin.tasks.lmms_eval.hooks:let_every_model_answer_mir"),
+    Extension(MODEL_CREATION, "mir_plugin.tasks.lmms_eval.hooks:remember_created_models"),
+    Extension(LOADING, "mir_plugin.model_adapters.in_memory.initial_weights:observe_loading"),
 )
 
 
@@ -55,7 +50,7 @@ def manifests() -> Sequence[ModelManifest]:
     Never raises: what does not fit the installed lmms-eval is told in one warning.
     """
     for extension in EXTENSIONS:
-        after_import(extension.module, functools.partial(_extend, extension=extension))
+        after_import(extension.internal.module, functools.partial(_extend, extension=extension))
     try:
         from lmms_eval.models.registry_v2 import ModelManifest
 
@@ -99,8 +94,9 @@ def _extend(module: ModuleType, extension: Extension) -> None:
     try:
         getattr(importlib.import_module(target), function)(module)
     except Exception as error:  # a change in lmms-eval must cost the user one feature, not the import of lmms-eval
-        lost = extension.without_it.format(tasks_dir=_tasks_dir())
-        log.warning("mir-plugin does not fit this lmms-eval (%s: %r): %s.", extension.module, error, lost)
+        changed = extension.internal
+        lost = changed.without_it.format(tasks_dir=_tasks_dir())
+        log.warning("mir-plugin does not fit this %s (%s: %r): %s.", changed.host, changed.module, error, lost)
 
 
 def _tasks_dir() -> Path:

@@ -54,15 +54,18 @@ def choose_measurements(
 
 
 def _without_copies(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """A host's results file repeats the number that its ``mir.json`` holds in full; the fuller record is kept."""
+    """A host's results file repeats what a ``mir.json`` beside it holds, whole or the number alone; one is kept."""
     kept: list[Measurement] = []
     for measurement in sorted(measurements, key=lambda m: -len(m.layers)):
-        repeats = not measurement.layers and any(
-            math.isclose(measurement.mir, other.mir, rel_tol=1e-9) and other.layers for other in kept
-        )
-        if not repeats:
+        if not any(_repeats(measurement, other) for other in kept):
             kept.append(measurement)
     return kept
+
+
+def _repeats(measurement: Measurement, fuller: Measurement) -> bool:
+    if measurement.layers:
+        return (measurement.date, measurement.layers) == (fuller.date, fuller.layers)
+    return bool(fuller.layers) and math.isclose(measurement.mir, fuller.mir, rel_tol=1e-9)
 
 
 def _left_out(name: str, used: Measurement, other: Measurement) -> Problem:

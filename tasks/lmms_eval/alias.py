@@ -10,6 +10,7 @@ from typing import Any
 
 from mir_plugin.errors import MirError
 from mir_plugin.manifest import after_import
+from mir_plugin.tasks.host_internals import COMMAND_LINE, SINGLE_RUN
 
 
 def main() -> None:
@@ -20,15 +21,15 @@ def main() -> None:
     from lmms_eval.cli import dispatch
 
     problems: list[str] = []
-    after_import("lmms_eval.__main__", lambda host: _watch(host, problems))
-    dispatch.main()
+    after_import(SINGLE_RUN.module, lambda host: _watch(host, problems))
+    COMMAND_LINE.found_in(dispatch)()
     if problems:
         sys.exit("\n".join(f"lmms_eval: {problem}" for problem in problems))
 
 
 def _watch(host: Any, problems: list[str]) -> None:
     """Note down every evaluation of ``--model`` (or of a ``--config`` entry) that did not give all results."""
-    evaluate = host.cli_evaluate_single
+    evaluate = SINGLE_RUN.found_in(host)
 
     @functools.wraps(evaluate)
     def watched(args: Any = None) -> Any:
@@ -38,17 +39,25 @@ def _watch(host: Any, problems: list[str]) -> None:
             results, samples = evaluate(args)
         except MirError as error:
             problems.append(str(error))
+            problems.extend(_saved())
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 raise  # the others may wait for this process: lmms-eval's way out skips its barrier
             return None, None
         except Exception as error:
             problems.append(f"{type(error).__name__}: {error}")
+            problems.extend(_saved())
             raise
         if results is not None:  # None on all processes but the first
             problems.extend(f"task {name} has no result." for name in tasks_without_result(results))
         return results, samples
 
     host.cli_evaluate_single = watched
+
+
+def _saved() -> list[str]:
+    """What was measured before the error; nothing if the task `mir` was not even imported."""
+    saved = sys.modules.get("mir_plugin.tasks.lmms_eval.saved")
+    return saved.what_is_measured() if saved else []
 
 
 def tasks_without_result(results: Mapping[str, Any]) -> list[str]:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
-from mir_plugin.processes import current_group
+from mir_plugin.processes import Group, current_group
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.samples.sample_set import SampleSet
+from mir_plugin.tasks.lmms_eval.saved import Command, kept
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
@@ -37,11 +38,17 @@ class Measurement:
         sample_set: document i is sample i.
         config: the protocol.
         asked_of: the model whose arguments chose the samples; None if none did.
+        command: the command line, by which results are kept; None where a program calls lmms-eval.
     """
 
     sample_set: SampleSet
     config: MirConfig
     asked_of: object | None = None
+    command: Command | None = None
+
+    def __repr__(self) -> str:
+        """Short, because lmms-eval prints whole requests (``--write_out``)."""
+        return f"Measurement({len(self.sample_set)} samples, {self.sample_set.fingerprint[:16]}, {self.config})"
 
 
 def answer_with_built_in_model(lm: Any, requests: Sequence[Instance]) -> list[str]:
@@ -76,8 +83,9 @@ def answer(
     for task, measurement in measurements.items():
         if measurement.asked_of is not None and measurement.asked_of is not asked:
             raise MirError(
-                f"the samples of task {task!r} were chosen by the arguments of another model, loaded before this one. "
-                "Delete that model before the task is built, or choose samples by MIR_SAMPLES."
+                f"the samples of task {task!r} were chosen by arguments of {_described(measurement.asked_of)}, but "
+                f"{_described(asked)} is measured. Build the task right after its own model, or choose samples by "
+                "MIR_SAMPLES and its like instead of the model's arguments."
             )
     measured = {(r.task_name, cast("int", r.doc_id)) for r in requests if not r.metadata.get("__padding_only__")}
     doc_ids: dict[str, list[int]] = defaultdict(list)
@@ -89,16 +97,43 @@ def answer(
     batch_size = min(batch_size, adapter_limit or batch_size)
     results: dict[str, MirResult] = {}
     for task in sorted(doc_ids):
-        results[task] = measure(
+        results[task] = _measured(
             adapter,
             subset(measurements[task].sample_set, doc_ids[task]),
-            measurements[task].config,
+            measurements[task],
+            checkpoint,
+            batch_size,
+            group,
+        )
+    return [_answer_to(request, results[request.task_name], doc_ids[request.task_name]) for request in requests]
+
+
+def _measured(
+    adapter: ModelAdapter, samples: SampleSet, wanted: Measurement, checkpoint: str, batch_size: int, group: Group
+) -> MirResult:
+    """One measurement, kept beside lmms-eval's results where the command says where these go. Collective."""
+
+    def now(request: str | None) -> MirResult:
+        return measure(
+            adapter,
+            samples,
+            wanted.config,
             checkpoint=checkpoint,
             host="lmms-eval",
             batch_size=batch_size,
             group=group,
+            request=request,
         )
-    return [_answer_to(request, results[request.task_name], doc_ids[request.task_name]) for request in requests]
+
+    if wanted.command is None:
+        return now(None)
+    request = wanted.command.request(adapter.facts, wanted.config, samples)
+    return kept(now, request, wanted.command.path(request), group)
+
+
+def _described(model: object) -> str:
+    checkpoint = getattr(model, "pretrained", None)
+    return f"{type(model).__name__} ({checkpoint})" if checkpoint else type(model).__name__
 
 
 def subset(sample_set: SampleSet, indices: Sequence[int]) -> SampleSet:

@@ -16,7 +16,7 @@ from mir_plugin.measurement.loading import LOADING, load_options
 from mir_plugin.model_adapters import load_adapter
 from mir_plugin.model_adapters.prompts.generation import Generator, Prompt
 from mir_plugin.tasks.generation_arguments import GenerationArguments
-from mir_plugin.tasks.lmms_eval import model_options
+from mir_plugin.tasks.lmms_eval.hooks import remember
 from mir_plugin.tasks.lmms_eval.measurement import answer
 from mir_plugin.tasks.options import OPTIONS
 
@@ -54,7 +54,7 @@ class MirModel(lmms):
         self.batch_size_per_gpu = _batch_size(batch_size)
         self.mir_options = {name: arguments[f"mir_{name}"] for name in OPTIONS if f"mir_{name}" in arguments}
         self.adapter = load_adapter(Path(self.pretrained), load_options(arguments))
-        model_options.remember(self)
+        remember(self)
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,9 @@ from lmms_eval.filters import build_filter_ensemble
 from loguru import logger
 
 from mir_plugin.errors import MirError
-from mir_plugin.tasks.lmms_eval.hooks import run_first
+from mir_plugin.tasks.lmms_eval.hooks import options_of_latest_model, run_first
 from mir_plugin.tasks.lmms_eval.measurement import METRICS, STANDARD_ERROR, Measurement
-from mir_plugin.tasks.lmms_eval.model_options import options_of_latest_model
+from mir_plugin.tasks.lmms_eval.saved import Command
 from mir_plugin.tasks.options import OPTIONS, resolve
 
 SPLIT = "samples"
@@ -114,6 +115,7 @@ class MirTask(Task):
 
     def build_all_requests(self, **kwargs: Any) -> None:
         """Never from lmms-eval's request cache: its key knows the task's name but not its samples."""
+        self._measurement = dataclasses.replace(self._measurement, command=Command.of(getattr(self, "args", None)))
         super().build_all_requests(**{**kwargs, "cache_requests": False, "rewrite_requests_cache": False})
 
     def construct_requests(self, doc_id: int, ctx: str, **kwargs: Any) -> Instance:
@@ -125,6 +127,9 @@ class MirTask(Task):
         sample_id = self._documents[doc_id]["sample_id"]
         arguments = (sample_id, {"do_sample": True}, self._measurement, doc_id, self.task_name, SPLIT)
         return Instance(request_type=self.OUTPUT_TYPE, arguments=arguments, idx=0, **kwargs)
+
+    def override_metric(self, metric_name: str) -> None:
+        """Not overridden: ``--predict_only`` skips the scoring of answers, and MIR scores none."""
 
     def process_results(self, doc: Mapping[str, str], results: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Per metric what the pooling needs; the first document's also carries the whole result."""

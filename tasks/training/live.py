@@ -11,6 +11,7 @@ from torch import nn
 from mir_plugin.engine.features import default_batch_size
 from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters.huggingface.adapter import from_loaded
+from mir_plugin.model_adapters.in_memory.initial_weights import warn_of_initial_parts
 from mir_plugin.model_adapters.introspection.decoder import unwrapped
 from mir_plugin.processes import current_group
 from mir_plugin.results import MirConfig, MirResult
@@ -31,6 +32,9 @@ def measure_live(
 ) -> MirResult:
     """Measure the model as it is now, without disturbing its training (``mir_plugin.selection.monitor.undisturbed``).
 
+    Parameters that are trained may start from anything; frozen ones that the model's checkpoint has no weights for are
+    a warning at the first call.
+
     Call it between an optimizer step and the next forward pass. Under ``accelerate`` or ``torchrun`` every process has
     to call it: they share the samples, and all return the same result.
 
@@ -47,6 +51,7 @@ def measure_live(
     """
     inner = unwrapped(model)
     with undisturbed(model), without_autocast(inner):
+        warn_of_initial_parts(inner)
         adapter = from_loaded(inner, processor)
         size = min(batch_size or default_batch_size(adapter), adapter.max_batch or len(sample_set))
         return measure(

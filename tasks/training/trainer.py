@@ -12,6 +12,7 @@ from transformers.utils import logging
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.huggingface.adapter import from_loaded
 from mir_plugin.model_adapters.in_memory.host_parts import is_processor
+from mir_plugin.model_adapters.in_memory.initial_weights import warn_of_initial_parts
 from mir_plugin.model_adapters.introspection.decoder import unwrapped
 from mir_plugin.processes import current_group
 from mir_plugin.results import RESULT_NAME, MirConfig, MirResult
@@ -105,6 +106,7 @@ class MIRCallback(TrainerCallback):
         """Make sure that model and samples fit, before hours of training; take up results of a resumed training."""
         model = self._model
         with undisturbed(model):
+            warn_of_initial_parts(unwrapped(model))
             from_loaded(unwrapped(model), self._processor).encode(self._sample_set.samples[:1])
         self._results = current_group().broadcast(self._earlier_results(state.global_step))
 

@@ -13,8 +13,16 @@ from typing import Any
 
 from mir_plugin.errors import MirError
 from mir_plugin.manifest import after_import
+from mir_plugin.tasks.host_internals import (
+    DATA_SET_BASE,
+    DATA_SET_CLASSES,
+    DATA_SET_NAMES,
+    INFERENCE,
+    KNOWN_MODELS,
+    LOADING,
+    VLM_BASE,
+)
 
-INFER_PARAMETERS = frozenset({"model", "model_name", "work_dir", "dataset", "out_file"})
 DATA_SET = "MIR"
 MODEL_CLASS = "MirModel"
 DATA_SET_CLASS = "MIRDataset"
@@ -31,10 +39,11 @@ def install(checkpoints: Mapping[str, Mapping[str, Any]], failed: Callable[[str,
         MirError: later, when a module is imported that has not what is needed here.
     """
     hooks: dict[str, Callable[[ModuleType], None]] = {
-        "vlmeval.dataset": register_data_set,
-        "vlmeval.vlm": register_model,
-        "vlmeval.config": functools.partial(name_checkpoints, checkpoints=checkpoints),
-        "vlmeval.inference": functools.partial(measure_when_ours, failed=failed),
+        DATA_SET_BASE.module: register_data_set,
+        VLM_BASE.module: register_model,
+        KNOWN_MODELS.module: functools.partial(name_checkpoints, checkpoints=checkpoints),
+        INFERENCE.module: functools.partial(measure_when_ours, failed=failed),
+        LOADING.module: _observe_loading,
     }
     for name, hook in hooks.items():
         after_import(name, functools.partial(_applied, hook))
@@ -54,10 +63,10 @@ def register_data_set(dataset: ModuleType) -> None:
     """Let ``vlmeval.dataset`` know MIR: by its name for ``--data``, by its class for configurations."""
     from mir_plugin.tasks.vlmevalkit.data_set import MirDataSet
 
-    bases = (MirDataSet, dataset.ImageBaseDataset)
+    bases = (MirDataSet, DATA_SET_BASE.found_in(dataset))
     ours = type(DATA_SET_CLASS, bases, {"__doc__": MirDataSet.__doc__})
-    dataset.DATASET_CLASSES.append(ours)
-    dataset.SUPPORTED_DATASETS.extend(MirDataSet.supported_datasets())
+    DATA_SET_CLASSES.found_in(dataset).append(ours)
+    DATA_SET_NAMES.found_in(dataset).extend(MirDataSet.supported_datasets())
     setattr(dataset, DATA_SET_CLASS, ours)
 
 
@@ -65,7 +74,7 @@ def register_model(vlm: ModuleType) -> None:
     """Let ``vlmeval.vlm`` know our checkpoint adapters, as the class ``MirModel`` of a ``--config`` file."""
     from mir_plugin.tasks.vlmevalkit.model import CheckpointModel
 
-    base = vlm.BaseModel
+    base = VLM_BASE.found_in(vlm)
     setattr(vlm, MODEL_CLASS, type(MODEL_CLASS, (CheckpointModel, base), {"__doc__": CheckpointModel.__doc__}))
 
 
@@ -75,10 +84,11 @@ def name_checkpoints(config: ModuleType, checkpoints: Mapping[str, Mapping[str, 
     Raises:
         MirError: if VLMEvalKit has a model of that name already.
     """
+    known = KNOWN_MODELS.found_in(config)
     for name, arguments in checkpoints.items():
-        if name in config.supported_VLM:
+        if name in known:
             raise MirError(f"--model {name}=…: VLMEvalKit has a model of that name. Choose another one.")
-        config.supported_VLM[name] = functools.partial(_model_class(), **arguments)
+        known[name] = functools.partial(_model_class(), **arguments)
 
 
 def measure_when_ours(inference: ModuleType, failed: Callable[[str, Exception], None]) -> None:
@@ -87,11 +97,8 @@ def measure_when_ours(inference: ModuleType, failed: Callable[[str, Exception], 
     Raises:
         TypeError: if this VLMEvalKit calls ``infer_data`` in another way.
     """
-    original = inference.infer_data
+    original = INFERENCE.found_in(inference)
     signature = inspect.signature(original)
-    missing = INFER_PARAMETERS - signature.parameters.keys()
-    if missing:
-        raise TypeError(f"vlmeval.inference.infer_data{signature} has no {', '.join(sorted(missing))}")
 
     @functools.wraps(original)
     def infer_data(*args: Any, **kwargs: Any) -> Any:
@@ -109,6 +116,12 @@ def measure_when_ours(inference: ModuleType, failed: Callable[[str, Exception], 
             raise
 
     setattr(inference, original.__name__, infer_data)
+
+
+def _observe_loading(modeling_utils: ModuleType) -> None:
+    from mir_plugin.model_adapters.in_memory.initial_weights import observe_loading
+
+    observe_loading(modeling_utils)
 
 
 def _model_class() -> type:

@@ -15,6 +15,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters.in_memory.host_parts import adapter_for, checkpoint_name
 from mir_plugin.processes import current_group
+from mir_plugin.tasks.host_internals import MODELS_BUILT_IN_INFERENCE
 from mir_plugin.tasks.vlmevalkit.data_set import RESULT_SUFFIX, MirDataSet, prediction_of
 from mir_plugin.tasks.vlmevalkit.model import CheckpointModel
 
@@ -111,7 +112,7 @@ def _built(call: Inference, host: ModuleType) -> Any:
     options = {"use_vllm": call.use_vllm} if any(name in call.model_name for name in _VLLM_NAMES) else {}
     world_size = os.environ.pop("WORLD_SIZE", None)
     try:
-        return host.supported_VLM[call.model_name](**options)
+        return MODELS_BUILT_IN_INFERENCE.found_in(host)[call.model_name](**options)
     finally:
         if world_size is not None:
             os.environ["WORLD_SIZE"] = world_size

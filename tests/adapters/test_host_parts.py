@@ -52,7 +52,7 @@ def test_an_api_model_is_refused_with_the_reason() -> None:
         client = object()
         model = "gpt-4o"
 
-    with pytest.raises(MirError, match="GPT4V cannot be measured, because it holds no torch module"):
+    with pytest.raises(MirError, match="GPT4V cannot be measured, because no torch module"):
         loaded_parts(GPT4V())
 
 
@@ -65,3 +65,14 @@ def test_an_original_llava_triple_is_sent_to_the_adapter_of_its_format(tiny: Tin
     )
     with pytest.raises(MirError, match=r"cannot be measured, because .*mir run liuhaotian/llava-v1\.5-7b"):
         loaded_parts(host)
+
+
+def test_a_model_held_by_workers_is_found_in_the_first_of_them(tiny: TinyModel) -> None:
+    worker = SimpleNamespace(model=tiny.model, processor=tiny.processor)
+    other = SimpleNamespace(model=object(), processor=object())
+    assert loaded_parts(SimpleNamespace(_workers=[worker, other])) == (tiny.model, tiny.processor)
+
+
+def test_a_processor_beside_the_host_and_a_module_one_level_deeper_belong_together(tiny: TinyModel) -> None:
+    host = SimpleNamespace(engine=SimpleNamespace(model=tiny.model), processor=tiny.processor)
+    assert loaded_parts(host) == (tiny.model, tiny.processor)

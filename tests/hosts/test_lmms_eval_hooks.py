@@ -1,5 +1,8 @@
+import gc
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
+
+import pytest
 
 import pytest
 
@@ -32,7 +35,7 @@ def test_a_mir_method_of_lmms_eval_itself_is_left_alone() -> None:
 
 
 def evaluated_order(task_dict: dict[str, Any], **kwargs: Any) -> list[str]:
-    module = SimpleNamespace(evaluate=lambda **given: list(given["task_dict"]))
+    module = SimpleNamespace(evaluate=lambda lm, task_dict, limit=None: list(task_dict))
     hooks.run_first(module, lambda task: task == "ours")  # type: ignore[arg-type]
     order: list[str] = module.evaluate(lm=None, task_dict=task_dict, **kwargs)
     return order
@@ -45,3 +48,30 @@ def test_our_tasks_run_first_also_from_inside_a_group() -> None:
 
 def test_a_fractional_limit_keeps_the_order_because_the_first_task_defines_the_count() -> None:
     assert evaluated_order({"pope": "x", "mir": "ours"}, limit=0.5) == ["pope", "mir"]
+
+
+def test_an_evaluator_that_changed_costs_the_order_only(caplog: pytest.LogCaptureFixture) -> None:
+    module: Any = SimpleNamespace(evaluate=lambda lm, tasks: list(tasks))
+    hooks.run_first(module, lambda task: task == "ours")
+    assert module.evaluate(None, {"pope": "x", "mir": "ours"}) == ["pope", "mir"]
+    [record] = caplog.records
+    assert "has no limit, task_dict" in record.getMessage()
+
+
+def test_the_latest_model_chooses_the_samples_also_one_without_options_of_its_own() -> None:
+    class lmms:
+        @classmethod
+        def create_from_arg_string(cls, arg_string: str, additional_config: Any = None) -> Any:
+            return cls()
+
+    class Ours(lmms):
+        mir_options: ClassVar[dict[str, str]] = {"samples": "embedded"}
+
+    hooks.remember_created_models(SimpleNamespace(lmms=lmms))  # type: ignore[arg-type]
+    first = Ours.create_from_arg_string("")
+    assert hooks.options_of_latest_model() == ({"samples": "embedded"}, first)
+    second = lmms.create_from_arg_string("")
+    assert hooks.options_of_latest_model() == ({}, second)
+    del second
+    gc.collect()
+    assert hooks.options_of_latest_model() == ({}, None)

@@ -121,7 +121,7 @@ def test_a_model_that_cannot_be_measured_is_refused_before_any_benchmark(lmms_ev
 
         loglikelihood = generate_until_multi_round = generate_until
 
-    with pytest.raises(MirError, match="Api cannot be measured, because it holds no torch module"):
+    with pytest.raises(MirError, match="Api cannot be measured, because no torch module"):
         evaluate(lmms_eval, Api(), tasks="mir,mmstar", limit=2)
     assert Api.asked == []
 

@@ -81,7 +81,7 @@ def test_documents_of_all_processes_are_pooled(monkeypatch: pytest.MonkeyPatch) 
     """The other process holds documents 1 and 3; both measure all four together."""
 
     class TwoProcesses:
-        def objects(self, mine: set[tuple[str, int]]) -> list[set[tuple[str, int]]]:
+        def all_gather_object(self, mine: set[tuple[str, int]]) -> list[set[tuple[str, int]]]:
             assert mine == {("mir", 0), ("mir", 2)}
             return [mine, {("mir", 1), ("mir", 3)}]
 
@@ -107,5 +107,5 @@ def test_a_choice_of_a_choice_is_recorded_in_the_indices_of_the_whole() -> None:
 
 def test_samples_chosen_by_another_models_arguments_are_refused() -> None:
     theirs = Measurement(SAMPLES, MirConfig(), asked_of=object())
-    with pytest.raises(MirError, match="chosen by the arguments of another model"):
+    with pytest.raises(MirError, match="chosen by arguments of object, but object is measured"):
         answers([Request(0, measurement=theirs)], asked=object())
