@@ -6,20 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 REPOSITORY = Path(__file__).parents[1]
-PLACES = (REPOSITORY / "tests" / "golden", REPOSITORY.parent / "shared" / "golden")
-
-
-def golden_case(name: str) -> Path | None:
-    """Folder of a recorded case such as "llava/llava_full"; None where only the complete collection has it."""
-    return next((place / name for place in PLACES if (place / name).is_dir()), None)
+GOLDEN = REPOSITORY / "tests" / "golden"
 
 
 def require_golden(name: str) -> Path:
-    """The same, skipping the test where the case is not at hand."""
-    return golden_case(name) or pytest.skip(f"golden case {name} is not at hand")
+    """Folder of a recorded case such as "llava/llava_full"."""
+    folder = GOLDEN / name
+    assert folder.is_dir(), f"{folder} is missing: check it out again"
+    return folder
 
 
 def expected(case: Path) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from mir_plugin.results import MirResult
 
-from golden_data import REPOSITORY, golden_case
+from golden_data import REPOSITORY, require_golden
+from tolerances import SAME_FEATURES
 
 Damage = Callable[[Path], object]
 """Does something to the folder that holds ``model/``, ``vision_tower/``, ``samples/`` and, in some, ``base_llm/``."""
@@ -58,17 +59,13 @@ def measured(bench: Bench, *options: str, run: Callable[..., Outcome] | None = N
 
 def copy_original(original: str, folder: Path) -> None:
     """The original's folders, and the samples of a LLaVA one."""
-    source = _MICRO_DIR if original == MICRO else golden_case(original)
-    if source is None:
-        pytest.skip(f"golden case {original} is not at hand")
+    source = _MICRO_DIR if original == MICRO else require_golden(original)
     if original == MICRO:
         shutil.copytree(source, folder / "model")
     for part in ("model", "vision_tower", "vision_tower_aux", "base_llm"):
         if original != MICRO and (source / part).is_dir():
             shutil.copytree(source / part, folder / part)
-    samples = golden_case(FULL)
-    assert samples is not None
-    shutil.copytree(samples / "samples", folder / "samples")
+    shutil.copytree(require_golden(FULL) / "samples", folder / "samples")
 
 
 @functools.cache
@@ -87,7 +84,7 @@ def same_as(original: str, *options: str) -> Right:
 
     def check(value: object, _: Bench) -> str:
         assert isinstance(value, float)
-        assert value == pytest.approx(undamaged(original, *options), rel=1e-9)
+        assert value == pytest.approx(undamaged(original, *options), rel=SAME_FEATURES)
         return f"MIR {value:.4f}, as undamaged"
 
     return Right(check)

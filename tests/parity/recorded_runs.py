@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from golden_data import golden_case
+from golden_data import require_golden
 
 LLAVA = ("full", "projector", "linear", "mlp4x", "lora", "moca", "moca_projector", "unlock", "qformer")
 SHAREGPT4V = ("published", "full", "pretrain", "projector")
@@ -52,24 +52,23 @@ class RecordedRun:
 
 
 def recorded_runs() -> Iterator[RecordedRun]:
-    """Every recorded run of the cases at hand."""
+    """Every recorded run."""
     for name in LLAVA:
-        if folder := golden_case(f"llava/llava_{name}"):
-            yield _llava_run(f"llava_{name}", folder, "expected.json", folder / "model")
-            if (folder / "expected_checkpoint-20.json").is_file():
-                checkpoint = folder / "model" / "checkpoint-20"
-                yield _llava_run(f"llava_{name}/checkpoint-20", folder, "expected_checkpoint-20.json", checkpoint)
+        folder = require_golden(f"llava/llava_{name}")
+        yield _llava_run(f"llava_{name}", folder, "expected.json", folder / "model")
+        if (folder / "expected_checkpoint-20.json").is_file():
+            checkpoint = folder / "model" / "checkpoint-20"
+            yield _llava_run(f"llava_{name}/checkpoint-20", folder, "expected_checkpoint-20.json", checkpoint)
     for name in SHAREGPT4V:
-        if folder := golden_case(f"sharegpt4v/share4v_{name}"):
-            # The original loader takes the tower that the config names; ours takes the trained one unless told.
-            yield _llava_run(
-                f"share4v_{name}", folder, "expected.json", folder / "model", vision_tower=folder / "vision_tower"
-            )
-            if (folder / "expected_tuned_tower.json").is_file():
-                yield _llava_run(f"share4v_{name}, tuned tower", folder, "expected_tuned_tower.json", folder / "model")
+        folder = require_golden(f"sharegpt4v/share4v_{name}")
+        # The original loader takes the tower that the config names; ours takes the trained one unless told.
+        yield _llava_run(
+            f"share4v_{name}", folder, "expected.json", folder / "model", vision_tower=folder / "vision_tower"
+        )
+        if (folder / "expected_tuned_tower.json").is_file():
+            yield _llava_run(f"share4v_{name}, tuned tower", folder, "expected_tuned_tower.json", folder / "model")
     for name in MINI_GEMINI:
-        if folder := golden_case(f"mini_gemini/mgm_{name}"):
-            yield _mini_gemini_run(f"mgm_{name}", folder)
+        yield _mini_gemini_run(f"mgm_{name}", require_golden(f"mini_gemini/mgm_{name}"))
 
 
 def _llava_run(
