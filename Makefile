@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Processes among which the tests are divided; each computes with one thread.
 WORKERS ?= 2
 
-.PHONY: setup test test-full unit lint demo docs clean
+.PHONY: setup test test-full test-conditions unit lint demo docs clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,10 @@ test: lint
 # Every fault and every random example too; the table of all faults goes to build/faults.md.
 test-full: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --full
+
+# What compares numbers, with other numbers of threads and other vector instructions, and beside a busy machine.
+test-conditions: setup
+	$(BIN)/python tests/conditions.py
 
 # The part without checkpoints, training and other programs: under a minute.
 unit: setup

@@ -1,4 +1,4 @@
-"""What holds for every test run: its options, its environment, and what it reports besides its failures."""
+"""What holds for every test run: its options, its environment, and the table that it may leave."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 from faults import table
-from recorded_runs import LLAVA, MINI_GEMINI, SHAREGPT4V, recorded_runs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,20 +43,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         page.write_text(table.page(rows), encoding="utf-8")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many recorded runs were at hand: a parity test that never runs must not look like one that passes."""
-    n_cases = len(LLAVA) + len(SHAREGPT4V) + len(MINI_GEMINI)
-    runs = list(recorded_runs())
-    n_present = len({run.folder for run in runs})
-    terminalreporter.write_line(f"golden cases at hand: {n_present} of {n_cases}, {len(runs)} recorded MIR runs")
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for every product of matrices: two processes then compute the same features, to the last bit."""
+    import torch
 
-
-@pytest.fixture(autouse=True)
-def one_environment() -> Iterator[None]:
-    """datasets puts a copy in the place of os.environ, but rich and others keep the first one they saw."""
-    environment = os.environ
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
-    os.environ = environment  # noqa: B003 - the very object is wanted back
+    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,8 @@ from mir_plugin.samples.embedded import embedded_samples
 from mir_plugin.samples.sample_set import Sample, SampleSet
 from mir_plugin.selection.monitor import undisturbed
 
+from tolerances import HANGS, SAME_FEATURES
+
 pytestmark = pytest.mark.slow
 
 N_STEPS = 2
@@ -324,6 +326,7 @@ def test_saturation_needs_the_uncertainty() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forked processes with torch loaded need Linux")
+@pytest.mark.usefixtures("one_thread")
 def test_two_processes_of_ddp_train_as_without_and_measure_as_one(samples: SampleSet, tmp_path: Path) -> None:
     # Forked, not spawned: a fresh interpreter would import torch and transformers for seconds.
     context = multiprocessing.get_context("fork")
@@ -352,7 +355,7 @@ def test_two_processes_of_ddp_train_as_without_and_measure_as_one(samples: Sampl
     processes = [context.Process(target=process, args=(rank, answers)) for rank in range(2)]
     for one in processes:
         one.start()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANGS
     found: dict[int, Any] = {}
     while len(found) < 2 and time.monotonic() < deadline and any(one.is_alive() for one in processes):
         if answers.empty():
@@ -373,7 +376,8 @@ def test_two_processes_of_ddp_train_as_without_and_measure_as_one(samples: Sampl
     tiny = tiny_llava()
     tiny.model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=False)
     alone = measure_live(tiny.model, tiny.processor, samples)
-    assert values[2] == pytest.approx(alone.mir, rel=1e-9)
+    # One thread here as there: the features are the same bits, and only sums of shards in float64 can differ.
+    assert values[2] == pytest.approx(alone.mir, rel=SAME_FEATURES)
 
 
 def test_a_plain_loop_logs_the_same_names(samples: SampleSet) -> None:

@@ -51,6 +51,8 @@ from examples.replication.replicate import Replication, replicate
 from examples.replication.results_page import results_page
 from mir_plugin.errors import MirError
 
+from tolerances import HANGS
+
 ROOT = Path(__file__).parents[1]
 TINY = Recipe(
     pre_trainings=(
@@ -253,8 +255,8 @@ def test_workers_end_with_the_process_that_started_them(number: signal.Signals, 
     worker = int(parent.stdout.readline())
     os.kill(worker, 0)
     parent.send_signal(number)
-    parent.wait(timeout=20)
-    deadline = time.monotonic() + 20
+    parent.wait(timeout=HANGS)
+    deadline = time.monotonic() + HANGS
     while time.monotonic() < deadline and _is_running(worker):
         time.sleep(0.05)
     assert not _is_running(worker)

@@ -31,9 +31,9 @@ import pytest
 from faults import table
 from hypothesis import HealthCheck, settings
 
+from tolerances import HANGS
+
 REPOSITORY = Path(__file__).parents[2]
-# A case that takes longer than this many seconds hangs; a busy machine may take many times what a quiet one does.
-HANGS = 1800
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tolerances import HANGS
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-DEADLINE = 120.0  # seconds; what takes longer hangs
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Child:
             time.sleep(min(rest, 0.002))
         os.kill(self.pid, number)
 
-    def ended(self, deadline: float = DEADLINE) -> Ended:
+    def ended(self, deadline: float = HANGS) -> Ended:
         """Wait for the end; a child that does not end is killed and reported."""
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)

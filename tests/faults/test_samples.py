@@ -26,6 +26,8 @@ from mir_plugin.errors import MirError
 from mir_plugin.results import MirResult
 from mir_plugin.samples.sample_set import Sample
 
+from tolerances import SAME_FEATURES
+
 pytestmark = pytest.mark.slow
 
 PIXELS = np.asarray(Image.effect_mandelbrot((61, 47), (-2, -1.5, 1, 1.5), 40))
@@ -83,7 +85,7 @@ def as_the_picture(image: Image.Image, text: str = PROSE) -> Right:
     """The number must be that of this picture as a plain RGB PNG."""
 
     def check(value: object, _: Bench) -> str:
-        assert value == pytest.approx(number_of(image.tobytes(), image.size, text), rel=1e-9)
+        assert value == pytest.approx(number_of(image.tobytes(), image.size, text), rel=SAME_FEATURES)
         return f"MIR {value:.4f}, that of the same picture as a plain PNG"
 
     return Right(check)
@@ -523,7 +525,7 @@ def cut_as_trained(value: object, bench: Bench) -> str:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         shorter = llava_showing(Bench(Path(folder)), PICTURE, WORDS * 200)
-    assert value == pytest.approx(shorter.value, rel=1e-9)
+    assert value == pytest.approx(shorter.value, rel=SAME_FEATURES)
     return f"MIR {value:.4f}, that of a text that ends at the cut"
 
 

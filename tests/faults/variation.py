@@ -2,12 +2,16 @@
 
 Prints one line for each variation: MIR, its difference, and the same of the
 layer that moves most. The first line is one thread, one sample at a time, breadth-first.
+``--machines`` varies threads and vector instructions instead, each in a process of its own (tests/conditions.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,11 +68,39 @@ def main() -> None:
     parser.add_argument(
         "--embedded", type=int, default=24, help="so many embedded samples, without --images and --texts"
     )
+    parser.add_argument("--machines", action="store_true", help="vary threads and vector instructions instead")
+    parser.add_argument("--save", type=Path, help="measure once, as the environment says, and write the result here")
     asked = parser.parse_args()
+    if asked.machines:
+        print_table(machines(sys.argv[1:]))
+        return
     samples = from_folders(asked.images, asked.texts) if asked.images else embedded_samples(asked.embedded)
+    if asked.save:
+        adapter = load_adapter(asked.checkpoint, LoadOptions(vision_tower=asked.vision_tower, device="cpu"))
+        measure(adapter, samples, checkpoint=str(asked.checkpoint)).save(asked.save)
+        return
+    print_table(variations(asked.checkpoint, asked.vision_tower, samples))
+
+
+def machines(arguments: list[str]) -> Iterator[tuple[str, MirResult]]:
+    """The same measurement in a process of its own under each of the conditions; the first is one thread."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from conditions import CONDITIONS, environment_of
+
+    arguments = [one for one in arguments if one != "--machines"]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in CONDITIONS:
+            path = Path(folder) / f"{name}.json"
+            command = [sys.executable, __file__, *arguments, "--save", str(path)]
+            subprocess.run(command, check=True, env=environment_of(name))
+            yield name, MirResult.load(path)
+
+
+def print_table(results: Iterator[tuple[str, MirResult]]) -> None:
+    """One line each, against the first."""
     first: MirResult | None = None
     print(f"{'':28} {'MIR':>19} {'difference':>12} {'of a layer, relative':>22}")
-    for name, result in variations(asked.checkpoint, asked.vision_tower, samples):
+    for name, result in results:
         first = first or result
         of_mir, of_layer = differences(first, result)
         print(f"{name:28} {result.mir:19.15f} {of_mir:12.1e} {of_layer:22.1e}")

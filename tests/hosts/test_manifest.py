@@ -8,11 +8,13 @@ import pytest
 
 from mir_plugin import manifest
 
+from tolerances import HANGS
+
 pytestmark = pytest.mark.slow
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=HANGS)
 
 
 def test_lmms_eval_lists_our_models_without_importing_torch_or_transformers() -> None:

@@ -23,6 +23,8 @@ from mir_plugin.reports.view.columns import layer_columns, layer_rows
 from mir_plugin.reports.workbook.leaderboard import layout
 from mir_plugin.reports.workbook.workbook import write_workbook
 
+from tolerances import HANGS
+
 pytestmark = pytest.mark.slow
 
 
@@ -222,7 +224,7 @@ def computed_by_libreoffice(board, folder):
         cwd=folder,
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=HANGS,
     )
     sheet = openpyxl.load_workbook(folder / "computed" / "report.xlsx", data_only=True)["Leaderboard"]
     column = plan.letter("Average")
