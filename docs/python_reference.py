@@ -16,9 +16,9 @@ def python() -> str:
     """Signatures and docstrings of what other programs may call."""
     parts = [
         "# Python\n",
-        "Names that are not listed here may change without notice. `MIRCallback`, `measure_live`, `metrics_of` and\n"
-        "`saturated` can also be imported from `mir_plugin` itself. What a user can mend is raised as\n"
-        "`mir_plugin.errors.MirError`, with the message that `mir` prints; anything else is a bug of ours.\n",
+        "All of these are imported from `mir_plugin`, on first use: `import mir_plugin` itself loads no torch. Names\n"
+        "that are not listed here may change without notice. Errors that a user can fix are raised as\n"
+        "`mir_plugin.MirError`, with the message that `mir` prints; any other exception is a bug.\n",
     ]
     for heading, places in PYTHON.items():
         parts.append(f"## {heading}\n")
@@ -34,7 +34,7 @@ def _documented(place: str) -> str:
     several = f"{name}(\n" + "".join(f"    {one},\n" for one in arguments) + f"){returned}"
     shown = one_line if len(one_line) < 100 else several
     text = inspect.cleandoc(member.__doc__ or "")
-    return f"### {name}\n\n```python\nfrom {module} import {name}\n\n{shown}\n```\n\n```text\n{text}\n```\n"
+    return f"### {name}\n\n```python\nfrom mir_plugin import {name}\n\n{shown}\n```\n\n```text\n{text}\n```\n"
 
 
 def _arguments(member: Any) -> tuple[list[str], str]:

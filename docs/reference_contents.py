@@ -67,6 +67,10 @@ MEANINGS: dict[str, str] = {
 }
 
 PYTHON: dict[str, tuple[str, ...]] = {
+    "Hidden states of your own": (
+        "mir_plugin.metric.layer:modality_integration_rate",
+        "mir_plugin.metric.layer:layer_distance",
+    ),
     "Measure": (
         "mir_plugin.model_adapters:load_adapter",
         "mir_plugin.model_adapters:LoadOptions",
@@ -87,7 +91,7 @@ PYTHON: dict[str, tuple[str, ...]] = {
     "Compare and choose": (
         "mir_plugin.selection.comparison:compare_results",
         "mir_plugin.selection.select:select",
-        "mir_plugin.indicators.indicators:indicators",
+        "mir_plugin.indicators.indicators:model_indicators",
         "mir_plugin.indicators.training_loss:training_loss",
         "mir_plugin.indicators.in_context:in_context_accuracy",
     ),
@@ -110,10 +114,11 @@ PYTHON: dict[str, tuple[str, ...]] = {
     ),
     "The steps of the metric": (
         "mir_plugin.engine.features:layer_features",
-        "mir_plugin.metric.layer:layer_distance",
         "mir_plugin.metric.normalize:text_centric_scale",
         "mir_plugin.metric.normalize:outlier_rows",
         "mir_plugin.metric.normalize:coordinate_median",
+        "mir_plugin.metric.normalize:replace_outliers",
+        "mir_plugin.metric.normalize:remove_outliers",
         "mir_plugin.metric.moments:moments",
         "mir_plugin.metric.frechet:mean_term",
         "mir_plugin.metric.frechet:trace_term",

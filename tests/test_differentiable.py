@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
-from mir_plugin.metric.layer import layer_distance
+from mir_plugin.measurement.pooled import PooledLayer
 from mir_plugin.metric.loss import (
     frechet_loss,
     layer_loss,
@@ -84,7 +84,7 @@ def test_values_are_the_measured_ones(name: str) -> None:
     if name == "all tokens of both equal":
         text = text + 0.5
     features = TokenFeatures(1, vision, text, (len(vision),), (len(text),))
-    measured = layer_distance(features, MirConfig(outliers="none"))
+    measured = PooledLayer.of(features, MirConfig(outliers="none")).layer_distance()
     # Float64 on both sides, by different decompositions; sums of terms of the size of the traces.
     size = measured.mean_term + measured.trace_vision + measured.trace_text
     assert layer_loss(vision, text).item() == pytest.approx(measured.distance, abs=1e-7 * size)

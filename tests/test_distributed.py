@@ -20,7 +20,7 @@ import torch.distributed as dist
 from mir_plugin.engine.progress import progress
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
-from mir_plugin.metric.layer import distance_at, prepared_layer
+from mir_plugin.measurement.pooled import PooledLayer, pooled_median
 from mir_plugin.metric.normalize import coordinate_median
 from mir_plugin.processes import (
     ALONE,
@@ -112,14 +112,14 @@ def test_statistics_of_shards_equal_those_of_one_process(size: int, tmp_path: Pa
 
     def work(group: Group) -> list[Any]:
         return [
-            distance_at(prepared_layer(layer_of(list(group.shard(random_samples(n, d, dtype))), d), config, group))
+            PooledLayer.of(layer_of(list(group.shard(random_samples(n, d, dtype))), d), config, group).layer_distance()
             for n, d, dtype, config in cases
         ]
 
     answers = together(size, work, tmp_path)
     assert not any(isinstance(answer, Exception) for answer in answers), answers
     for index, (n, d, dtype, config) in enumerate(cases):
-        alone = dataclasses.asdict(distance_at(prepared_layer(layer_of(random_samples(n, d, dtype), d), config)))
+        alone = dataclasses.asdict(PooledLayer.of(layer_of(random_samples(n, d, dtype), d), config).layer_distance())
         for answer in answers:
             found = dataclasses.asdict(answer[index])
             assert {k: v for k, v in found.items() if isinstance(v, int | str)} == {
@@ -133,9 +133,7 @@ def test_medians_are_taken_over_the_rows_of_all_processes(tmp_path: Path) -> Non
     features = torch.randn(11, 1030, generator=torch.Generator().manual_seed(0)).bfloat16()
     expected = coordinate_median(features)
     # Numbers, not tensors: a tensor would come back by reference to memory of a process that has ended.
-    for answer in together(
-        3, lambda group: coordinate_median(features[group.rank * 4 :][:4], group).tolist(), tmp_path
-    ):
+    for answer in together(3, lambda group: pooled_median(features[group.rank * 4 :][:4], group).tolist(), tmp_path):
         assert answer == expected.tolist()
 
 
@@ -192,7 +190,7 @@ def test_features_that_are_not_finite_in_one_process_end_all(tmp_path: Path) -> 
         features = layer_of(random_samples(2, 4), 4)
         if group.rank == 1:
             features.text[3, 2] = torch.nan
-        return prepared_layer(features, MirConfig(), group)
+        return PooledLayer.of(features, MirConfig(), group)
 
     healthy, failing = together(2, work, tmp_path)
     assert "NaN or infinite" in str(failing)

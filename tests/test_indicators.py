@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mir_plugin.errors import MirError
 from mir_plugin.indicators.in_context import in_context_accuracy, questions_from_tsv
-from mir_plugin.indicators.indicators import DESCRIPTIONS, indicators
+from mir_plugin.indicators.indicators import DESCRIPTIONS, model_indicators
 from mir_plugin.indicators.training_loss import training_loss
 from mir_plugin.measurement.measure import measure
 from mir_plugin.metric.discrepancies import kernel_distances, mutual_information
@@ -128,7 +128,7 @@ def test_mutual_information_does_not_turn_with_the_axes_and_needs_enough_samples
 def test_variants_are_what_measure_gives_with_their_protocol() -> None:
     adapter = ToyAdapter()
     sample_set = SampleSet(tuple(toy_samples(5)))
-    found = indicators(adapter, sample_set)
+    found = model_indicators(adapter, sample_set)
     assert set(found.values) | set(found.not_computed) == set(DESCRIPTIONS) - AFTERWARDS
     protocols = {
         "mir": MirConfig(),
@@ -158,10 +158,10 @@ def test_input_distances_are_those_of_the_embeddings() -> None:
     vision, text = embeddings[batch.vision_mask].double(), embeddings[batch.text_mask].double()
     scale = 1 / text.norm(dim=1).mean()
     expected = kernel_distances(vision * scale, text * scale)
-    one_by_one = indicators(adapter, SampleSet(tuple(samples)))
+    one_by_one = model_indicators(adapter, SampleSet(tuple(samples)))
     assert one_by_one.values["mmd_input"] == pytest.approx(expected.mmd, rel=1e-6)
     assert one_by_one.values["kid_input"] == pytest.approx(expected.kid, rel=1e-6)
-    together = indicators(adapter, SampleSet(tuple(samples)), batch_size=3)
+    together = model_indicators(adapter, SampleSet(tuple(samples)), batch_size=3)
     assert together.values == pytest.approx(one_by_one.values, rel=1e-4), "padding counts nowhere"
 
 
@@ -180,7 +180,7 @@ def test_the_caption_loss_is_the_models_own_over_the_text_tokens() -> None:
         counts.append(int(batch.text_mask.sum()))
     expected = np.average(losses, weights=counts)
     for batch_size in (1, 3):
-        found = indicators(adapter, sample_set, batch_size=batch_size).values
+        found = model_indicators(adapter, sample_set, batch_size=batch_size).values
         assert found["caption_loss"] == pytest.approx(expected, rel=1e-5)
         assert found["perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
 

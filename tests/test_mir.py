@@ -7,14 +7,10 @@ import pytest
 import torch
 
 from mir_plugin.errors import MirError
-from mir_plugin.metric.layer import (
-    effective_rank,
-    layer_distance,
-    mir,
-    prepared_layer,
-)
-from mir_plugin.metric.moments import Moments
-from mir_plugin.results import MirConfig
+from mir_plugin.measurement.pooled import PooledLayer
+from mir_plugin.metric.layer import mir
+from mir_plugin.metric.moments import Moments, effective_rank
+from mir_plugin.results import LayerDistance, MirConfig
 from mir_plugin.types import TokenFeatures
 
 
@@ -25,6 +21,10 @@ def features(n_vision: int = 90, n_text: int = 70, d: int = 8, seed: int = 0) ->
     vision[3] *= 40  # one outlier of each modality
     text[5] *= 40
     return TokenFeatures(1, vision, text, (n_vision,), (n_text,))
+
+
+def layer_distance(layer: TokenFeatures, config: MirConfig) -> LayerDistance:
+    return PooledLayer.of(layer, config).layer_distance()
 
 
 def prepared_by_hand(layer: TokenFeatures, config: MirConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,15 +111,6 @@ def test_the_distance_of_a_set_to_itself_is_never_negative_and_its_means_need_no
     mirrored = torch.cat([one, -one])
     nothing = layer_distance(TokenFeatures(1, mirrored * 0, mirrored, (80,), (80,)), MirConfig())
     assert nothing.mean_cosine is None
-
-
-def test_removed_rows_leave_their_sample_s_count() -> None:
-    config = MirConfig(outliers="remove")
-    whole = features()
-    layer = TokenFeatures(1, whole.vision, whole.text, (2, 88), (60, 10))  # row 3 of vision, row 5 of text
-    prepared = prepared_layer(layer, config)
-    assert prepared.vision.counts.tolist() == [2, 87]
-    assert prepared.text.counts.tolist() == [59, 10]
 
 
 def test_features_are_left_as_they_were() -> None:

@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import mir_plugin.metric.moments
 from mir_plugin.errors import MirError
-from mir_plugin.metric.moments import moments
+from mir_plugin.metric.moments import moments, root_of_centred
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -14,13 +13,6 @@ def test_moments_are_those_of_the_float64_features(dtype: torch.dtype) -> None:
     one = moments(features)
     torch.testing.assert_close(one.mean, features.double().mean(dim=0))
     torch.testing.assert_close(one.cov, features.double().T.cov())
-
-
-def test_chunks_do_not_change_the_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = torch.randn(101, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    whole = moments(features)
-    monkeypatch.setattr(mir_plugin.metric.moments, "CHUNK_ROWS", 7)
-    torch.testing.assert_close(moments(features).cov, whole.cov, rtol=1e-13, atol=1e-15)
 
 
 def test_a_spread_far_below_the_mean_keeps_its_digits() -> None:
@@ -44,38 +36,24 @@ def test_fewer_tokens_than_dimensions_keep_a_root_of_the_covariance() -> None:
     torch.testing.assert_close(scaled.cov, 9 * one.cov)
 
 
-def test_replaced_rows_count_as_the_replacement_and_the_input_stays() -> None:
-    features = torch.arange(12.0).view(4, 3)
-    before = features.clone()
-    by_hand = features.clone()
-    by_hand[1] = 100.0
-    one = moments(features, replaced=torch.tensor([False, True, False, False]), replacement=torch.full((3,), 100.0))
-    torch.testing.assert_close(one.cov, by_hand.double().T.cov())
-    assert torch.equal(features, before)
-
-
-@pytest.mark.parametrize("n_replaced", [1, 3])
-def test_a_root_has_as_many_rows_as_the_covariance_has_rank(n_replaced: int) -> None:
-    features = torch.randn(9, 12, generator=torch.Generator().manual_seed(5))
-    replaced = torch.zeros(9, dtype=torch.bool)
-    replaced[[7, 2, 4][:n_replaced]] = True
-    one = moments(features, replaced, torch.full((12,), 0.5))
-    assert one.root is not None
-    assert one.root.shape == (9 - n_replaced, 12)
-    torch.testing.assert_close(one.root.T @ one.root, one.cov)
-    assert torch.linalg.matrix_rank(one.root) == len(one.root) == torch.linalg.matrix_rank(one.cov)
-
-
-def test_rows_are_replaced_in_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mir_plugin.metric.moments, "CHUNK_ROWS", 3)
-    features = torch.randn(8, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    replaced = torch.tensor([False] * 6 + [True, False])
-    by_hand = features.clone()
-    by_hand[6] = 5.0
-    one = moments(features, replaced=replaced, replacement=torch.full((2,), 5.0))
-    torch.testing.assert_close(one.mean, by_hand.mean(dim=0))
-
-
 def test_one_token_is_refused() -> None:
     with pytest.raises(MirError, match=r"1 token\(s\).*at least 2"):
         moments(torch.ones(1, 3))
+
+
+def test_equal_tokens_do_not_count_towards_the_rank() -> None:
+    distinct = torch.randn(6, 12, generator=torch.Generator().manual_seed(5))
+    one = moments(distinct[[0, 1, 1, 2, 3, 4, 5, 5, 5]])
+    assert one.root is not None
+    assert one.root.shape == (5, 12)
+    torch.testing.assert_close(one.root.T @ one.root, one.cov)
+    assert torch.linalg.matrix_rank(one.root) == 5
+
+
+def test_a_root_of_weighted_rows_has_their_products_in_one_row_less() -> None:
+    generator = torch.Generator().manual_seed(6)
+    rows, counts = torch.randn(4, 7, generator=generator, dtype=torch.float64), torch.tensor([1, 3, 2, 5])
+    rows -= (counts[:, None] * rows).sum(dim=0) / counts.sum()
+    root = root_of_centred(rows, counts)
+    assert root.shape == (3, 7)
+    torch.testing.assert_close(root.T @ root, rows.T @ (counts[:, None] * rows))

@@ -4,18 +4,27 @@ import pytest
 import torch
 
 from mir_plugin.errors import MirError
-from mir_plugin.metric.normalize import coordinate_median, outlier_rows, text_centric_scale
+from mir_plugin.metric.normalize import (
+    coordinate_median,
+    outlier_rows,
+    remove_outliers,
+    replace_outliers,
+    row_norms,
+    scale_from_norms,
+    text_centric_scale,
+)
 
 
 def test_scaled_text_has_unit_mean_norm() -> None:
-    norms = torch.tensor([1.0, 2.0, 6.0])
-    assert (norms * text_centric_scale(norms)).mean().item() == pytest.approx(1)
+    text = torch.tensor([[3.0, 4.0], [0.0, 2.0], [-6.0, 8.0]])
+    assert row_norms(text * text_centric_scale(text)).mean().item() == pytest.approx(1)
+    assert scale_from_norms(row_norms(text)) == text_centric_scale(text)
 
 
-@pytest.mark.parametrize(("norms", "message"), [(torch.zeros(3), "norm zero"), (torch.zeros(0), "no text token")])
-def test_text_without_length_is_refused(norms: torch.Tensor, message: str) -> None:
+@pytest.mark.parametrize(("text", "message"), [(torch.zeros(3, 2), "norm zero"), (torch.zeros(0, 2), "no text token")])
+def test_text_without_length_is_refused(text: torch.Tensor, message: str) -> None:
     with pytest.raises(MirError, match=message):
-        text_centric_scale(norms)
+        text_centric_scale(text)
 
 
 def test_outliers_are_measured_from_the_lower_median_with_the_unbiased_deviation() -> None:
@@ -54,3 +63,14 @@ def test_taking_the_median_leaves_the_features_in_their_order(shape: tuple[int, 
 def test_the_coordinate_median_is_the_lower_one_of_each_column() -> None:
     features = torch.randn(10, 600, generator=torch.Generator().manual_seed(0))
     assert torch.equal(coordinate_median(features), features.sort(dim=0).values[4])
+
+
+def test_an_outlier_is_replaced_by_the_median_or_dropped() -> None:
+    tokens = torch.randn(21, 4, generator=torch.Generator().manual_seed(2))
+    tokens[20] *= 100
+    before = tokens.clone()
+    replaced = replace_outliers(tokens)
+    assert torch.equal(replaced[:20], tokens[:20])
+    assert torch.equal(replaced[20], coordinate_median(tokens))
+    assert torch.equal(remove_outliers(tokens), tokens[:20])
+    assert torch.equal(tokens, before)

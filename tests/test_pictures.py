@@ -11,7 +11,7 @@ import torch
 
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
-from mir_plugin.metric.layer import prepared_layer
+from mir_plugin.measurement.pooled import PooledLayer
 from mir_plugin.pictures.data import Pictures
 from mir_plugin.pictures.tokens import (
     N_BINS,
@@ -81,7 +81,7 @@ def test_thresholds_are_those_by_which_mir_finds_outliers():
     recorder = PictureRecorder(PictureOptions((2,), ("pca",), n_tokens=300))
     recorder(features)
     pictures = recorder.pictures("toy", "key")
-    prepared = prepared_layer(features, MirConfig())
+    prepared = PooledLayer.of(features, MirConfig())
     of_vision, of_text = pictures.norms
     assert (of_vision.modality, of_text.modality) == ("vision", "text")
     assert (of_vision.n_outliers, of_text.n_outliers) == (prepared.vision.n_outliers, prepared.text.n_outliers)

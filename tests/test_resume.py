@@ -12,6 +12,7 @@ from mir_plugin.commands.run import measure_once
 from mir_plugin.errors import MirError
 from mir_plugin.files.atomic import replacing, write_atomically
 from mir_plugin.measurement.measure import measure
+from mir_plugin.measurement.pooled import PooledLayer
 from mir_plugin.measurement.request import Request
 from mir_plugin.measurement.resume import Journal, finished_result, request_fingerprint
 from mir_plugin.model_adapters import LoadOptions
@@ -43,13 +44,13 @@ def interrupted_after(n_layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def counting_statistics(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The layers whose statistics are computed from here on."""
     layers: list[int] = []
-    prepare = mir_plugin.measurement.measure.prepared_layer
+    pooled = PooledLayer.of
 
     def counted(features: Any, *args: Any) -> Any:
         layers.append(features.layer)
-        return prepare(features, *args)
+        return pooled(features, *args)
 
-    monkeypatch.setattr(mir_plugin.measurement.measure, "prepared_layer", counted)
+    monkeypatch.setattr(PooledLayer, "of", counted)
     return layers
 
 

@@ -8,9 +8,8 @@ import torch
 from scipy import stats
 
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.pooled import PooledLayer
 from mir_plugin.metric.frechet import trace_term, transport
-from mir_plugin.metric.influence import sample_influences
-from mir_plugin.metric.layer import distance_at, layer_distance, prepared_layer
 from mir_plugin.metric.moments import Moments, moments
 from mir_plugin.metric.uncertainty import (
     half_width,
@@ -48,10 +47,10 @@ def pooled(samples: list[Pair]) -> TokenFeatures:
 
 
 def influences(samples: list[Pair], config: MirConfig) -> tuple[float, torch.Tensor]:
-    prepared = prepared_layer(pooled(samples), config)
-    maps = transport(prepared.vision.moments, prepared.text.moments)
-    distance = distance_at(prepared, maps.trace_term).distance
-    return distance, sample_influences(prepared, maps, distance, normalized=config.normalize)
+    layer = PooledLayer.of(pooled(samples), config)
+    maps = layer.transport()
+    distance = layer.layer_distance(maps.trace_term).distance
+    return distance, layer.influences(maps, distance)
 
 
 # (samples, d, vision tokens a sample, mean text tokens a sample); fewer tokens than dimensions in text, in both,
@@ -103,7 +102,7 @@ def test_influences_sum_to_zero_and_give_the_error_of_leaving_each_sample_out(sh
     distance, found = influences(samples, config)
     assert found.sum().item() == pytest.approx(0, abs=1e-9 * distance)
     n = len(samples)
-    without = torch.tensor([layer_distance(pooled(samples[:i] + samples[i + 1 :]), config).distance for i in range(n)])
+    without = torch.tensor([influences(samples[:i] + samples[i + 1 :], config)[0] for i in range(n)])
     brute_force = math.sqrt((n - 1) / n * (without - without.mean()).square().sum().item())
     # A linear approximation against a whole sample left out of eight: they agree to about an eighth.
     assert standard_error(found.tolist()) == pytest.approx(brute_force, rel=0.25)
@@ -152,7 +151,7 @@ def test_removed_outliers_have_no_influence_but_through_the_scale() -> None:
 def test_replaced_outliers_count_as_the_median() -> None:
     samples = draw(12, 5, 20, 15, seed=4)
     samples[2][0][7] *= 200
-    prepared = prepared_layer(pooled(samples), MirConfig(n_sigma=8, normalize=False))
+    prepared = PooledLayer.of(pooled(samples), MirConfig(n_sigma=8, normalize=False))
     assert prepared.vision.n_outliers == 1
     assert prepared.vision.replacement is not None
     _, found = influences(samples, MirConfig(n_sigma=8, normalize=False))
@@ -186,11 +185,12 @@ def test_the_transport_carries_one_covariance_onto_the_other_where_both_have_ran
 def test_a_covariance_without_directions_transports_nothing_and_gives_finite_influences() -> None:
     flat = Moments(9, torch.zeros(4).double(), torch.zeros(4, 4).double())
     assert transport(flat, flat).to_text.shape == (0, 4)
+    point = moments(torch.ones(3, 4))  # known to have no rank, unlike a covariance of zeros
+    assert transport(point, flat).to_text.shape == transport(point, point).to_text.shape == (0, 4)
     same = torch.ones(6, 4)
     features = TokenFeatures(1, same * 2, same, (2, 2, 2), (2, 2, 2))
-    prepared = prepared_layer(features, MirConfig())
-    maps = transport(prepared.vision.moments, prepared.text.moments)
-    found = sample_influences(prepared, maps, distance_at(prepared).distance, normalized=True)
+    layer = PooledLayer.of(features, MirConfig())
+    found = layer.influences(layer.transport(), layer.layer_distance().distance)
     assert found.tolist() == pytest.approx([0.0, 0.0, 0.0], abs=1e-12)
 
 

@@ -106,8 +106,7 @@ def measure_indicators(
     """
     from mir_plugin.errors import MirError
     from mir_plugin.indicators.in_context import in_context_accuracy
-    from mir_plugin.indicators.indicators import indicator
-    from mir_plugin.indicators.indicators import indicators as of_adapter
+    from mir_plugin.indicators.indicators import indicator, model_indicators
     from mir_plugin.indicators.training_loss import training_loss
     from mir_plugin.model_adapters.prompts.generation import Generator
 
@@ -118,7 +117,7 @@ def measure_indicators(
             raise MirError(f"the adapter {adapter.family} answers no prompts")
         return (in_context_accuracy(adapter, questions, seed=seed),)
 
-    found = of_adapter(adapter, sample_set, batch_size=batch_size, seed=seed)
+    found = model_indicators(adapter, sample_set, batch_size=batch_size, seed=seed)
     found = found.merged(indicator(["training_loss"], lambda: (training_loss(folder),)))
     return found.merged(indicator(["in_context_accuracy"], accuracy))
 

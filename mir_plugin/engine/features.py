@@ -13,7 +13,7 @@ import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -95,86 +95,113 @@ class _Caught(Exception):
     """Ends a forward pass at the first decoder layer."""
 
 
-@dataclass
-class _Running:
-    """A batch on its way through the layers.
+class Places(NamedTuple):
+    """Where vision, text and all other tokens stand in a flattened batch, each (tokens,).
 
-    Between two layers, hidden states of vision and text tokens lie in the pool, at these rows, and those of all other
-    positions in ``others``. Until the pool is made, ``state`` holds them all.
-
-    The places of vision, text and other tokens in the flattened batch are kept as numbers: with masks a GPU would have
-    to count again, and the CPU to wait for it, in every layer.
+    Numbers, not masks: a GPU would have to count masks again in every layer, and the CPU to wait for it.
     """
 
-    batch: Batch
+    vision: Tensor
+    text: Tensor
+    other: Tensor
+
+
+@dataclass(frozen=True)
+class CaughtBatch:
+    """A batch as it reached the first decoder layer.
+
+    Attributes:
+        masks: the batch without its inputs.
+        state: hidden states, (samples, tokens, d).
+        kwargs: the layers' other arguments.
+        autocast: restores the autocast mode of the forward pass.
+    """
+
+    masks: Batch
+    state: Tensor
     kwargs: Mapping[str, Any]
     autocast: Callable[[], AbstractContextManager[None]]
-    state: Tensor | None
-    vision_places: Tensor
-    text_places: Tensor
-    other_places: Tensor
-    others: Tensor | None = None
-    vision_rows: Tensor | None = None
-    text_rows: Tensor | None = None
+    places: Places
+
+
+@dataclass(frozen=True)
+class PooledBatch:
+    """A batch between two layers: where its vision and text tokens lie in the pool, and its other tokens.
+
+    Attributes:
+        masks, kwargs, autocast, places: as caught.
+        vision_rows, text_rows: rows of the pool, (tokens,).
+        others: hidden states of all other positions, (tokens, d); overwritten by every layer.
+    """
+
+    masks: Batch
+    kwargs: Mapping[str, Any]
+    autocast: Callable[[], AbstractContextManager[None]]
+    places: Places
+    vision_rows: Tensor
+    text_rows: Tensor
+    others: Tensor
 
 
 class _Pool:
     """Hidden states of all samples between two layers, in sample order: what a layer's features are, kept once."""
 
-    def __init__(self, running: Sequence[_Running], batches: Sequence[Sequence[int]]) -> None:
-        self.vision_counts = _counts_in_sample_order([one.batch.vision_mask for one in running], batches)
-        self.text_counts = _counts_in_sample_order([one.batch.text_mask for one in running], batches)
-        first = running[0].state
-        assert first is not None
+    def __init__(self, caught: list[CaughtBatch], batches: Sequence[Sequence[int]]) -> None:
+        """Move the caught states into the pool; empties ``caught``, so that each is freed as soon as it is moved."""
+        self.vision_counts = _counts_in_sample_order([one.masks.vision_mask for one in caught], batches)
+        self.text_counts = _counts_in_sample_order([one.masks.text_mask for one in caught], batches)
+        first = caught[0].state
         self.vision = first.new_empty(sum(self.vision_counts), first.shape[2])
         self.text = first.new_empty(sum(self.text_counts), first.shape[2])
-        for one, indices in zip(running, batches, strict=True):
-            one.vision_rows = _rows_of(indices, self.vision_counts).to(first.device)
-            one.text_rows = _rows_of(indices, self.text_counts).to(first.device)
-            state, one.state = one.state, None
-            assert state is not None
-            self.put(one, state)
+        del first
+        self.batches = [self._pooled(caught.pop(0), indices) for indices in batches]
 
-    def take(self, one: _Running) -> Tensor:
+    def take(self, batch: PooledBatch) -> Tensor:
         """The batch's hidden states as a layer expects them, (samples, tokens, d)."""
-        assert one.others is not None and one.vision_rows is not None and one.text_rows is not None
-        shape = (*one.batch.vision_mask.shape, self.vision.shape[1])
+        shape = (*batch.masks.vision_mask.shape, self.vision.shape[1])
         state = self.vision.new_empty(shape[0] * shape[1], shape[2])
-        state.index_copy_(0, one.vision_places, self.vision.index_select(0, one.vision_rows))
-        state.index_copy_(0, one.text_places, self.text.index_select(0, one.text_rows))
-        state.index_copy_(0, one.other_places, one.others)
+        state.index_copy_(0, batch.places.vision, self.vision.index_select(0, batch.vision_rows))
+        state.index_copy_(0, batch.places.text, self.text.index_select(0, batch.text_rows))
+        state.index_copy_(0, batch.places.other, batch.others)
         return state.view(shape)
 
-    def put(self, one: _Running, state: Tensor) -> None:
+    def put(self, batch: PooledBatch, state: Tensor) -> None:
         """Keep what a layer returned, in place of what it was given."""
-        assert one.vision_rows is not None and one.text_rows is not None
-        # Where a model is spread over several GPUs, a layer's output lies on the layer's.
+        # A layer's output lies on the layer's device where a model is spread over several GPUs.
         state = state.flatten(0, 1).to(self.vision.device)
-        self.vision.index_copy_(0, one.vision_rows, state.index_select(0, one.vision_places))
-        self.text.index_copy_(0, one.text_rows, state.index_select(0, one.text_places))
-        one.others = state.index_select(0, one.other_places)
+        self.vision.index_copy_(0, batch.vision_rows, state.index_select(0, batch.places.vision))
+        self.text.index_copy_(0, batch.text_rows, state.index_select(0, batch.places.text))
+        batch.others.copy_(state.index_select(0, batch.places.other))
+
+    def _pooled(self, caught: CaughtBatch, indices: Sequence[int]) -> PooledBatch:
+        device = self.vision.device
+        batch = PooledBatch(
+            caught.masks,
+            caught.kwargs,
+            caught.autocast,
+            caught.places,
+            vision_rows=_rows_of(indices, self.vision_counts).to(device),
+            text_rows=_rows_of(indices, self.text_counts).to(device),
+            others=self.vision.new_empty(len(caught.places.other), self.vision.shape[1]),
+        )
+        self.put(batch, caught.state)
+        return batch
 
 
 def _breadth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int) -> Iterator[TokenFeatures]:
     batches = packed_by_length(samples, batch_size)
     with torch.no_grad():
-        running: list[_Running] = []
-        by_shape: dict[torch.Size, Mapping[str, Any]] = {}
-        for indices in progress(batches, "images and text", "batch"):
-            one = _catch_first_layer_inputs(adapter, adapter.encode([samples[index] for index in indices]))
-            one.kwargs = _shared_if_equal(one, by_shape)
-            running.append(one)
-        pool = _Pool(running, batches)
+        pool = _Pool(_caught_batches(adapter, samples, batches), batches)
     n_layers = len(adapter.decoder.layers)
     ids = tuple(sample.sample_id for sample in samples)
     with LayerStream(adapter.decoder, adapter.device) as stream:
         for k in progress(range(n_layers), "decoder layers", "layer"):
             with torch.no_grad(), stream.layer(k) as layer:
-                for one in running:
-                    with adapter.bound_to(one.batch), one.autocast():
-                        state = hidden_states_of(layer(pool.take(one), **one.kwargs))
+                for batch in pool.batches:
+                    with adapter.bound_to(batch.masks), batch.autocast():
+                        state = hidden_states_of(layer(pool.take(batch), **batch.kwargs))
                         state = state if k + 1 < n_layers else adapter.decoder.final_norm(state)
-                    pool.put(one, state)
+                    pool.put(batch, state)
             yield TokenFeatures(k + 1, pool.vision, pool.text, pool.vision_counts, pool.text_counts, ids)
 
 
@@ -193,14 +220,28 @@ def _depth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: i
             yield dataclasses.replace(spool.read(k + 1, adapter.device), sample_ids=ids)
 
 
-def _catch_first_layer_inputs(adapter: ModelAdapter, batch: Batch) -> _Running:
-    caught: list[_Running] = []
+def _caught_batches(
+    adapter: ModelAdapter, samples: Sequence[Sample], batches: Sequence[Sequence[int]]
+) -> list[CaughtBatch]:
+    caught: list[CaughtBatch] = []
+    by_shape: dict[torch.Size, Mapping[str, Any]] = {}
+    for indices in progress(batches, "images and text", "batch"):
+        batch = _catch_first_layer_inputs(adapter, adapter.encode([samples[index] for index in indices]))
+        # Masks and rotary tables of batches of one length are mostly the same: one copy is kept.
+        known = by_shape.setdefault(batch.masks.vision_mask.shape, batch.kwargs)
+        shared = first_difference(known, batch.kwargs) is None
+        caught.append(dataclasses.replace(batch, kwargs=known) if shared else batch)
+    return caught
+
+
+def _catch_first_layer_inputs(adapter: ModelAdapter, batch: Batch) -> CaughtBatch:
+    caught: list[CaughtBatch] = []
     vision, text = batch.vision_mask, batch.text_mask
-    places = [mask.flatten().nonzero().squeeze(1) for mask in (vision, text, ~(vision | text))]
+    places = Places(*(mask.flatten().nonzero().squeeze(1) for mask in (vision, text, ~(vision | text))))
 
     def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state, others = split_arguments(args, kwargs)
-        caught.append(_Running(masks_only(batch), others, _autocast_here(state), _in_own_pages(state), *places))
+        caught.append(CaughtBatch(masks_only(batch), _in_own_pages(state), others, _autocast_here(state), places))
         raise _Caught
 
     handle = adapter.decoder.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
@@ -231,12 +272,6 @@ def _in_own_pages(state: Tensor) -> Tensor:
         return state
     pages = mmap.mmap(-1, state.numel() * state.element_size())
     return torch.frombuffer(pages, dtype=state.dtype).view(state.shape).copy_(state)
-
-
-def _shared_if_equal(one: _Running, by_shape: dict[torch.Size, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The masks and rotary tables of an earlier batch of the same length, if they are the same: one copy is kept."""
-    known = by_shape.setdefault(one.batch.vision_mask.shape, one.kwargs)
-    return known if first_difference(known, one.kwargs) is None else one.kwargs
 
 
 def _counts_in_sample_order(masks: Sequence[Tensor], batches: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -17,9 +17,10 @@ from mir_plugin.engine.precision import full_float32
 from mir_plugin.engine.progress import progress
 from mir_plugin.engine.replay import split_arguments
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.pooled import PooledLayer, pooled_norms
 from mir_plugin.metric.discrepancies import kernel_distances, mutual_information
-from mir_plugin.metric.layer import distance_at, mir, prepared_layer
-from mir_plugin.metric.normalize import row_norms, text_centric_scale
+from mir_plugin.metric.layer import mir
+from mir_plugin.metric.normalize import scale_from_norms
 from mir_plugin.results import MirConfig
 from mir_plugin.samples.sample_set import Sample, SampleSet
 from mir_plugin.types import Batch, ModelAdapter, TokenFeatures
@@ -84,7 +85,7 @@ def indicator(names: Sequence[str], compute: Callable[[], Sequence[float]]) -> I
 
 
 @full_float32()
-def indicators(
+def model_indicators(
     adapter: ModelAdapter, sample_set: SampleSet, *, batch_size: int | None = None, seed: int = 0
 ) -> Indicators:
     """All indicators that need the loaded checkpoint and the samples alone.
@@ -153,10 +154,10 @@ def _mir_distances(features: TokenFeatures) -> dict[str, float]:
 
     Every part of the exact distance is a squared length, so dividing by the squared scale takes the normalization back.
     """
-    replaced = removed = left_in = distance_at(prepared_layer(features, MirConfig()))
+    replaced = removed = left_in = PooledLayer.of(features, MirConfig()).layer_distance()
     if replaced.n_vision_outliers or replaced.n_text_outliers:
-        removed = distance_at(prepared_layer(features, MirConfig(outliers="remove")))
-        left_in = distance_at(prepared_layer(features, MirConfig(outliers="none")))
+        removed = PooledLayer.of(features, MirConfig(outliers="remove")).layer_distance()
+        left_in = PooledLayer.of(features, MirConfig(outliers="none")).layer_distance()
     return {
         "mir": replaced.distance,
         "mir_published": replaced.distance_published,
@@ -169,7 +170,7 @@ def _mir_distances(features: TokenFeatures) -> dict[str, float]:
 
 
 def _mean_kernel_distances(features: TokenFeatures, chosen: Sequence[_TokenChoice]) -> list[float]:
-    scale = text_centric_scale(row_norms(features.text))
+    scale = scale_from_norms(pooled_norms(features.text))
     found = [
         kernel_distances(features.vision[rows.vision].double() * scale, features.text[rows.text].double() * scale)
         for rows in chosen

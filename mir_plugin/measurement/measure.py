@@ -19,10 +19,9 @@ from mir_plugin.engine.precision import full_float32
 from mir_plugin.engine.replay import ReplayCheck, check_replay
 from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import fingerprint, versions
+from mir_plugin.measurement.pooled import PooledLayer
 from mir_plugin.measurement.resume import FinishedLayer, Journal
-from mir_plugin.metric.frechet import transport
-from mir_plugin.metric.influence import sample_influences
-from mir_plugin.metric.layer import distance_at, mir, prepared_layer
+from mir_plugin.metric.layer import mir
 from mir_plugin.metric.uncertainty import uncertainty
 from mir_plugin.processes import ALONE, Group
 from mir_plugin.results import MirConfig, MirResult
@@ -164,15 +163,12 @@ def _layers(
 
 
 def _finished_layer(features: TokenFeatures, config: MirConfig, with_uncertainty: bool, group: Group) -> FinishedLayer:
-    prepared = prepared_layer(features, config, group)
-    if not with_uncertainty:
-        with group.agreed(f"the distance of layer {features.layer}"):
-            return FinishedLayer(distance_at(prepared), None)
+    layer = PooledLayer.of(features, config, group)
     with group.agreed(f"the distance of layer {features.layer}"):
-        maps = transport(prepared.vision.moments, prepared.text.moments)
-        distance = distance_at(prepared, maps.trace_term)
-    influences = sample_influences(prepared, maps, distance.distance, normalized=config.normalize, group=group)
-    return FinishedLayer(distance, tuple(influences.tolist()))
+        maps = layer.transport() if with_uncertainty else None
+        distance = layer.layer_distance(maps.trace_term if maps else None)
+    influences = tuple(layer.influences(maps, distance.distance).tolist()) if maps else None
+    return FinishedLayer(distance, influences)
 
 
 def _wait_for(device: torch.device) -> None:

@@ -84,7 +84,7 @@ def transport(vision: Moments, text: Moments) -> Transport:
     else:
         values, vectors = torch.linalg.eigh(root @ vision.cov @ root.t())
         scales = values.clamp_min(0).sqrt()
-    kept = scales > SMALLEST_SCALE * scales.max()
+    kept = scales > SMALLEST_SCALE * (scales.max() if len(scales) else 0.0)  # equal tokens have no direction at all
     roots = scales[kept].sqrt()[:, None]
     to_text = (vectors[:, kept].t() @ root) / roots
     return Transport(to_text, to_text @ vision.cov / roots.square(), TraceTerm(scales.sum(), route))

@@ -1,179 +1,85 @@
-"""From the token features of one layer to its distance, and from all layers to MIR."""
+"""The metric as the paper states it: from the tokens of a layer to its distance, and from all layers to MIR."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mir_plugin.errors import MirError
-from mir_plugin.metric.frechet import (
-    TraceTerm,
-    mean_term,
-    trace_product,
-    trace_term,
-)
-from mir_plugin.metric.moments import Moments, moments
-from mir_plugin.metric.normalize import (
-    coordinate_median,
-    outlier_rows,
-    row_norms,
-    text_centric_scale,
-)
-from mir_plugin.processes import ALONE, Group
-from mir_plugin.results import LayerDistance, MirConfig
-from mir_plugin.types import TokenFeatures
+from mir_plugin.metric.frechet import frechet_distance
+from mir_plugin.metric.moments import moments
+from mir_plugin.metric.normalize import remove_outliers, replace_outliers, text_centric_scale
 
 
-@dataclass(frozen=True)
-class PreparedTokens:
-    """One modality at one layer after outlier handling; rows to be replaced are marked, not copied.
-
-    Attributes:
-        features: (tokens, d), this process's rows, removed ones left out.
-        counts: rows per sample of ``features``, (samples,).
-        replaced: bool (tokens,), rows that count as ``replacement``, (d,); None where no row does.
-        n_outliers: in all processes.
-        moments: of all processes, not scaled.
-    """
-
-    features: Tensor
-    counts: Tensor
-    replaced: Tensor | None
-    replacement: Tensor | None
-    n_outliers: int
-    moments: Moments
-
-
-@dataclass(frozen=True)
-class PreparedLayer:
-    """Both modalities at one layer, ready for the distance.
-
-    Attributes:
-        scale: text-centric scale; the moments are not multiplied by it yet.
-        vision_norms, text_norms: of all tokens of all processes, outliers included.
-        own_text_norms: of this process's text tokens, in sample order, ``own_text_counts`` for each sample.
-    """
-
-    layer: int
-    vision: PreparedTokens
-    text: PreparedTokens
-    scale: Tensor
-    vision_norms: Tensor
-    text_norms: Tensor
-    own_text_norms: Tensor
-    own_text_counts: Tensor
-
-
-def layer_distance(features: TokenFeatures, config: MirConfig) -> LayerDistance:
-    """Everything the paper computes at one layer; raises as ``prepared_layer``."""
-    return distance_at(prepared_layer(features, config))
-
-
-def prepared_layer(features: TokenFeatures, config: MirConfig, group: Group = ALONE) -> PreparedLayer:
-    """Normalization, outlier handling and moments of one layer.
-
-    Outliers are found and moments taken on the features as they are, and the text-centric scale is applied to the
-    moments: the same value as scaling every token first, without a scaled copy.
+@torch.no_grad()
+def layer_distance(
+    vision: Tensor,
+    text: Tensor,
+    *,
+    outliers: Literal["replace", "remove", "none"] = "replace",
+    n_sigma: float = 3.0,
+    normalize: bool = True,
+) -> Tensor:
+    """Distance between the vision and the text tokens of one layer: normalize, handle outliers, compare two Gaussians.
 
     Args:
-        group: the processes whose samples are taken together; ``features`` are this one's.
+        vision, text: hidden states of one layer, (tokens, d), any float dtype; all samples together.
+        outliers: what happens to tokens whose norm is far from the median norm of their modality. "replace": the token
+            becomes the coordinate-wise median (the released script); "remove": it is dropped (the paper's text);
+            "none".
+        n_sigma: how far, in standard deviations of the norm.
+        normalize: text-centric normalization on or off.
+    Returns:
+        Scalar, float64, at least 0, without gradient; ``layer_loss`` has one.
     Raises:
-        MirError: for NaN or infinite features, fewer than two tokens of a modality, or text of norm zero.
+        MirError: for tensors of another shape, NaN or infinity, fewer than two tokens, or text of norm zero.
+
+    >>> vision, text = torch.eye(3), torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> round(layer_distance(vision, text).item(), 12)
+    0.0
     """
-    with group.agreed(f"layer {features.layer}"):
-        own_vision_norms = _finite_norms(features.vision, "vision", features)
-        own_text_norms = _finite_norms(features.text, "text", features)
-    vision_norms, text_norms = group.all_gather(own_vision_norms), group.all_gather(own_text_norms)
-    scale = text_centric_scale(text_norms)  # also refuses text of norm zero where it is not normalized
-    own_text_counts = torch.tensor(features.text_counts, dtype=torch.long, device=features.text.device)
-    return PreparedLayer(
-        layer=features.layer,
-        vision=_prepared_tokens(features.vision, features.vision_counts, own_vision_norms, vision_norms, config, group),
-        text=_prepared_tokens(features.text, features.text_counts, own_text_norms, text_norms, config, group),
-        scale=scale if config.normalize else torch.ones_like(scale),
-        vision_norms=vision_norms,
-        text_norms=text_norms,
-        own_text_norms=own_text_norms,
-        own_text_counts=own_text_counts,
-    )
+    _require_tokens(vision, text)
+    scale = text_centric_scale(text) if normalize else 1.0
+    prepared = [_handled(tokens.double() * scale, outliers, n_sigma) for tokens in (vision, text)]
+    # The distance of a set to itself is 0 up to rounding of either sign; a squared distance is never negative.
+    return frechet_distance(*map(moments, prepared)).clamp_min(0)
 
 
-def _prepared_tokens(
-    features: Tensor, counts: Sequence[int], own_norms: Tensor, norms: Tensor, config: MirConfig, group: Group
-) -> PreparedTokens:
-    rows_per_sample = torch.tensor(counts, dtype=torch.long, device=features.device)
-    n_outliers = 0 if config.outliers == "none" else int(outlier_rows(norms, config.n_sigma).sum())
-    if n_outliers == 0:
-        return PreparedTokens(features, rows_per_sample, None, None, 0, moments(features, group=group))
-    outliers = outlier_rows(own_norms, config.n_sigma, among=norms)
-    if config.outliers == "remove":
-        kept = features[~outliers]
-        rows_per_sample = per_sample(~outliers, rows_per_sample)
-        return PreparedTokens(kept, rows_per_sample, None, None, n_outliers, moments(kept, group=group))
-    median = coordinate_median(features, group)
-    return PreparedTokens(
-        features, rows_per_sample, outliers, median, n_outliers, moments(features, outliers, median, group)
-    )
+def modality_integration_rate(
+    vision: Sequence[Tensor],
+    text: Sequence[Tensor],
+    *,
+    outliers: Literal["replace", "remove", "none"] = "replace",
+    n_sigma: float = 3.0,
+    normalize: bool = True,
+) -> Tensor:
+    """MIR of hidden states: log10 of the sum of the layers' distances; dimensionless, lower is better.
 
-
-def per_sample(values: Tensor, counts: Tensor) -> Tensor:
-    """Sum of the values of each sample's tokens: (tokens,) and (samples,) → (samples,), in the values' type or int64.
-
-    >>> per_sample(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 1])).tolist()
-    [3.0, 0.0, 4.0]
-    """
-    values = values.long() if values.dtype == torch.bool else values
-    sample = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    return torch.zeros(len(counts), dtype=values.dtype, device=values.device).index_add_(0, sample, values)
-
-
-def distance_at(prepared: PreparedLayer, term: TraceTerm | None = None) -> LayerDistance:
-    """The Fréchet distance of one layer's scaled moments, its parts, and what describes the two sets of tokens.
+    The defaults are the paper's protocol. In the paper the layers are 1 … L, without the embeddings, and the last is
+    taken after the final norm; text tokens are all tokens after the image.
 
     Args:
-        term: the trace term of the moments before scaling, where it is known already.
+        vision, text: for each layer the hidden states of its vision and of its text tokens, (tokens, d), all samples
+            together.
+        outliers, n_sigma, normalize: as for ``layer_distance``.
+    Returns:
+        Scalar, float64, without gradient; ``mir_loss`` has one.
+    Raises:
+        MirError: as ``layer_distance``, naming the layer; or if the numbers of layers differ.
     """
-    vision, text = prepared.vision.moments.scaled(prepared.scale), prepared.text.moments.scaled(prepared.scale)
-    means = mean_term(vision, text).item()
-    trace_vision, trace_text = vision.cov.trace().item(), text.cov.trace().item()
-    term = term or trace_term(prepared.vision.moments, prepared.text.moments)
-    trace = (term.value * prepared.scale**2).item()
-    product = trace_product(vision, text).item()
-    without_trace_term = means + trace_vision + trace_text
-    return LayerDistance(
-        layer=prepared.layer,
-        # The distance of a set to itself is 0 up to rounding of either sign; a squared distance is never negative.
-        distance=max(0.0, without_trace_term - 2 * trace),
-        distance_published=without_trace_term - 2 * product,
-        distance_published_upper=without_trace_term,
-        mean_term=means,
-        trace_vision=trace_vision,
-        trace_text=trace_text,
-        trace_term=trace,
-        trace_product=product,
-        trace_route=term.route,
-        n_vision_tokens=len(prepared.vision_norms),
-        n_text_tokens=len(prepared.text_norms),
-        n_vision_outliers=prepared.vision.n_outliers,
-        n_text_outliers=prepared.text.n_outliers,
-        scale=float(prepared.scale),
-        mean_norm_vision=prepared.vision_norms.mean().item(),
-        mean_norm_text=prepared.text_norms.mean().item(),
-        norm_ratio=(prepared.vision_norms.mean() / prepared.text_norms.mean()).item(),
-        mean_cosine=_cosine(vision.mean, text.mean),
-        effective_rank_vision=effective_rank(vision),
-        effective_rank_text=effective_rank(text),
-    )
-
-
-def effective_rank(one: Moments) -> float:
-    """Participation ratio (Tr Σ)² / Tr(Σ²): d for an isotropic Gaussian, 1 for a line, 0 for a point."""
-    square = one.cov.square().sum()
-    return (one.cov.trace().square() / square).item() if square > 0 else 0.0
+    if len(vision) != len(text) or len(vision) == 0:
+        raise MirError(f"{len(vision)} layers of vision and {len(text)} of text tokens; expected the same number.")
+    distances = []
+    for layer, pair in enumerate(zip(vision, text, strict=True), start=1):
+        try:
+            distances.append(layer_distance(*pair, outliers=outliers, n_sigma=n_sigma, normalize=normalize))
+        except MirError as error:
+            raise MirError(f"layer {layer}: {error}") from error
+    return distances[0].new_tensor(mir([distance.item() for distance in distances]))
 
 
 def mir(distances: Sequence[float]) -> float:
@@ -194,22 +100,32 @@ def mir(distances: Sequence[float]) -> float:
     return math.log10(total)
 
 
-def _finite_norms(features: Tensor, modality: str, layer: TokenFeatures) -> Tensor:
-    norms = row_norms(features)
-    finite = torch.isfinite(norms)
-    if not finite.all():
-        row = int((~finite).nonzero()[0])
-        counts = torch.tensor(layer.vision_counts if modality == "vision" else layer.text_counts)
-        sample = int(torch.searchsorted(counts.cumsum(0), torch.tensor(row), right=True))
-        named = f"sample {layer.sample_ids[sample]}" if layer.sample_ids else f"sample number {sample}"
-        raise MirError(
-            f"{int((~finite).sum())} of {len(norms)} {modality} tokens at layer {layer.layer} are NaN or infinite, the "
-            f"first in {named}. The weights or the image processor's settings may be damaged, or float16 overflowed: "
-            "try --dtype bfloat16 or float32."
-        )
-    return norms
+def _handled(tokens: Tensor, outliers: str, n_sigma: float) -> Tensor:
+    if outliers == "replace":
+        return replace_outliers(tokens, n_sigma)
+    if outliers == "remove":
+        return remove_outliers(tokens, n_sigma)
+    if outliers == "none":
+        return tokens
+    raise MirError(f"outliers is {outliers!r}; expected 'replace', 'remove' or 'none'.")
 
 
-def _cosine(one: Tensor, other: Tensor) -> float | None:
-    length = one.norm() * other.norm()
-    return (one @ other / length).item() if length > 0 else None
+def _require_tokens(vision: Tensor, text: Tensor) -> None:
+    """Raise MirError unless both are finite (tokens, d) of one width on one device."""
+    for name, tokens in (("vision", vision), ("text", text)):
+        if not isinstance(tokens, Tensor):
+            raise MirError(f"expected {name} tokens as a torch.Tensor, got {type(tokens).__name__}.")
+        if tokens.dim() != 2:
+            raise MirError(
+                f"{name} has shape {tuple(tokens.shape)}, expected (tokens, d). A boolean mask of shape (samples, "
+                "tokens) selects a modality's tokens: hidden_states[mask]."
+            )
+        if not tokens.is_floating_point():
+            raise MirError(f"{name} has dtype {tokens.dtype}, expected a floating point dtype.")
+    if vision.shape[1] != text.shape[1]:
+        raise MirError(f"vision tokens have width {vision.shape[1]}, text tokens {text.shape[1]}; expected the same.")
+    if vision.device != text.device:
+        raise MirError(f"vision is on {vision.device}, text on {text.device}; expected the same device.")
+    for name, tokens in (("vision", vision), ("text", text)):
+        if n_broken := int((~tokens.isfinite()).any(dim=1).sum()):
+            raise MirError(f"{n_broken} of {len(tokens)} {name} tokens are NaN or infinite.")

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mir_plugin.errors import MirError
-from mir_plugin.results import MirResult
 
 METHOD = "infinitesimal jackknife over samples"
 CONFIDENCE = 0.95
@@ -74,9 +73,9 @@ def influences_of(spread: Mapping[str, Any], source: str) -> list[float]:
         raise MirError(f"{source}: the influences of the samples cannot be read ({error}). Measure again.") from error
 
 
-def has_uncertainty(result: MirResult) -> bool:
-    """Whether the result was measured with its uncertainty."""
-    return "standard_error" in result.uncertainty
+def has_uncertainty(spread: Mapping[str, Any]) -> bool:
+    """Whether a result with this ``MirResult.uncertainty`` was measured with it."""
+    return "standard_error" in spread
 
 
 def _spread(value: float, influences: Sequence[float], lowest: float = -math.inf) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mir_plugin.errors import MirError
-from mir_plugin.metric.normalize import outlier_rows, row_norms, text_centric_scale
+from mir_plugin.measurement.pooled import pooled_norms
+from mir_plugin.metric.normalize import outlier_rows, scale_from_norms
 from mir_plugin.pictures.data import (
     METHODS,
     WIDE_RATIO,
@@ -86,9 +87,9 @@ class PictureRecorder:
         self._n_samples = len(features.text_counts)
         if features.layer not in self._options.layers:
             return
-        norms = {"vision": row_norms(features.vision), "text": row_norms(features.text)}
+        norms = {"vision": pooled_norms(features.vision), "text": pooled_norms(features.text)}
         self._norms += norm_histograms(features.layer, norms, self._options.n_sigma)
-        scale = text_centric_scale(norms["text"])
+        scale = scale_from_norms(norms["text"])
         vision = self._some_tokens(features.vision, norms["vision"], scale)
         text = self._some_tokens(features.text, norms["text"], scale)
         self._maps += token_maps(features.layer, vision, text, self._options)

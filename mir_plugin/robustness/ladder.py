@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mir_plugin.engine.progress import progress
-from mir_plugin.metric.layer import layer_distance, mir
+from mir_plugin.measurement.pooled import PooledLayer
+from mir_plugin.metric.layer import mir
 from mir_plugin.results import MirConfig
 from mir_plugin.robustness.results import ChoiceResult
 from mir_plugin.robustness.studies import Choice
@@ -50,7 +51,8 @@ class ChoiceDistances:
         for choice, distances in progress(
             list(zip(self._choices, self._distances, strict=True)), f"choices, layer {features.layer}", "choice"
         ):
-            distances.append(layer_distance(chosen_features(features, choice.indices), self._config).distance)
+            pooled = PooledLayer.of(chosen_features(features, choice.indices), self._config)
+            distances.append(pooled.layer_distance().distance)
 
     def results(self, checkpoint: str) -> list[ChoiceResult]:
         """MIR of every choice, when all layers were added."""

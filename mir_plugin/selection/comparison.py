@@ -155,7 +155,7 @@ def _difference(
     confidence: float = CONFIDENCE,
 ) -> Difference:
     difference = other[0] - one[0]
-    if not (has_uncertainty(a) and has_uncertainty(b)):
+    if not (has_uncertainty(a.uncertainty) and has_uncertainty(b.uncertainty)):
         return Difference(one[0], other[0], difference, None, None, None)
     of_one, of_other = influences_of(one[1], a.checkpoint), influences_of(other[1], b.checkpoint)
     if paired:

@@ -128,7 +128,7 @@ def select(candidates: Sequence[Candidate], *, tolerance: float = 0.0, anyway: b
     if not candidates:
         raise MirError("no result to select from; name mir.json files, or folders that hold them.")
     warnings = _differences_in_protocol(candidates, anyway)
-    if not all(has_uncertainty(one.result) for one in candidates):
+    if not all(has_uncertainty(one.result.uncertainty) for one in candidates):
         warnings.append("some results have no uncertainty (--no-uncertainty, or one sample): ranked by value alone.")
     ordered = sorted(candidates, key=lambda one: one.result.mir)
     ranking = _ranked(ordered, tolerance)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from mir_plugin.engine.features import recorded_outputs
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
-from mir_plugin.metric.layer import layer_distance, mir
+from mir_plugin.measurement.pooled import PooledLayer
+from mir_plugin.metric.layer import mir
 from mir_plugin.results import LayerDistance, MirConfig, MirResult
 from mir_plugin.samples.sample_set import Sample, SampleSet
 from mir_plugin.types import TokenFeatures
@@ -53,7 +54,8 @@ def normal(n: int, d: int, seed: int, mean: float = 0.0, std: float = 1.0) -> Te
 
 
 def layer(vision: Tensor, text: Tensor, config: MirConfig = PLAIN) -> LayerDistance:
-    return layer_distance(TokenFeatures(1, vision, text, (len(vision),), (len(text),), ("only",)), config)
+    features = TokenFeatures(1, vision, text, (len(vision),), (len(text),), ("only",))
+    return PooledLayer.of(features, config).layer_distance()
 
 
 def reference(vision: Tensor, text: Tensor, normalize: bool = True) -> float:
