@@ -194,6 +194,8 @@ def adapters() -> str:
             "The first family that recognises a checkpoint loads it, from its files and config, never from its\n"
             "folder's name. Installed plugins are asked before these. `--family` overrides.\n",
             table(["family", "also called", "checkpoints", "module"], rows),
+            "Which of transformers' image-text types `huggingface` measures, and why it refuses the others: "
+            "[Hugging Face model types](families.md).\n",
             "## A family\n",
             "`mir_plugin.model_adapters.AdapterSpec`: " + in_markdown(spec) + "\n",
             "## The interface\n",

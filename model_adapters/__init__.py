@@ -97,7 +97,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
     ),
     AdapterSpec(
         name="huggingface",
-        summary="any transformers LVLM: AutoModelForImageTextToText and its processor",
+        summary="transformers LVLMs with image tokens in one decoder: AutoModelForImageTextToText and its processor",
         loads="mir_plugin.model_adapters.huggingface.adapter:load",
         recognises="mir_plugin.model_adapters.huggingface.checkpoint:recognises",
         inspects="mir_plugin.model_adapters.huggingface.checkpoint:inspect",

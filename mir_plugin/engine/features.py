@@ -79,16 +79,36 @@ def packed_by_length(samples: Sequence[Sample], batch_size: int) -> list[list[in
 
 @contextmanager
 def recorded_outputs(adapter: ModelAdapter, record: Callable[[Tensor], None]) -> Iterator[None]:
-    """Hand every layer's hidden state to ``record`` during a forward pass: L calls, the last after the final norm."""
+    """Hand every layer's hidden state to ``record`` during a forward pass: L calls, the last after the final norm.
+
+    Raises:
+        MirError: on leaving, if what was taken for the final norm was not called after the last layer.
+    """
+    at_end = [False, False]  # whether the last layer has run, and the norm after it
 
     def after_layer(_: nn.Module, __: Any, output: Any) -> None:
         record(hidden_states_of(output))
 
+    def after_last_layer(*_: Any) -> None:
+        at_end[0] = True
+
+    def after_norm(_: nn.Module, __: Any, output: Any) -> None:
+        if at_end == [True, False]:
+            at_end[1] = True
+            record(hidden_states_of(output))
+
+    *layers, last_layer = adapter.decoder.layers
     with ExitStack() as hooks:
-        for layer in adapter.decoder.layers[:-1]:
+        for layer in layers:
             hooks.callback(layer.register_forward_hook(after_layer).remove)
-        hooks.callback(adapter.decoder.final_norm.register_forward_hook(after_layer).remove)
+        hooks.callback(last_layer.register_forward_hook(after_last_layer).remove)
+        hooks.callback(adapter.decoder.final_norm.register_forward_hook(after_norm).remove)
         yield
+    if not at_end[1]:
+        raise MirError(
+            f"{type(adapter.decoder.final_norm).__name__} was taken for the norm after the last decoder layer, but the "
+            "model does not call it there. This architecture needs an adapter of its own."
+        )
 
 
 class _Caught(Exception):
@@ -295,6 +315,12 @@ class _SpoolRecorder:
     def __call__(self, state: Tensor) -> None:
         self._layer += 1
         vision, text = self._batch.vision_mask, self._batch.text_mask
+        if state.shape[:-1] != vision.shape:
+            raise MirError(
+                f"decoder layer {self._layer} returns a tensor of shape {tuple(state.shape)} for "
+                f"{vision.shape[0]} x {vision.shape[1]} tokens: this model keeps several vectors for every token "
+                "between its layers, and MIR is defined for one hidden state."
+            )
         state = state.to(vision.device)  # a model may be spread over several GPUs
         counts = tuple(vision.sum(dim=1).tolist()), tuple(text.sum(dim=1).tolist())
         self._spool.add(TokenFeatures(self._layer, state[vision], state[text], *counts))

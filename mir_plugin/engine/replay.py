@@ -124,7 +124,11 @@ class _Proof:
         if k != self._n_calls:
             raise _Disproved(f"layer {k + 1} is called at place {self._n_calls + 1}")
         self._n_calls += 1
+        if len(args) > 1:
+            raise _Disproved(f"layer {k + 1} gets positional arguments besides its hidden states")
         states, others = split_arguments(args, kwargs)
+        if states.shape[:-1] != self._batch.vision_mask.shape:
+            raise _Disproved(f"layer {k + 1} gets a tensor of shape {tuple(states.shape)}")
         if k == 0:
             self._replayed, self._kwargs = states, others
         elif name := first_difference(self._kwargs, others):

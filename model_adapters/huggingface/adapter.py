@@ -18,9 +18,14 @@ from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import module_fingerprint
 from mir_plugin.model_adapters.huggingface.answers import generate_answers, score_continuations
 from mir_plugin.model_adapters.huggingface.checkpoint import open_checkpoint
-from mir_plugin.model_adapters.huggingface.inputs import LoadedModel, evaluation_mode
+from mir_plugin.model_adapters.huggingface.inputs import LOGITS_TO_KEEP, LoadedModel, evaluation_mode, takes_argument
 from mir_plugin.model_adapters.huggingface.streaming import StreamedCheckpoint
-from mir_plugin.model_adapters.introspection.decoder import find_decoder, unwrapped
+from mir_plugin.model_adapters.introspection.decoder import (
+    find_decoder,
+    owner_of_layers,
+    require_decoder_only,
+    unwrapped,
+)
 from mir_plugin.model_adapters.introspection.image_positions import (
     checked_positions,
     image_token_id,
@@ -74,6 +79,7 @@ class HuggingFaceAdapter:
 
     def __init__(self, model: Any, processor: Any, *, family: str, streamed: StreamedCheckpoint | None = None) -> None:
         self._loaded = LoadedModel(unwrapped(model), processor)
+        require_decoder_only(self._loaded.model)
         require_countable_features(self._loaded.model)
         if streamed is None:
             _require_whole_parameters(self._loaded.model)
@@ -83,6 +89,10 @@ class HuggingFaceAdapter:
         self.decoder: Decoder = dataclasses.replace(
             find_decoder(self._loaded.model), streamed=streamed.layers if streamed else None
         )
+        # Where the language model takes that argument itself, it drops the other positions before its last layers.
+        cuts_states = takes_argument(owner_of_layers(self._loaded.model, self.decoder), LOGITS_TO_KEEP)
+        can_cut = takes_argument(self._loaded.model, LOGITS_TO_KEEP) and not cuts_states
+        self._fewest_logits = {LOGITS_TO_KEEP: 1} if can_cut else {}
         can_pad = getattr(processor.tokenizer, "pad_token_id", None) is not None
         self.max_batch: int | None = None if can_pad and self._loaded.model_type in PROVEN_IN_BATCHES else 1
         self.facts: Mapping[str, Any] = {
@@ -133,7 +143,7 @@ class HuggingFaceAdapter:
         hook = self.decoder.final_norm.register_forward_hook(lambda _, __, output: last.append(output))
         try:
             with self.bound_to(batch), checked_positions(self._loaded.model, batch.vision_mask):
-                self._loaded.model(**batch.inputs, use_cache=False, **self._loaded.fewest_logits)
+                self._loaded.model(**batch.inputs, use_cache=False, **self._fewest_logits)
         except torch.OutOfMemoryError:
             raise
         except (IndexError, ValueError, RuntimeError) as error:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 TAKES_ANSWER_AS_SUFFIX = frozenset({"paligemma"})
 
 
+LOGITS_TO_KEEP = "logits_to_keep"  # of how many last positions a forward pass computes logits
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model and its processor, used as they are: reading from them changes neither.
@@ -54,11 +57,6 @@ class LoadedModel:
         """Most positions the language model was made for; None where its configuration names no limit."""
         limit = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         return int(limit) if limit else None
-
-    @property
-    def fewest_logits(self) -> dict[str, int]:
-        """The argument by which a forward pass computes the logits of the last position only, where it has one."""
-        return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
 
     @property
     def takes_answer_as_suffix(self) -> bool:
@@ -122,6 +120,11 @@ class LoadedModel:
         if isinstance(value, Tensor):
             return value.to(self.device, self.model.dtype if value.is_floating_point() else None)
         return [self._placed(part) for part in value] if isinstance(value, list) else value
+
+
+def takes_argument(module: nn.Module, name: str) -> bool:
+    """Whether the module's forward pass has an argument of this name."""
+    return name in inspect.signature(module.forward).parameters
 
 
 @contextmanager

@@ -10,7 +10,18 @@ from mir_plugin.errors import MirError
 from mir_plugin.types import Decoder
 
 # Parts of module paths that belong to another modality; a language model is never below one of them.
-_OTHER_MODALITIES = ("vision", "visual", "image", "qformer", "audio", "video", "perceiver", "resampler", "connector")
+_OTHER_MODALITIES = (
+    "vision",
+    "visual",
+    "image",
+    "qformer",
+    "audio",
+    "video",
+    "perceiver",
+    "resampler",
+    "connector",
+    "projector",
+)
 
 
 def unwrapped(model: Any) -> Any:
@@ -34,15 +45,16 @@ def find_decoder(model: Any) -> Decoder:
     Raises:
         MirError: if the model is an encoder-decoder, or if no stack, several stacks, or no single norm is found.
     """
+    require_decoder_only(model)
     text_config = model.config.get_text_config(decoder=True)
     name = type(model).__name__
-    if getattr(model.config, "is_encoder_decoder", False) or getattr(text_config, "is_encoder_decoder", False):
+    n_layers = getattr(text_config, "num_hidden_layers", None)
+    if n_layers is None:
         raise MirError(
-            f"{name} has an encoder-decoder language model ({text_config.model_type}). MIR compares image and text in "
-            "the sequence of one decoder; use a variant with a decoder-only language model."
+            f"{name} cannot be measured: its configuration ({text_config.model_type}) does not say how many decoder "
+            "layers its language model has (num_hidden_layers)."
         )
-    n_layers = int(text_config.num_hidden_layers)
-    stacks = _layer_stacks(model, n_layers)
+    stacks = _layer_stacks(model, int(n_layers))
     if len(stacks) != 1:
         found = ", ".join(stacks) or "none"
         raise MirError(
@@ -53,9 +65,32 @@ def find_decoder(model: Any) -> Decoder:
     parent = model.get_submodule(path.rpartition(".")[0])
     return Decoder(
         layers=tuple(stacks[path]),
-        final_norm=_final_norm(parent, path, name),
+        final_norm=_final_norm(parent, path, name, getattr(text_config, "hidden_size", None)),
         layer_kinds=tuple(getattr(text_config, "layer_types", None) or ()),
     )
+
+
+def require_decoder_only(model: Any) -> None:
+    """Raise MirError for a model whose images and text never meet in the sequence of one decoder."""
+    text_config = model.config.get_text_config(decoder=True)
+    if getattr(model.config, "is_encoder_decoder", False) or getattr(text_config, "is_encoder_decoder", False):
+        raise MirError(
+            f"{type(model).__name__} has an encoder-decoder language model ({text_config.model_type}). MIR compares "
+            "image and text in the sequence of one decoder; use a variant with a decoder-only language model."
+        )
+
+
+def owner_of_layers(model: nn.Module, decoder: Decoder) -> nn.Module:
+    """The module whose forward pass calls the decoder layers one after another."""
+    lists = {
+        child: module for module in model.modules() for child in module.children() if isinstance(child, nn.ModuleList)
+    }
+    return next(module for child, module in lists.items() if len(child) and child[0] is decoder.layers[0])
+
+
+def of_another_modality(path: str) -> bool:
+    """Whether a module path lies in a vision tower, a projector or the like."""
+    return any(part in path.lower() for part in _OTHER_MODALITIES)
 
 
 def _layer_stacks(model: nn.Module, n_layers: int) -> dict[str, nn.ModuleList]:
@@ -64,7 +99,7 @@ def _layer_stacks(model: nn.Module, n_layers: int) -> dict[str, nn.ModuleList]:
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or len(module) != n_layers:
             continue
-        if any(part in path.lower() for part in _OTHER_MODALITIES):
+        if of_another_modality(path):
             continue
         if any(path.startswith(f"{outer}.") for outer in stacks):
             continue
@@ -72,16 +107,28 @@ def _layer_stacks(model: nn.Module, n_layers: int) -> dict[str, nn.ModuleList]:
     return stacks
 
 
-def _final_norm(parent: nn.Module, path: str, name: str) -> nn.Module:
-    norms = {
-        child: module
-        for child, module in parent.named_children()
-        if "norm" in type(module).__name__.lower() and "emb" not in child
-    }
+def _final_norm(parent: nn.Module, path: str, name: str, width: int | None) -> nn.Module:
+    """The norm beside the layers, told from norms of the embeddings and of inputs of another width.
+
+    That it follows the last layer is proved when a sample runs through the model.
+    """
+    norms = {child: module for child, module in parent.named_children() if "norm" in type(module).__name__.lower()}
+    if len(norms) > 1:
+        norms = {child: module for child, module in norms.items() if _scales(module) in (None, (width,))}
+    if len(norms) > 1:
+        norms = {child: module for child, module in norms.items() if "emb" not in child}
     if len(norms) != 1:
+        others = ", ".join(child for child, _ in parent.named_children())
         raise MirError(
             f"{name} should hold one final norm beside its decoder layers {path!r}; found: "
-            f"{', '.join(norms) or 'none'}. MIR takes the last hidden state after that norm. "
+            f"{', '.join(norms) or f'none (there are {others})'}. MIR takes the last hidden state after that norm. "
             "This architecture needs an adapter of its own."
         )
     return next(iter(norms.values()))
+
+
+def _scales(norm: nn.Module) -> tuple[int, ...] | None:
+    """Shape of a norm's weight; None where it has none, or none that can be seen."""
+    weight = getattr(norm, "weight", None)
+    shape = tuple(getattr(weight, "ds_shape", getattr(weight, "shape", ())))  # ZeRO stage 3 keeps the whole shape there
+    return shape or None

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.introspection.decoder import of_another_modality
 
 
 def image_token_id(model: Any, processor: Any) -> int | None:
@@ -70,9 +72,13 @@ def checked_positions(model: nn.Module, vision: Tensor) -> Iterator[None]:
 
     def check_mask(mask: Any) -> None:
         image_mask = mask[0] if isinstance(mask, tuple) else mask
-        if image_mask is not None and not bool((image_mask[..., 0] == vision.to(image_mask.device)).all()):
+        if image_mask is None:
+            return
+        if image_mask.dim() > vision.dim():  # repeated along the features' axis
+            image_mask = image_mask[..., 0]
+        if not torch.equal(image_mask, vision.to(image_mask.device)):
             raise MirError(
-                f"the model puts image features at {int(image_mask[..., 0].sum())} positions that are not the "
+                f"the model puts image features at {int(image_mask.sum())} positions that are not the "
                 f"{n_rows_expected} positions of its image token. This architecture needs an adapter of its own."
             )
 
@@ -89,20 +95,55 @@ def checked_positions(model: nn.Module, vision: Tensor) -> Iterator[None]:
 
 
 def require_countable_features(model: nn.Module) -> None:
-    """Refuse models whose image features cannot be counted. Raises MirError."""
-    if owner_of(model, "get_image_features") is None:
+    """Refuse models whose image features cannot be counted. Raises MirError saying why."""
+    if owner_of(model, "get_image_features") is not None:
+        return
+    name = type(model).__name__
+    paths = [path for path, _ in model.named_modules()]
+    if crossing := _cross_attention(model):
         raise MirError(
-            f"{type(model).__name__} has no get_image_features, so its image features cannot be counted against the "
-            "image positions. It cannot be measured without an adapter of its own."
+            f"{name} shows images to its language model through cross-attention ({crossing}), so no position of the "
+            "sequence holds an image. MIR compares image positions with text positions; this model has no MIR."
         )
+    if owner_of(model, "get_video_features") is not None:
+        raise MirError(f"{name} takes videos, not images (it has get_video_features, but no get_image_features).")
+    if not any(of_another_modality(path) for path in paths):
+        raise MirError(f"{name} cannot be measured: it has no part that reads images.")
+    raise MirError(
+        f"{name} has no get_image_features, so its image features cannot be counted against the "
+        "image positions. It cannot be measured without an adapter of its own."
+    )
 
 
 def feature_rows(features: Any) -> int:
-    """Rows in what ``get_image_features`` returned: a tensor (..., d), a sequence of them, or an output around one."""
-    features = getattr(features, "pooler_output", features)
+    """Rows in what ``get_image_features`` returned: a tensor (..., d), a sequence of them, or an output around one.
+
+    Raises:
+        MirError: for an output that holds features under no known name.
+    """
     if isinstance(features, Tensor):
         return features.numel() // features.shape[-1]
-    return sum(feature_rows(part) for part in features)
+    if isinstance(features, (list, tuple)):
+        return sum(feature_rows(part) for part in features)
+    for name in ("pooler_output", "last_hidden_state"):  # Llama 4 has its features in the latter
+        if getattr(features, name, None) is not None:
+            return feature_rows(getattr(features, name))
+    added_to_layers = getattr(features, "deepstack_features", None)  # (layer, rows) pairs, each for all image positions
+    if added_to_layers:
+        return feature_rows(added_to_layers[0][1])
+    raise MirError(
+        f"get_image_features returned {type(features).__name__}, which holds neither pooler_output nor "
+        "last_hidden_state, so image features cannot be counted. This architecture needs an adapter of its own."
+    )
+
+
+def _cross_attention(model: nn.Module) -> str | None:
+    """Path of the first module of the language model that attends to something else than the sequence."""
+    for path, module in model.named_modules():
+        kind = f"{path.rpartition('.')[2]} {type(module).__name__}".lower().replace("_", "")
+        if "cross" in kind and "att" in kind and not of_another_modality(path):
+            return str(path)
+    return None
 
 
 def owner_of(model: nn.Module, method: str) -> nn.Module | None:
