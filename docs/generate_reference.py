@@ -167,6 +167,21 @@ def host_options() -> str:
             + ", ".join(map(code, sorted(HANDLED)))
             + ". In lmms-eval\n"
             "they come from the tasks and from `--gen_kwargs`.\n",
+            "## Where MIR goes, and when it is measured again\n",
+            "lmms-eval writes its files after the last task, and none if one of them raises. MIR runs first,\n"
+            "and is saved at once as `OUTPUT_PATH/MODEL/FINGERPRINT_mir.json`, in the folder of the model's\n"
+            "other results. `mir report` reads it there. The same command (model, `--model_args`, loaded\n"
+            "weights, samples, protocol, versions) takes it over instead of measuring again; delete the file to\n"
+            "measure anew. An error in a later task says where MIR is. VLMEvalKit's wrapper saves\n"
+            "`MODEL_MIR_mir.json` in the run's folder before it goes on.\n",
+            "## Which weights are refused\n",
+            "transformers fills weights that a checkpoint lacks with random numbers, and hosts choose some\n"
+            "classes by the folder's name. A model that a host has loaded is refused if its class is not of the\n"
+            "architecture that `config.json` names (both classes known to transformers), or if it holds\n"
+            "parameters that loading found no weights for and that nothing has filled since. The message names\n"
+            "class and parameters; `mir run CHECKPOINT` loads the checkpoint by its own class. Tied weights,\n"
+            "LoRA, and weights that the host fills in after loading are no reason. In a training, frozen\n"
+            "parameters without weights are a warning.\n",
         ]
     )
 

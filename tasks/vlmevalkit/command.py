@@ -40,8 +40,17 @@ def main() -> None:
         runpy.run_path(str(script), run_name="__main__")
     except MirError as error:
         problems.append(str(error))
+    except Exception:  # VLMEvalKit's own; the user sees it whole, and what is not lost
+        for path in _saved():
+            print(f"mir-vlmeval: MIR was measured before and is saved in {path}.", file=sys.stderr)
+        raise
     if problems:
         sys.exit(without_secrets("\n".join(f"mir-vlmeval: {problem}" for problem in problems)))
+
+
+def _saved() -> list[Path]:
+    measurement = sys.modules.get("mir_plugin.tasks.vlmevalkit.measurement")
+    return measurement.saved_results if measurement else []
 
 
 def run_script() -> Path:

@@ -23,6 +23,8 @@ HOST = "vlmevalkit"
 # Model names whose classes VLMEvalKit builds with its flag --use-vllm.
 _VLLM_NAMES = ("Llama-4", "Qwen2-VL", "Qwen2.5-VL")
 
+saved_results: list[Path] = []  # of this process, so that an error which ends the run can name them
+
 
 @dataclass(frozen=True)
 class Inference:
@@ -91,7 +93,7 @@ def measured(call: Inference, host: ModuleType) -> Any:
         answer = prediction_of(result)
         with group.agreed("saving the result"):
             if group.rank == 0:
-                result.save(call.path(RESULT_SUFFIX))
+                saved_results.append(result.save(call.path(RESULT_SUFFIX)))
     # VLMEvalKit deals rows out by rank, so the only one is the first process's.
     pd.to_pickle({index: answer} if group.rank == 0 else {}, call.out_file)
     return model

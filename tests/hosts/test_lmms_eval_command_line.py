@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mir_plugin.reports.read.sources import gather
+from mir_plugin.results import MirResult
+from mir_plugin.tasks.lmms_eval.hooks import TASKS_DIR
+
 from tolerances import HANGS, SAME_FEATURES
 
 pytestmark = [pytest.mark.slow, pytest.mark.host]
@@ -39,6 +43,40 @@ def test_mir_needs_no_flag_and_its_result_lies_in_the_output_folder(offline: Pat
     results = written(offline / "out")
     assert results["configs"]["mir"]["metadata"]["mir_result"]["mir"] == results["results"]["mir"]["mir,none"]  # type: ignore[index]
     assert "average,none" in results["results"]["mmstar"]  # type: ignore[index]
+
+
+FAILING = """
+include: {digits}
+task: failing
+process_results: !function failing.process_results
+"""
+
+
+def test_a_benchmark_that_fails_later_loses_no_mir_and_the_same_command_does_not_measure_it_again(
+    offline: Path, tiny_llava: Path
+) -> None:
+    (offline / "mine").mkdir()
+    (offline / "mine" / "failing.yaml").write_text(FAILING.format(digits=TASKS_DIR / "mir_digits.yaml"))
+    (offline / "mine" / "failing.py").write_text(
+        "def process_results(doc, results):\n    raise ValueError('no score')\n"
+    )
+    given = arguments(
+        tiny_llava, "--tasks", "mir,failing", "--limit", "3", "--output_path", "out", "--include_path", "mine"
+    )
+    failed = run([*ALIAS, *given, "--write_out"])
+    assert failed.returncode == 1
+    [path] = (offline / "out").glob("*/*_mir.json")
+    result = MirResult.load(path)
+    for text in (failed.stdout, failed.stderr):
+        assert str(path.relative_to(offline)) in text
+        assert f"{result.mir:.4f}" in text
+    assert max(map(len, failed.stdout.splitlines())) < 3000  # --write_out shows requests, not all samples in each
+    assert [m.mir for m in gather([offline / "out"]).measurements] == [result.mir]
+
+    again = run([*ALIAS, *given, "--tasks", "mir"])
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"is taken from {path.relative_to(offline)}" in again.stdout
+    assert written(offline / "out")["configs"]["mir"]["metadata"]["mir_result"]["created"] == result.created  # type: ignore[index]
 
 
 def test_a_missing_checkpoint_is_one_line_and_a_failure_before_anything_runs(offline: Path) -> None:

@@ -4,8 +4,6 @@ from typing import Any, ClassVar
 
 import pytest
 
-import pytest
-
 from mir_plugin.tasks.lmms_eval import hooks
 
 pytestmark = pytest.mark.slow

@@ -88,6 +88,28 @@ def test_built_in_models_that_hold_a_hugging_face_module_can_be_measured(
     assert found["results"]["mir"]["mir,none"] == pytest.approx(direct.mir, abs=1e-3)
 
 
+def test_predict_only_leaves_mir_its_value(lmms_eval: Any, offline: Path, tiny_llava: Path, direct: MirResult) -> None:
+    asked = {"limit": 4, "predict_only": True, "gen_kwargs": "max_new_tokens=2"}
+    found = evaluate(lmms_eval, "mir_hf", ours(tiny_llava), "mir,mir_digits", **asked)
+    assert found["results"]["mir"]["mir,none"] == pytest.approx(direct.mir, abs=1e-3)
+    assert found["results"]["mir_digits"]["bypass,none"] == 999
+
+
+def test_each_of_several_models_in_one_process_chooses_its_own_samples(
+    lmms_eval: Any, offline: Path, tiny_llava: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with two entries in a --config; the first model is still alive when the second one is loaded."""
+    from mir_plugin.tasks.lmms_eval.model import MirModel
+
+    alive: list[Any] = []
+    monkeypatch.setattr(MirModel, "clean", lambda self: alive.append(self))
+    first = evaluate(lmms_eval, "mir_hf", ours(tiny_llava) + ",mir_n_samples=2")
+    second = evaluate(lmms_eval, "llava_hf", f"pretrained={tiny_llava},device_map=cpu,device=cpu", limit=3)
+    assert len(alive) == 1
+    counts = [found["configs"]["mir"]["metadata"]["mir_result"]["n_samples"] for found in (first, second)]
+    assert counts == [2, 3]
+
+
 def test_a_cached_subset_is_never_pooled_as_if_it_were_the_whole(
     lmms_eval: Any, offline: Path, tiny_llava: Path, direct: MirResult
 ) -> None:

@@ -68,6 +68,18 @@ def test_one_command_measures_a_checkpoint_and_writes_into_the_hosts_tree(
     assert status["primary"] == {"mir": pytest.approx(direct.mir)}
 
 
+def test_an_error_that_ends_the_run_says_where_mir_was_saved(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = clone / "run.py"
+    path.write_text(path.read_text() + '    raise RuntimeError("benchmark")\n')
+    case = require_golden("llava/llava_full")
+    checkpoint = f"stage1={case / 'model'},vision_tower={case / 'vision_tower'},device=cpu"
+    with pytest.raises(RuntimeError, match="benchmark"):
+        run(monkeypatch, "--model", checkpoint, "--data", "MIR")
+    assert str(Path("outputs", "stage1", "stage1_MIR_mir.json")) in capsys.readouterr().err
+
+
 def test_an_api_model_is_refused_with_the_reason_and_the_others_are_measured(
     clone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
