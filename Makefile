@@ -24,9 +24,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p mir_plugin
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -q --doctest-modules mir_plugin
 
 # Every fault and every random example too; the table of all faults goes to build/faults.md.
 test-full: lint

@@ -11,10 +11,10 @@ from mir_plugin.files.atomic import write_atomically
 from mir_plugin.reports.board.board import Board
 from mir_plugin.reports.board.config import ReportConfig
 from mir_plugin.reports.board.joint import join
+from mir_plugin.reports.board.paper import paper_config, paper_harvest
 from mir_plugin.reports.figures.figures import write_figures
 from mir_plugin.reports.in_subprocess import aside
 from mir_plugin.reports.page.page import write_page
-from mir_plugin.reports.read.paper import paper_config, paper_harvest
 from mir_plugin.reports.read.sources import gather
 from mir_plugin.reports.text.tables import to_csv, to_latex, to_markdown
 from mir_plugin.reports.workbook.workbook import write_workbook

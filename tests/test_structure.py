@@ -1,10 +1,8 @@
-"""Who may import whom, what an import costs, and that documentation names what is there."""
+"""What an import costs, which private names are used, and that documentation names what is there."""
 
 from __future__ import annotations
 
-import doctest
-import importlib
-import inspect
+import ast
 import re
 import subprocess
 import sys
@@ -48,7 +46,6 @@ def loaded_by(statement: str) -> set[str]:
         ("import mir_plugin.model_adapters", {"torch", "transformers"}),
         ("import mir_plugin.results", {"torch", "numpy"}),
         ("import mir_plugin.selection.steps", {"torch", "numpy"}),
-        ("import mir_plugin.reports.build", {"torch", "transformers", "lmms_eval", "vlmeval"}),
     ],
 )
 def test_an_import_stays_cheap(statement: str, absent: set[str]) -> None:
@@ -78,27 +75,32 @@ def test_every_adapter_is_in_the_readme_table() -> None:
     }
 
 
-@pytest.mark.parametrize(("name"), [m[1] for m in modules()])
-def test_examples_in_docstrings_run(name: str) -> None:
-    results = doctest.testmod(importlib.import_module(name))
-    assert results.failed == 0
+# Ruff sees private attributes and imports (SLF001, PLC2701); names in strings, as getattr takes them, are found here.
+PRIVATE_NAMES = {
+    "model_adapters/huggingface/streaming.py": {"_hf_hook"},  # accelerate: where offloaded weights lie
+    "model_adapters/introspection/decoder.py": {"_orig_mod"},  # torch.compile: the module inside
+    "tasks/training/live.py": {"_original_forward"},  # accelerate: what its autocast wraps
+}
 
 
-@pytest.mark.parametrize(("name"), [m[1] for m in modules()])
-def test_docstrings_name_only_arguments_that_exist(name: str) -> None:
-    module = importlib.import_module(name)
-    for _, function in inspect.getmembers(module, inspect.isfunction):
-        if function.__module__ != name or not function.__doc__:
-            continue
-        section = re.search(
-            r"Args:\n(.*?)(?:\n\s*(?:Returns|Yields|Raises|Reference|Note):|\Z)", function.__doc__, re.S
-        )
-        if section is None:
-            continue
-        entries = re.findall(r"^ {4,12}(\*{0,2}\w+(?:, \w+)*):", section.group(1), flags=re.MULTILINE)
-        documented = {one.lstrip("*") for entry in entries for one in entry.split(", ")}
-        unknown = documented - set(inspect.signature(function).parameters)
-        assert not unknown, f"{name}.{function.__name__} documents {sorted(unknown)}"
+def test_private_attributes_that_are_named_in_strings_are_listed() -> None:
+    found: dict[str, set[str]] = {}
+    for _, _, path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for name in _attribute_names(node):
+                if re.fullmatch(r"_[a-z]\w*", name):
+                    found.setdefault(path.relative_to(ROOT).as_posix(), set()).add(name)
+    assert found == PRIVATE_NAMES
+
+
+def _attribute_names(node: ast.AST) -> list[str]:
+    """Literal names that getattr and its like, or a subscript of ``vars(…)``, are given."""
+    named: list[ast.expr] = []
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        named = node.args[1:2] if node.func.id in {"getattr", "hasattr", "setattr", "delattr"} else []
+    elif isinstance(node, ast.Subscript):
+        named = [node.slice]
+    return [one.value for one in named if isinstance(one, ast.Constant) and isinstance(one.value, str)]
 
 
 def test_no_module_is_a_drawer_for_leftovers() -> None:

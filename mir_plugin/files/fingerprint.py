@@ -9,11 +9,12 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mir_plugin.errors import MirError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # Hashing 27 GB whole would take minutes. Of larger files count the size, this much of beginning and end (the end of a
 # pickled state dict holds a checksum of every tensor), and of safetensors the first and last bytes of every tensor:

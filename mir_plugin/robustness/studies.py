@@ -106,7 +106,7 @@ def plan(
     Args:
         wanted: keys of ``STUDIES``.
         sizes: numbers of samples to choose out of the n; those that are not below n are left out.
-        repeats: choices of each size, with the seeds 0, 1, …
+        repeats: choices of each size, with the seeds 0, 1 and so on.
     Raises:
         MirError: for an unknown study, fewer than n samples of a kind, or if no study is left.
     """

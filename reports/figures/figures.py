@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mir_plugin.reports.board.board import Board, BoardRow
-from mir_plugin.reports.board.training import TrainingRun, training_quantities, training_runs
 from mir_plugin.reports.figures.scatter import score_figure, scores_figure
 from mir_plugin.reports.figures.style import (
     DASHES,
@@ -25,6 +24,7 @@ from mir_plugin.reports.figures.style import (
 )
 from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.series import LAYER_METRICS, PALETTE, scopes
+from mir_plugin.reports.view.training import TrainingRun, training_quantities, training_runs
 
 ROOM_FOR_EVERY_TICK = 4  # largest ÷ smallest value of a log axis
 

@@ -14,7 +14,6 @@ from mir_plugin.reports.board.board import (
     Correlation,
 )
 from mir_plugin.reports.board.fit import Line
-from mir_plugin.reports.board.training import training_quantities, training_runs
 from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.columns import COEFFICIENTS, MAX_DETAILED_ROWS
 from mir_plugin.reports.view.series import (
@@ -25,6 +24,7 @@ from mir_plugin.reports.view.series import (
     score_columns,
 )
 from mir_plugin.reports.view.tables import display, interval
+from mir_plugin.reports.view.training import training_quantities, training_runs
 from mir_plugin.results import LayerDistance
 
 FEW_METRICS = 4  # a page of hundreds of checkpoints stays quick to open

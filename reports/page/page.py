@@ -18,7 +18,6 @@ from markupsafe import Markup
 
 from mir_plugin.files.atomic import write_atomically
 from mir_plugin.reports.board.board import Board
-from mir_plugin.reports.board.training import training_runs
 from mir_plugin.reports.page.charts import as_script_data, chart_data
 from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.columns import (
@@ -35,6 +34,7 @@ from mir_plugin.reports.view.tables import (
     leaderboard_sections,
     plain_table,
 )
+from mir_plugin.reports.view.training import training_runs
 
 SCRIPTS = ("theme.js", "tables.js", "selection.js", "chart_parts.js", "scatter.js", "layers.js", "training.js")
 MAX_PICTURES = 24  # some hundred kilobytes each

@@ -10,13 +10,13 @@ import pytest
 from report_boards import board, layer
 
 from mir_plugin.reports.board.board import Coefficient, Cohort, Correlation
-from mir_plugin.reports.board.training import training_runs
 from mir_plugin.reports.figures import figures
 from mir_plugin.reports.figures.figures import layers_figure, training_figure, write_figures
 from mir_plugin.reports.figures.scatter import score_figure, scores_figure
 from mir_plugin.reports.figures.style import STYLE
 from mir_plugin.reports.read.benchmarks import BENCHMARKS, TRAINING_LOSS
 from mir_plugin.reports.read.records import Comparability
+from mir_plugin.reports.view.training import training_runs
 
 pytestmark = pytest.mark.slow
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from mir_plugin.reports.board.joint import join
-from mir_plugin.reports.read.benchmarks import BENCHMARKS, find_column, weighted_average
-from mir_plugin.reports.read.paper import (
+from mir_plugin.reports.board.paper import (
     TABLES,
     paper_config,
     paper_harvest,
     paper_rows,
 )
+from mir_plugin.reports.read.benchmarks import BENCHMARKS, find_column, weighted_average
 
 
 @pytest.fixture(scope="module")
