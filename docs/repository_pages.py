@@ -18,12 +18,16 @@ REPOSITORY = Path(__file__).parents[1]
 COPIES = {
     "README.md": "repository/README.md",
     "CHANGELOG.md": "repository/CHANGELOG.md",
+    "CONTRIBUTING.md": "repository/CONTRIBUTING.md",
+    "CITATION.cff": "repository/CITATION.cff.txt",
+    "LICENSE": "repository/LICENSE.txt",
     "benchmarks/RESULTS.md": "repository/benchmarks/RESULTS.md",
     "examples/replication/RESULTS.md": "repository/examples/replication/RESULTS.md",
     "examples/replication/replication.png": "repository/examples/replication/replication.png",
     "examples/moca/RESULTS.md": "repository/examples/moca/RESULTS.md",
 }
 SITE_PLACES = {copy: original for original, copy in COPIES.items()}
+NEEDS = re.compile(r"^```(?:console|bash)\n# needs: (.+)\n", re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
 
@@ -35,7 +39,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Point links at the copies; copies link back into docs/, and what they link to elsewhere stays plain text."""
+    """Point links at the copies, and say above a block what it needs.
+
+    Copies link back into docs/, and what they link to elsewhere stays plain text.
+    """
     place = page.file.src_uri
     here = Path(SITE_PLACES[place]).parent if place in SITE_PLACES else Path("docs") / Path(place).parent
 
@@ -44,4 +51,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         inside = target.removeprefix("docs/") if target.startswith("docs/") else COPIES.get(target)
         return os.path.relpath(inside, Path(place).parent) if inside else link.group(1)
 
-    return LINK.sub(moved, markdown)
+    def captioned(opening: re.Match[str]) -> str:
+        return f"*Needs {opening.group(1)}:*\n\n{opening.group(0).splitlines()[0]}\n"
+
+    return NEEDS.sub(captioned, LINK.sub(moved, markdown))

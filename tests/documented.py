@@ -82,8 +82,8 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """README and everything under docs/."""
-    return [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
+    """README, CONTRIBUTING and everything under docs/."""
+    return [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def blocks(page: Path) -> list[Block]:

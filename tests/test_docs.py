@@ -28,6 +28,7 @@ OTHERS = {
     "cd": set(),
     "echo": set(),
     "git": set(),
+    "grep": set(),
     "pip": {"-c", "-e"},
     "mir-vlmeval": VLMEVALKIT,
     "tar": {"-czf", "-xzf", "-C"},

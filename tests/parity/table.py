@@ -1,4 +1,7 @@
-"""Print the README's table: every golden case, recorded against computed. Run: python tests/parity/table.py"""
+"""Print the table of docs/reference/parity.md: every golden case, recorded against computed.
+
+Run: python tests/parity/table.py
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,31 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from recorded_runs import recorded_runs
-from test_mir_values import measured
+from recorded_runs import RecordedRun, recorded_runs
+
+from mir_plugin.results import MirResult
+
+HEADINGS = (
+    "| case | exact: recorded (float64) | computed | script, accurate mode | published: range computed | recorded |"
+)
+
+
+def row(run: RecordedRun, result: MirResult) -> str:
+    """One line of the table."""
+    return (
+        f"| {run.name} | {run.mir_exact:.6f} | {result.mir:.6f} | {run.mir_accurate:.6f} "
+        f"| {result.mir_published:.4f} … {result.mir_published_upper:.4f} | {run.mir_fast:.4f} |"
+    )
 
 
 def main() -> None:
-    print(
-        "| case | exact: recorded (float64) | computed | script, accurate mode | published: range computed | recorded |"
-    )
+    """Measure every case and print its line."""
+    from test_mir_values import measured
+
+    print(f"| {' | '.join(HEADINGS)} |")
     print("|---|---|---|---|---|---|")
     for run in recorded_runs():
-        result = measured(run)
-        print(
-            f"| {run.name} | {run.mir_exact:.6f} | {result.mir:.6f} | {run.mir_accurate:.6f} "
-            f"| {result.mir_published:.4f} … {result.mir_published_upper:.4f} | {run.mir_fast:.4f} |"
-        )
+        print(row(run, measured(run)))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,13 @@ Tolerances and where they come from:
 from __future__ import annotations
 
 import functools
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from recorded_runs import RecordedRun, recorded_runs
+from table import row
 
 from mir_plugin.engine.features import layer_features
 from mir_plugin.measurement.measure import measure
@@ -111,3 +114,11 @@ WITH_VARIANTS = [p for p in RUNS if p.values[0].layers[0].removed is not None][:
 def test_every_ablation_is_the_recorded_one(run: RecordedRun, config: MirConfig, field: str) -> None:
     distances = [layer.distance for layer in measured(run, config).layers]
     assert distances == pytest.approx([getattr(x, field) for x in run.layers], rel=EXACT)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_parity_page_shows_what_is_computed(run: RecordedRun) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "parity.md").read_text(encoding="utf-8")
+    shown = next(line for line in page.splitlines() if line.startswith(f"| {run.name} |"))
+    numbers = [[float(number) for number in re.findall(r"\d+\.\d+", text)] for text in (shown, row(run, measured(run)))]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-4, rel=EXACT)  # the range stands with four decimals
