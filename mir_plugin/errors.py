@@ -1,8 +1,8 @@
-"""The one exception type for mistakes a user can mend."""
+"""The exception for errors that a user can fix."""
 
 
 class MirError(Exception):
-    """Something the user can mend: says what happened, what was expected and what to do next.
+    """An error the user can fix: says what happened, what was expected and what to do next.
 
-    Command lines print its message alone; only our own bugs print a traceback.
+    Commands print its message alone; a traceback means a bug in this package.
     """

@@ -1,4 +1,4 @@
-"""What carries plain numbers: configuration, layer distances, results. Standard library only, to and from JSON."""
+"""Configuration, layer distances and results as plain numbers, to and from JSON; no torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MirConfig:
     """The protocol of a measurement; the defaults are the paper's.
 
     Attributes:
-        outliers: what happens to rows whose norm is far from the median norm. "replace": the row becomes the
+        outliers: what to do with rows whose norm is far from the median norm. "replace": the row becomes the
             coordinate-wise median and still counts (the published program); "remove": the row is dropped (the
             paper's text); "none".
         n_sigma: threshold, in unbiased standard deviations of the norm.
@@ -52,7 +52,7 @@ class MirConfig:
 
 @dataclass(frozen=True)
 class LayerDistance:
-    """Everything known about one layer. Distances and traces are squared lengths in units of ``1/scale``.
+    """All numbers of one layer. Distances and traces are squared lengths in units of ``1/scale``.
 
     Attributes:
         layer: 1..L; the last is taken after the final norm.
@@ -98,7 +98,7 @@ class LayerDistance:
 
 @dataclass(frozen=True)
 class MirResult:
-    """One measurement of one checkpoint: values, how they came about, and what they may be compared with.
+    """One measurement of one checkpoint: values, how they were obtained, and what they may be compared with.
 
     Attributes:
         checkpoint: path or hub name it is filed under.
@@ -114,15 +114,15 @@ class MirResult:
             ``request``, all that was asked for. Results whose samples or protocol differ are not comparable, while
             versions are only recorded.
         layers: from the first decoder layer to the last.
-        facts: what was recognised and chosen while loading: paths, dtype, vision tower, projector, prompt template.
+        facts: what was recognised and chosen at loading: paths, dtype, vision tower, projector, prompt template.
         samples: where they come from and which were chosen.
-        engine: how features were had: ``path`` is "breadth-first" or "depth-first", with the ``reason``.
+        engine: how features were computed: ``path`` is "breadth-first" or "depth-first", with the ``reason``.
         timing: seconds by phase, and ``total``.
         peak_memory: bytes; ``host`` and each accelerator.
         uncertainty: ``method``, ``confidence``, ``standard_error``, ``low`` and ``high`` of ``mir``, the same of every
             layer's distance in ``layers``, and the influences of the samples, in their order, as one line of numbers.
-            Empty when it was not asked for; ``not_computed`` holds the reason where it could not be had.
-        host: the program it was measured in: "mir", "lmms-eval", "vlmevalkit" or "training".
+            Empty if not requested; ``not_computed`` holds the reason where it could not be computed.
+        host: the program that measured it: "mir", "lmms-eval", "vlmevalkit" or "training".
         versions: of Python and of the packages that can move a result.
         created: date and time, UTC.
         schema_version: of this document.

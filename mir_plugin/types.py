@@ -1,4 +1,4 @@
-"""What carries tensors between the steps, and the one interface a model has to offer.
+"""Data passed between the steps, and the interface that a model has to offer.
 
 Axes have the same names everywhere: ``samples`` (of one batch), ``tokens`` (positions of the decoder's sequence,
 or rows pooled over samples), ``d`` (hidden width of the language model).
@@ -22,7 +22,7 @@ class Batch:
     """One or more samples, ready for a forward pass.
 
     Attributes:
-        inputs: what the adapter's ``forward`` needs; opaque to everybody else.
+        inputs: what the adapter's ``forward`` needs; opaque to everything else.
         vision_mask: bool (samples, tokens), true on vision tokens, in the sequence the decoder layers see.
         text_mask: bool (samples, tokens), true on text tokens: every position after the image block, padding excluded.
         sample_ids: one per row of the masks.
@@ -35,7 +35,7 @@ class Batch:
 
 
 class LayerWeights(Protocol):
-    """Gives decoder layers their weights for as long as they are needed, where they are not all resident.
+    """Loads the weights of decoder layers while they are needed, for models that do not fit in memory.
 
     Attributes:
         layer_bytes: memory of the largest layer.
@@ -50,7 +50,7 @@ class LayerWeights(Protocol):
         ...
 
     def release(self, layer_index: int) -> None:
-        """Give a layer's memory back."""
+        """Free a layer's memory."""
         ...
 
 

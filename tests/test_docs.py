@@ -175,7 +175,7 @@ def test_the_vlmevalkit_page_names_every_argument_that_a_model_takes() -> None:
     from mir_plugin.tasks.generation_arguments import HANDLED
 
     page = prose(DOCS / "how-to" / "vlmevalkit.md").replace("\n", " ")
-    listed = re.search(r"Options follow behind commas: (.*?)\. ", page)
+    listed = re.search(r"comma-separated: (.*?)\. ", page)
     assert listed is not None
     another_spelling = {"max_gen_toks"}  # of max_new_tokens
     assert set(re.findall(r"`(\w+)`", listed[1])) == {*LoadOptions.__dataclass_fields__, *HANDLED} - another_spelling
