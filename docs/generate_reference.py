@@ -59,8 +59,8 @@ def command_line() -> str:
     group: Any = typer.main.get_command(app)
     parts = [
         "# Command line\n",
-        "`mir COMMAND --help` shows the same. A user's mistake is one message on standard error and exit code 1;\n"
-        "other codes are named with their command. `--json` prints the result, and nothing else, on standard output.\n",
+        "`mir COMMAND --help` shows the same. An error that you can fix is one message on standard error and exit\n"
+        "code 1; other exit codes are listed with their command. `--json` prints only the result on standard output.\n",
         table(
             ["command", "what it does"],
             [[f"[`mir {name}`](#mir-{name})", _first_line(one)] for name, one in sorted(group.commands.items())],
@@ -154,12 +154,12 @@ def host_options() -> str:
             "## What the task measures\n",
             in_markdown(rule),
             table(["task field", "model argument", "environment", "default", "meaning"], measuring),
-            "Task fields stand in lmms-eval's task YAML (`mir` leaves all open, `mir_embedded` sets `samples:\n"
-            "embedded`) and in VLMEvalKit's `--data-config`. Model arguments stand in `--model_args` of lmms-eval,\n"
-            "and only for this package's own model classes.\n",
+            "Task fields are set in lmms-eval's task YAML (`mir` sets none, `mir_embedded` sets `samples: embedded`)\n"
+            "and in VLMEvalKit's `--data-config`. Model arguments go into `--model_args` of lmms-eval, and only for\n"
+            "this package's own model classes.\n",
             "## How a checkpoint is loaded\n",
-            "For the model classes `mir_llava`, `mir_sharegpt4v`, `mir_mini_gemini` and `mir_hf` of lmms-eval, which\n"
-            "are one and the same, as `--model_args pretrained=CHECKPOINT,base_llm=DIR,…`; for VLMEvalKit as\n"
+            "For lmms-eval's model classes `mir_llava`, `mir_sharegpt4v`, `mir_mini_gemini` and `mir_hf` (all the\n"
+            "same class), as `--model_args pretrained=CHECKPOINT,base_llm=DIR,…`; for VLMEvalKit as\n"
             "`--model NAME=CHECKPOINT,base_llm=DIR,…` or, in a `--config` file, as arguments of `MirModel`. `mir`\n"
             "commands take the same as options.\n",
             table(["argument", "default", "meaning"], loading),
@@ -206,8 +206,8 @@ def adapters() -> str:
     return "\n".join(
         [
             "# Adapters\n",
-            "The first family that recognises a checkpoint loads it, from its files and config, never from its\n"
-            "folder's name. Installed plugins are asked before these. `--family` overrides.\n",
+            "The first family that recognises a checkpoint by its files and config, never by its folder's name,\n"
+            "loads it. Installed plugins are tried first. `--family` overrides.\n",
             table(["family", "also called", "checkpoints", "module"], rows),
             "Which of transformers' image-text types `huggingface` measures, and why it refuses the others: "
             "[Hugging Face model types](families.md).\n",
@@ -252,7 +252,7 @@ def files() -> str:
     parts = [
         "# Files\n",
         "All are written atomically: a reader sees the old file or the whole new one. Numbers are plain JSON numbers,\n"
-        "never NaN; what is not known is `null`. Later versions may add keys.\n",
+        "never NaN; unknown values are `null`. Later versions may add keys.\n",
         "`mir.json` is also what lmms-eval's results file holds under `configs.mir.metadata.mir_result`, and\n"
         "VLMEvalKit's tree as `…_MIR_mir.json`. `sweep.csv` has the columns of the `checkpoints` in `sweep.json`,\n"
         "and one for each of their indicators.\n",
@@ -310,8 +310,8 @@ def report_columns() -> str:
     }
     parts = [
         "# Columns of the report\n",
-        "Workbook, page, CSV, Markdown and LaTeX show the same columns. One that no row fills is left out; an empty\n"
-        "cell means that there is no value. The leaderboard has one more column for each benchmark.\n",
+        "Workbook, page, CSV, Markdown and LaTeX show the same columns. A column without values is left out; an\n"
+        "empty cell means there is no value. The leaderboard has one more column for each benchmark.\n",
     ]
     for sheet, shown in sheets.items():
         rows = [[one.heading, MEANINGS[_without_coefficient(one.heading)]] for one in shown]
