@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
 import typer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from python_reference import python
 from reference_contents import MEANINGS
 from result_schemas import SCHEMAS, Schema, described
 
@@ -337,7 +336,6 @@ PAGES = {
     "adapters.md": adapters,
     "files.md": files,
     "report-columns.md": report_columns,
-    "python.md": python,
 }
 
 

@@ -1,4 +1,4 @@
-"""What the generated reference covers, where the code does not say: report columns explained, and the public names."""
+"""The meaning of the report's columns, for the generated reference."""
 
 from __future__ import annotations
 
@@ -64,70 +64,4 @@ MEANINGS: dict[str, str] = {
     "Where": "file or checkpoint",
     "What": "happened",
     "What to do": "remedy",
-}
-
-PYTHON: dict[str, tuple[str, ...]] = {
-    "Hidden states of your own": (
-        "mir_plugin.metric.layer:modality_integration_rate",
-        "mir_plugin.metric.layer:layer_distance",
-    ),
-    "Measure": (
-        "mir_plugin.model_adapters:load_adapter",
-        "mir_plugin.model_adapters:LoadOptions",
-        "mir_plugin.model_adapters:inspect_checkpoint",
-        "mir_plugin.measurement.measure:measure",
-        "mir_plugin.results:MirConfig",
-        "mir_plugin.results:MirResult",
-        "mir_plugin.processes:current_group",
-    ),
-    "Samples": (
-        "mir_plugin.samples.sample_set:Sample",
-        "mir_plugin.samples.sample_set:SampleSet",
-        "mir_plugin.samples.sources:from_folders",
-        "mir_plugin.samples.sources:from_dataset",
-        "mir_plugin.samples.sources:paper_samples",
-        "mir_plugin.samples.embedded:embedded_samples",
-    ),
-    "Compare and choose": (
-        "mir_plugin.selection.comparison:compare_results",
-        "mir_plugin.selection.select:select",
-        "mir_plugin.indicators.indicators:model_indicators",
-        "mir_plugin.indicators.training_loss:training_loss",
-        "mir_plugin.indicators.in_context:in_context_accuracy",
-    ),
-    "While training": (
-        "mir_plugin.tasks.training.trainer:MIRCallback",
-        "mir_plugin.tasks.training.live:measure_live",
-        "mir_plugin.selection.monitor:metrics_of",
-        "mir_plugin.selection.monitor:saturated",
-    ),
-    "MoCa and the distance as a loss": (
-        "mir_plugin.model_adapters.moca.training:apply_moca",
-        "mir_plugin.model_adapters.moca.training:moca_parameters",
-        "mir_plugin.model_adapters.moca.training:save_moca",
-        "mir_plugin.model_adapters.moca.training:load_moca",
-        "mir_plugin.model_adapters.moca.training:remove_moca",
-        "mir_plugin.model_adapters.llava.export:export_llava",
-        "mir_plugin.metric.loss:frechet_loss",
-        "mir_plugin.metric.loss:layer_loss",
-        "mir_plugin.metric.loss:mir_loss",
-    ),
-    "The steps of the metric": (
-        "mir_plugin.engine.features:layer_features",
-        "mir_plugin.metric.normalize:text_centric_scale",
-        "mir_plugin.metric.normalize:outlier_rows",
-        "mir_plugin.metric.normalize:coordinate_median",
-        "mir_plugin.metric.normalize:replace_outliers",
-        "mir_plugin.metric.normalize:remove_outliers",
-        "mir_plugin.metric.moments:moments",
-        "mir_plugin.metric.frechet:mean_term",
-        "mir_plugin.metric.frechet:trace_term",
-        "mir_plugin.metric.frechet:frechet_distance",
-        "mir_plugin.metric.layer:mir",
-        "mir_plugin.metric.uncertainty:uncertainty",
-    ),
-    "Reports": (
-        "mir_plugin.reports.build:build_report",
-        "mir_plugin.reports.board.config:ReportConfig",
-    ),
 }
