@@ -6,7 +6,6 @@ The embedded kinds need no network: crops of photographs, handwritten digits and
 from __future__ import annotations
 
 import functools
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from mir_plugin.samples.embedded import (
     N_EMBEDDED_SAMPLES,
     DigitQuestion,
     Split,
+    code_passages,
     digit_questions,
     embedded_samples,
     prose_passages,
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 DIGIT_CAPTION = "The picture shows a handwritten digit in dark ink on white paper. The digit is a {}."
 _PAGE_PIXELS, _PAGE_FONT_PIXELS, _PAGE_COLUMNS = 224, 14, 32
-_CODE_CHARACTERS = 320  # as long as the embedded passages of prose
-# Plain library code without long tables; which modules hardly matters, that they exist everywhere does.
-_CODE_MODULES = ("argparse", "calendar", "configparser", "fractions", "heapq", "mailbox", "statistics", "textwrap")
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def embedded_texts() -> tuple[Texts, ...]:
     """A hundred texts of each embedded kind, about equally long: those of the embedded samples first."""
     return (
         Texts("prose", tuple(sample.text for sample in embedded_samples().samples)),
-        Texts("code", spread_evenly(code_passages(), N_EMBEDDED_SAMPLES)),
+        Texts("code", code_passages()),
     )
 
 
@@ -155,30 +152,6 @@ def moved(pairs: Pairs, n: int) -> SampleSet:
         tuple(Sample(sample.sample_id, sample.image, text) for sample, text in zip(samples, texts, strict=True)),
         {"source": "robustness", "pairs": pairs.name, "texts": "moved by one", "n_samples": n},
     )
-
-
-@functools.cache
-def code_passages() -> tuple[str, ...]:
-    """Passages of Python's own library code, 320 characters or a line more each; comments and blank lines included."""
-    found: list[str] = []
-    for name in _CODE_MODULES:
-        gathered: list[str] = []
-        for line in _source_of(name).splitlines():
-            gathered.append(line)
-            passage = "\n".join(gathered).strip("\n")
-            if len(passage) >= _CODE_CHARACTERS:
-                found.append(passage)
-                gathered = []
-    return tuple(dict.fromkeys(found))
-
-
-def _source_of(name: str) -> str:
-    spec = importlib.util.find_spec(name)
-    get_source = getattr(spec.loader, "get_source", None) if spec else None
-    source = get_source(name) if get_source else None
-    if not source:
-        raise MirError(f"the source of Python's module {name} is not installed; give texts of your own: --texts DIR.")
-    return str(source)
 
 
 def _cycling_digits(split: Split, n: int) -> list[DigitQuestion]:

@@ -1,17 +1,13 @@
-"""What works without network and weights: pictures and prose of installed packages, digit questions, micro models."""
+"""What works without network and weights: photographs, prose, code, digit questions and micro models."""
 
 from __future__ import annotations
 
 import functools
 import importlib.resources
-import importlib.util
+import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
-from itertools import product
 from pathlib import Path
-from platform import python_version
 from typing import TYPE_CHECKING, Literal
 
 from mir_plugin.errors import MirError
@@ -24,14 +20,8 @@ Split = Literal["train", "test"]
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_QUESTION = "Which digit is shown?"
 N_EMBEDDED_SAMPLES = 100
-_PHOTOGRAPHS = (
-    ("sklearn", "datasets/images/china.jpg"),
-    ("sklearn", "datasets/images/flower.jpg"),
-    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
-)
-_CROP_PIXELS = 224
-_CROP_COLUMNS, _CROP_ROWS = 7, 5
-_PASSAGE_CHARACTERS = 320
+# Crops of one photograph, which lie side by side, get texts from all over the novels: pairs are unrelated.
+_TEXT_STRIDE = 37  # no divisor in common with 100, so that every text occurs once
 _N_TRAIN_DIGITS = 1297
 _DIGIT_PIXELS = 112
 
@@ -93,92 +83,56 @@ def first_word_is(answer: str, response: str) -> bool:
 
 def micro_checkpoints() -> tuple[Path, ...]:
     """Folders of the micro LLaVA's checkpoints, in training order; transformers loads them as they are."""
-    folder = Path(str(importlib.resources.files("mir_plugin") / "data" / "micro_llava"))
-    return tuple(sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-"))))
+    return tuple(sorted(_data("micro_llava").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-"))))
 
 
 def embedded_samples(n: int = N_EMBEDDED_SAMPLES, seed: int = 0) -> SampleSet:
-    """Crops of photographs that ship inside scikit-learn and matplotlib, with passages of Python's own documentation.
+    """Crops of photographs paired with passages of novels, all of which ship with this package.
 
-    The 100 pairs are fixed; fewer are a seeded choice of them. Their content follows the installed versions, which are
-    recorded, as the fingerprint shows.
+    The 100 pairs are the same bytes everywhere, whatever is installed; fewer are a seeded choice of them. The JPEG
+    files keep colour at full resolution, so that every decoder with libjpeg's default arithmetic gives the same pixels
+    (libjpeg and libjpeg-turbo, the latter inside every Pillow wheel). Sources and licences: data/embedded/SOURCES.md.
 
     Raises:
-        MirError: for n outside 1..100, or if a package was installed without its sample pictures.
+        MirError: for n outside 1..100.
     """
+    crops = spread_evenly(photographs(), N_EMBEDDED_SAMPLES)
     texts = spread_evenly(prose_passages(), N_EMBEDDED_SAMPLES)
-    crops = spread_evenly(tuple(_crops()), N_EMBEDDED_SAMPLES)
+    mixed = [texts[_TEXT_STRIDE * index % N_EMBEDDED_SAMPLES] for index in range(N_EMBEDDED_SAMPLES)]
     pairs = SampleSet(
         samples=tuple(
             Sample(sample_id=f"embedded-{index:03d}", image=crop, text=text)
-            for index, (crop, text) in enumerate(zip(crops, texts, strict=True))
+            for index, (crop, text) in enumerate(zip(crops, mixed, strict=True))
         ),
-        description={
-            "source": "embedded",
-            "images": [Path(name).name for _, name in _PHOTOGRAPHS],
-            "texts": "pydoc_data.topics",
-            "versions": {
-                "python": python_version(),
-                "scikit-learn": version("scikit-learn"),
-                "matplotlib": version("matplotlib"),
-            },
-        },
+        description={"source": "embedded"},
     )
     return pairs.choose(n, seed)
 
 
 @functools.cache
+def photographs() -> tuple[bytes, ...]:
+    """All embedded photographs and crops of them, JPEG, 224 x 224 pixels, in the order of their names."""
+    return tuple(path.read_bytes() for path in sorted((_data("embedded") / "photographs").glob("*.jpg")))
+
+
+@functools.cache
 def prose_passages() -> tuple[str, ...]:
-    """All passages of prose in the language reference that ships with Python, 320 characters or a sentence more each.
-
-    Tables, grammar and code are left out; a passage ends with a sentence and never spans two topics.
-    """
-    from pydoc_data.topics import topics
-
-    found = (passage for name in sorted(topics) for passage in _passages(topics[name]))
-    return tuple(dict.fromkeys(found))  # the reference repeats itself in places
+    """All embedded passages of prose: whole sentences, 320 to 520 characters, in the order of the novels."""
+    return _texts("prose.json")
 
 
-def _passages(topic: str) -> Iterator[str]:
-    gathered = ""
-    for paragraph in re.split(r"\n\s*\n", topic):
-        if not _is_prose(paragraph):
-            continue
-        for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(paragraph.split())):
-            gathered = f"{gathered} {sentence}".strip()
-            if len(gathered) >= _PASSAGE_CHARACTERS:
-                yield gathered
-                gathered = ""
+@functools.cache
+def code_passages() -> tuple[str, ...]:
+    """A hundred passages of Python code, 320 characters or a line more each; comments and blank lines included."""
+    return _texts("code.json")
 
 
-def _is_prose(paragraph: str) -> bool:
-    plain_start = re.match(r"[A-Z][a-z ]", paragraph) is not None
-    letters = sum(character.isalpha() or character in " \n,." for character in paragraph)
-    return plain_start and paragraph.rstrip().endswith(".") and letters > 0.95 * len(paragraph)
+def _texts(name: str) -> tuple[str, ...]:
+    return tuple(json.loads((_data("embedded") / name).read_text(encoding="utf-8")))
 
 
-def _crops() -> Iterator[Image]:
-    import PIL.Image
-
-    for package, name in _PHOTOGRAPHS:
-        path = _installed_folder(package) / name
-        if not path.is_file():
-            raise MirError(f"{package} was installed without {name}; install it from its wheel, or give --images.")
-        with PIL.Image.open(path) as photograph:
-            width, height = photograph.width - _CROP_PIXELS, photograph.height - _CROP_PIXELS
-            for row, column in product(range(_CROP_ROWS), range(_CROP_COLUMNS)):
-                left, top = column * width // (_CROP_COLUMNS - 1), row * height // (_CROP_ROWS - 1)
-                yield photograph.crop((left, top, left + _CROP_PIXELS, top + _CROP_PIXELS))
-
-
-def _installed_folder(package: str) -> Path:
-    """Where a package lies, without the seconds that importing scikit-learn takes."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise MirError(
-            f"{package} is not installed; install it with mir-plugin's other requirements, or give --images."
-        )
-    return Path(spec.origin).parent
+def _data(name: str) -> Path:
+    return Path(str(importlib.resources.files("mir_plugin"))) / "data" / name
 
 
 def _render_digit(grey_levels: object) -> Image:
