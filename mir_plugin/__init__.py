@@ -38,15 +38,17 @@ if TYPE_CHECKING:
     from mir_plugin.metric.normalize import replace_outliers as replace_outliers
     from mir_plugin.metric.normalize import text_centric_scale as text_centric_scale
     from mir_plugin.metric.uncertainty import uncertainty as uncertainty
+    from mir_plugin.model_adapters import Checkpoint as Checkpoint
     from mir_plugin.model_adapters import LoadOptions as LoadOptions
-    from mir_plugin.model_adapters import inspect_checkpoint as inspect_checkpoint
     from mir_plugin.model_adapters import load_adapter as load_adapter
+    from mir_plugin.model_adapters import open_checkpoint as open_checkpoint
     from mir_plugin.model_adapters.llava.export import export_llava as export_llava
     from mir_plugin.model_adapters.moca.training import apply_moca as apply_moca
     from mir_plugin.model_adapters.moca.training import load_moca as load_moca
     from mir_plugin.model_adapters.moca.training import moca_parameters as moca_parameters
     from mir_plugin.model_adapters.moca.training import remove_moca as remove_moca
     from mir_plugin.model_adapters.moca.training import save_moca as save_moca
+    from mir_plugin.model_adapters.recognition import CheckpointFolder as CheckpointFolder
     from mir_plugin.processes import current_group as current_group
     from mir_plugin.reports.board.config import ReportConfig as ReportConfig
     from mir_plugin.reports.build import build_report as build_report
@@ -91,15 +93,17 @@ _MODULE_OF = {
     "replace_outliers": "mir_plugin.metric.normalize",
     "text_centric_scale": "mir_plugin.metric.normalize",
     "uncertainty": "mir_plugin.metric.uncertainty",
+    "Checkpoint": "mir_plugin.model_adapters",
     "LoadOptions": "mir_plugin.model_adapters",
-    "inspect_checkpoint": "mir_plugin.model_adapters",
     "load_adapter": "mir_plugin.model_adapters",
+    "open_checkpoint": "mir_plugin.model_adapters",
     "export_llava": "mir_plugin.model_adapters.llava.export",
     "apply_moca": "mir_plugin.model_adapters.moca.training",
     "load_moca": "mir_plugin.model_adapters.moca.training",
     "moca_parameters": "mir_plugin.model_adapters.moca.training",
     "remove_moca": "mir_plugin.model_adapters.moca.training",
     "save_moca": "mir_plugin.model_adapters.moca.training",
+    "CheckpointFolder": "mir_plugin.model_adapters.recognition",
     "current_group": "mir_plugin.processes",
     "ReportConfig": "mir_plugin.reports.board.config",
     "build_report": "mir_plugin.reports.build",

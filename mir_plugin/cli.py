@@ -15,12 +15,13 @@ from mir_plugin.commands.compare import compare
 from mir_plugin.commands.demo import demo
 from mir_plugin.commands.indicators import indicators
 from mir_plugin.commands.inspect import inspect
-from mir_plugin.commands.out_of_memory import MeasuringCommand
+from mir_plugin.commands.option_groups import expand_options
 from mir_plugin.commands.pictures import pictures
 from mir_plugin.commands.report import report
 from mir_plugin.commands.robustness import robustness
 from mir_plugin.commands.run import run
 from mir_plugin.commands.select import select
+from mir_plugin.commands.subcommand import Subcommand
 from mir_plugin.commands.sweep import sweep
 from mir_plugin.errors import MirError
 from mir_plugin.files.redaction import without_secrets
@@ -29,11 +30,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Modality Integration Rate (MIR, arXiv 2410.07167): which vision-language checkpoint is worth fine-tuning.",
 )
 for command in (run, inspect, sweep, compare, select, indicators, robustness, pictures, report, adapters, demo):
-    app.command(cls=MeasuringCommand)(command)
+    app.command(cls=Subcommand)(expand_options(command))
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,11 +7,12 @@ import importlib
 import importlib.metadata
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.recognition import CheckpointFolder
 
 if TYPE_CHECKING:
     from mir_plugin.model_adapters.weights.shared_parts import SharedParts
@@ -26,8 +27,8 @@ class LoadOptions:
         base_llm: folder of the language model a projector-only or LoRA checkpoint was trained on.
         vision_tower: folder that overrides every other source of vision-tower weights.
         vision_tower_aux: the same for the second tower (Mini-Gemini).
-        family: adapter name, or "module:ATTRIBUTE" of an ``AdapterSpec`` that is no installed plugin; None recognises
-            it from the checkpoint's files and config.
+        family: adapter name, or "module:ATTRIBUTE" of an ``AdapterSpec`` that is not an installed plugin; None
+            recognises it from the checkpoint's files and config.
         dtype: "auto" takes the checkpoint's own; else "float32", "bfloat16" or "float16".
         device: torch device string; "auto" takes the accelerator if there is one.
         device_memory: bytes of device memory to stay within; decoder weights are streamed when they do not fit.
@@ -50,12 +51,19 @@ class LoadOptions:
 class AdapterSpec:
     """One checkpoint family. Other packages add theirs by an entry point of the group ``mir_plugin.adapters``.
 
-    ``loads`` is ``"module:function"`` with the signature ``(checkpoint: Path, options: LoadOptions) -> ModelAdapter``;
-    ``recognises`` is ``"module:function"`` with the signature ``(checkpoint: Path) -> bool``, which reads config and
-    key names only. The first entry of the table that recognises a checkpoint loads it.
-    A loader that ``shares`` also takes ``shared=``, what the checkpoint loaded before it left behind.
-    ``inspects`` is ``"module:function"`` with the signature ``(checkpoint: Path, options: LoadOptions) ->
-    Mapping[str, str]``: what loading would use, found out without reading a weight, as headings and texts.
+    ``loads``, ``recognises`` and ``inspects`` are of the form ``"module:function"`` and imported on first use.
+    ``folder`` below has ``path`` and ``config``, the content of config.json.
+
+    Attributes:
+        name: what ``--family`` takes.
+        summary: which checkpoints, in a line.
+        loads: ``(folder: CheckpointFolder, options: LoadOptions) -> ModelAdapter``.
+        recognises: ``(folder: CheckpointFolder) -> bool``, from files and config alone. The first family of the table
+            that recognises a checkpoint loads it, so this should import nothing heavy.
+        inspects: ``(folder: CheckpointFolder, options: LoadOptions) -> Mapping[str, str]``, what loading would use, as
+            headings and texts; reads no weight.
+        aliases: further names.
+        shares: whether ``loads`` also takes ``shared=``, what the checkpoint loaded before it left behind.
     """
 
     name: str
@@ -72,17 +80,17 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         name="mini-gemini",
         summary="Mini-Gemini / MGM: full and projector-only; two vision towers and patch-info mining",
         loads="mir_plugin.model_adapters.mini_gemini.loading:load",
-        recognises="mir_plugin.model_adapters.mini_gemini.loading:recognises",
-        inspects="mir_plugin.model_adapters.mini_gemini.loading:inspect",
+        recognises="mir_plugin.model_adapters.recognition:is_mini_gemini",
+        inspects="mir_plugin.model_adapters.mini_gemini.files:inspect",
         aliases=("mgm",),
         shares=True,
     ),
     AdapterSpec(
         name="sharegpt4v",
         summary="ShareGPT4V: full, pre-training (tuned upper vision tower) and projector-only",
-        loads="mir_plugin.model_adapters.llava.sharegpt4v:load",
-        recognises="mir_plugin.model_adapters.llava.sharegpt4v:recognises",
-        inspects="mir_plugin.model_adapters.llava.sharegpt4v:inspect",
+        loads="mir_plugin.model_adapters.llava.loading:load_sharegpt4v",
+        recognises="mir_plugin.model_adapters.recognition:is_sharegpt4v",
+        inspects="mir_plugin.model_adapters.llava.files:inspect_sharegpt4v",
         aliases=("share4v",),
         shares=True,
     ),
@@ -90,8 +98,8 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         name="llava-1.5",
         summary="original LLaVA-1.5: full, projector-only, LoRA; with or without MoCa",
         loads="mir_plugin.model_adapters.llava.loading:load",
-        recognises="mir_plugin.model_adapters.llava.loading:recognises",
-        inspects="mir_plugin.model_adapters.llava.loading:inspect",
+        recognises="mir_plugin.model_adapters.recognition:is_llava",
+        inspects="mir_plugin.model_adapters.llava.files:inspect",
         aliases=("llava",),
         shares=True,
     ),
@@ -99,8 +107,8 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         name="huggingface",
         summary="transformers LVLMs with image tokens in one decoder: AutoModelForImageTextToText and its processor",
         loads="mir_plugin.model_adapters.huggingface.adapter:load",
-        recognises="mir_plugin.model_adapters.huggingface.checkpoint:recognises",
-        inspects="mir_plugin.model_adapters.huggingface.checkpoint:inspect",
+        recognises="mir_plugin.model_adapters.recognition:is_huggingface",
+        inspects="mir_plugin.model_adapters.huggingface.inspection:inspect",
         aliases=("hf",),
     ),
 )
@@ -119,11 +127,11 @@ def known_adapters() -> tuple[AdapterSpec, ...]:
     """
     plugins: list[AdapterSpec] = []
     for point in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS)):
-        what = f"the adapter {point.name!r} of {point.dist.name if point.dist else 'an unknown package'}"
-        spec = _spec_at(point.value, what)
+        source = f"the adapter {point.name!r} of {point.dist.name if point.dist else 'an unknown package'}"
+        spec = _spec_at(point.value, source)
         in_use = {name for one in (*plugins, *ADAPTERS) for name in (one.name, *one.aliases)}
         if taken := in_use & {spec.name, *spec.aliases}:
-            raise MirError(f"{what} is called {taken.pop()!r}, which is in use. Rename or uninstall it.")
+            raise MirError(f"{source} is called {taken.pop()!r}, which is in use. Rename or uninstall it.")
         plugins.append(spec)
     return (*plugins, *ADAPTERS)
 
@@ -136,26 +144,26 @@ def adapter_spec(name: str) -> AdapterSpec:
     """
     if ":" in name:
         if not _PLACE.fullmatch(name):
-            raise MirError(f"--family {name} is no module:ATTRIBUTE, as in my_package.adapter:SPEC.")
+            raise MirError(f"--family {name} is not of the form module:ATTRIBUTE, such as my_package.adapter:SPEC.")
         return _spec_at(name, f"--family {name}")
     for spec in known_adapters():
         if name in (spec.name, *spec.aliases):
             return spec
     raise MirError(
-        f"unknown adapter {name!r}; known: {_names()}. `mir adapters` describes them; one of your own is named as "
+        f"unknown adapter {name!r}; known: {_names()}. `mir adapters` describes them; name your own as "
         "module:ATTRIBUTE."
     )
 
 
-def _spec_at(place: str, what: str) -> AdapterSpec:
+def _spec_at(place: str, source: str) -> AdapterSpec:
     try:
-        spec = _named(place)
+        spec = _import(place)
     except (ImportError, AttributeError) as error:
         raise MirError(
-            f"{what} cannot be imported: {error}. Install the package, or put its folder on PYTHONPATH."
+            f"{source} cannot be imported: {error}. Install the package, or put its folder on PYTHONPATH."
         ) from error
     if not isinstance(spec, AdapterSpec):
-        raise MirError(f"{what} is {type(spec).__name__!r}; expected a mir_plugin.model_adapters.AdapterSpec.")
+        raise MirError(f"{source} is {type(spec).__name__!r}; expected a mir_plugin.model_adapters.AdapterSpec.")
     return spec
 
 
@@ -163,37 +171,82 @@ def _names() -> str:
     return ", ".join(spec.name for spec in known_adapters())
 
 
-def checkpoint_folder(checkpoint: Path) -> Path:
-    """The folder of a checkpoint: itself, or the local copy of a hub repository of that name, fetched if need be.
+def recognise(folder: CheckpointFolder) -> AdapterSpec:
+    """The family of a checkpoint, from its files and config; never from the folder's name.
 
     Raises:
-        MirError: if there is no such folder and the hub does not give it.
+        MirError: if no family recognises it.
     """
-    if checkpoint.is_dir():
-        if not (checkpoint / "config.json").is_file():
-            raise MirError(f"{checkpoint} holds no config.json, so it is no checkpoint folder.")
-        return checkpoint
-    from mir_plugin.model_adapters.weights.hub import hub_folder
-
-    found = hub_folder(str(checkpoint))
-    if isinstance(found, str):
-        raise MirError(f"no checkpoint folder at {checkpoint} ({found}). Check the path, or download the checkpoint.")
-    return found
-
-
-def recognise(checkpoint: Path) -> AdapterSpec:
-    """The family of a checkpoint folder, from its files and config; never from the folder's name."""
     for spec in known_adapters():
-        if cast("Callable[[Path], bool]", _named(spec.recognises))(checkpoint):
+        if cast("Callable[[CheckpointFolder], bool]", _import(spec.recognises))(folder):
             return spec
-    raise MirError(f"{checkpoint} belongs to no known family ({_names()}). Name one with --family to try it anyway.")
+    raise MirError(
+        f"{folder.path} belongs to no known family ({_names()}). Name one with --family to load it as that family."
+    )
 
 
-def checkpoint_spec(checkpoint: Path, family: str | None = None) -> tuple[Path, AdapterSpec]:
-    """The folder of a checkpoint and the adapter that loads it: the named family's, or the one that recognises it."""
-    spec = adapter_spec(family) if family else None
-    folder = checkpoint_folder(checkpoint)
-    return folder, spec or recognise(folder)
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint and how to load it. Nothing is read before it is needed; config.json is read once.
+
+    Attributes:
+        name: a folder, or the name of a hub repository; results are filed under it.
+        options: how to load it.
+    """
+
+    name: Path
+    options: LoadOptions = field(default_factory=LoadOptions)
+
+    @functools.cached_property
+    def folder(self) -> CheckpointFolder:
+        """The folder, fetched from the hub if it is not there. Raises MirError if there is none."""
+        return CheckpointFolder.find(self.name)
+
+    @functools.cached_property
+    def spec(self) -> AdapterSpec:
+        """The family named in the options, or the one that recognises the checkpoint. Raises MirError for none."""
+        named = adapter_spec(self.options.family) if self.options.family else None
+        folder = self.folder
+        return named or recognise(folder)
+
+    def load(self, shared: SharedParts | None = None) -> ModelAdapter:
+        """Load the weights.
+
+        Args:
+            shared: takes over what equals the checkpoint loaded with it before, whose adapter must not be used any
+                more.
+        Raises:
+            MirError: if parts are missing, damaged, or do not fit each other.
+        """
+        sharing = {"shared": shared} if self.spec.shares else {}
+        return cast("ModelAdapter", _import(self.spec.loads)(self.folder, self.options, **sharing))
+
+    def inspect(self) -> Mapping[str, str]:
+        """What loading would use, as headings and texts; no weight is read.
+
+        Raises:
+            MirError: as ``load`` would, for parts that are missing or do not belong together.
+        """
+        inspects = cast("Callable[..., Mapping[str, str]]", _import(self.spec.inspects))
+        try:
+            return inspects(self.folder, self.options)
+        except MirError as error:
+            raise MirError(
+                f"{self.name} is a {self.spec.name} checkpoint, but cannot be loaded yet: {error}"
+            ) from error
+
+
+def open_checkpoint(name: Path, options: LoadOptions | None = None) -> Checkpoint:
+    """Find and recognise a checkpoint, without loading it.
+
+    Args:
+        name: a folder, or the name of a hub repository.
+    Raises:
+        MirError: if there is no such checkpoint, or no family recognises it.
+    """
+    checkpoint = Checkpoint(name, options or LoadOptions())
+    _ = checkpoint.spec
+    return checkpoint
 
 
 def load_adapter(
@@ -203,28 +256,12 @@ def load_adapter(
 
     Args:
         checkpoint: a folder, or the name of a hub repository.
-        shared: takes over what equals the checkpoint loaded with it before, whose adapter must not be used any more.
+        shared: as for ``Checkpoint.load``.
     """
-    options = options or LoadOptions()
-    folder, spec = checkpoint_spec(checkpoint, options.family)
-    sharing = {"shared": shared} if spec.shares else {}
-    return cast("ModelAdapter", _named(spec.loads)(folder, options, **sharing))
+    return Checkpoint(checkpoint, options or LoadOptions()).load(shared)
 
 
-def inspect_checkpoint(checkpoint: Path, options: LoadOptions) -> tuple[AdapterSpec, Mapping[str, str]]:
-    """The family that would load a checkpoint, and what it would use; no weight is read.
-
-    Raises:
-        MirError: as loading would, for parts that are missing or do not belong together.
-    """
-    folder, spec = checkpoint_spec(checkpoint, options.family)
-    try:
-        return spec, cast("Callable[..., Mapping[str, str]]", _named(spec.inspects))(folder, options)
-    except MirError as error:
-        raise MirError(f"{checkpoint} is a {spec.name} checkpoint, but cannot be loaded yet: {error}") from error
-
-
-def _named(target: str) -> Callable[..., object]:
-    """What stands at "module:attribute"; raises ImportError or AttributeError."""
+def _import(target: str) -> Callable[..., object]:
+    """The object at "module:attribute"; raises ImportError or AttributeError."""
     module, _, attribute = target.partition(":")
     return cast("Callable[..., object]", getattr(importlib.import_module(module), attribute))

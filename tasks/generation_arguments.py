@@ -11,7 +11,7 @@ from typing import Any
 from loguru import logger
 
 from mir_plugin.errors import MirError
-from mir_plugin.measurement.options import truth
+from mir_plugin.measurement.options import parse_bool
 
 DEFAULT_NEW_TOKENS = 1024  # what lmms-eval's own llava_hf takes when a task names no limit
 HANDLED = frozenset({"max_new_tokens", "max_gen_toks", "temperature", "do_sample", "top_p", "num_beams", "until"})
@@ -41,7 +41,7 @@ class GenerationArguments:
             _told.add(name)
             # By its name alone: what we do not know may be a key.
             logger.warning(f"generation argument {name!r} has no meaning for mir_llava and is left out.")
-        sample = None if asked.get("do_sample") is None else truth(asked["do_sample"], "do_sample")
+        sample = None if asked.get("do_sample") is None else parse_bool(asked["do_sample"], "do_sample")
         temperature = asked.get("temperature")
         if temperature is None:
             temperature = 1.0 if sample else 0.0

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mir_plugin.errors import MirError
-from mir_plugin.measurement.options import chosen_samples, truth
+from mir_plugin.measurement.options import SampleOptions, parse_bool
 from mir_plugin.results import MirConfig, Outliers
 from mir_plugin.samples.sample_set import SampleSet
 
@@ -63,8 +63,8 @@ class MirOptions:
             dataset = what
         elif self.samples not in ("paper", "embedded"):
             raise MirError(f"samples is {self.samples!r} ({self._set_by('samples')}); expected {SOURCES}.")
-        chosen = chosen_samples(images, texts, dataset, self.samples == "embedded", self.n_samples, self.seed)
-        return chosen.checked().with_description(options={name: self._set_by(name) for name in OPTIONS})
+        options = SampleOptions(images, texts, dataset, self.samples == "embedded", self.n_samples, self.seed)
+        return options.choose().checked().with_description(options={name: self._set_by(name) for name in OPTIONS})
 
     def _set_by(self, name: str) -> str:
         return self.origin.get(name, "default")
@@ -117,5 +117,5 @@ def _as_declared(name: str, value: Any, place: str) -> Any:
             raise MirError(f"{name} is {value!r} ({place}); expected a whole number, 1 or more (seed: 0 or more).")
         return number
     if name == "normalize":
-        return truth(value, f"normalize ({place})")
+        return parse_bool(value, f"normalize ({place})")
     return str(value)

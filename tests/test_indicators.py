@@ -146,7 +146,7 @@ def test_variants_are_what_measure_gives_with_their_protocol() -> None:
         assert found.values[name] == pytest.approx(result.mir, rel=1e-12), name
     assert found.values["mir_published"] == pytest.approx(measured["mir"].mir_published, rel=1e-12)
     assert found.values["mir_published_upper"] == pytest.approx(measured["mir"].mir_published_upper, rel=1e-12)
-    assert found.not_computed["caption_loss"] == "the adapter toy does not tell how likely its text tokens are."
+    assert "the adapter toy " in found.not_computed["caption_loss"]
     assert found.not_computed["mutual_information_sum"].startswith("5 samples; 20 are needed")
 
 
@@ -222,7 +222,7 @@ def test_a_missing_or_damaged_trainer_state_is_named(tmp_path: Path) -> None:
     with pytest.raises(MirError, match="no loss up to step 2"):
         training_loss(tmp_path / "checkpoint-2")
     (tmp_path / "trainer_state.json").write_text("{")
-    with pytest.raises(MirError, match="is no trainer state"):
+    with pytest.raises(MirError, match=r"trainer_state\.json"):
         training_loss(tmp_path)
 
 

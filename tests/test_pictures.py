@@ -69,7 +69,7 @@ def test_tsne_keeps_two_clouds_apart_and_repeats_itself():
 
 
 def test_too_few_tokens_make_no_picture():
-    with pytest.raises(MirError, match="2 tokens at layer 7 make no picture"):
+    with pytest.raises(MirError, match="2 tokens at layer 7"):
         token_maps(7, np.ones((1, 4)), np.ones((1, 4)), PictureOptions((7,), ("pca",)))
 
 
@@ -165,7 +165,7 @@ def test_the_command_writes_pictures_beside_the_result_and_the_page_shows_them(m
     def loaded_again(*_, **__):
         raise AssertionError("loaded again")
 
-    monkeypatch.setattr("mir_plugin.measurement.request.load_adapter", loaded_again)
+    monkeypatch.setattr("mir_plugin.model_adapters.Checkpoint.load", loaded_again)
     assert mir(monkeypatch, *arguments) == 0
     assert mir(monkeypatch, "report", tmp_path, "--out", tmp_path / "report") == 0
     page = (tmp_path / "report" / "report.html").read_text()

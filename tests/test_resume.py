@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 import mir_plugin.measurement.measure
-from mir_plugin.commands.run import measure_once
 from mir_plugin.errors import MirError
 from mir_plugin.files.atomic import replacing, write_atomically
 from mir_plugin.measurement.measure import measure
+from mir_plugin.measurement.measurement import Measurement
 from mir_plugin.measurement.pooled import PooledLayer
-from mir_plugin.measurement.request import Request
 from mir_plugin.measurement.resume import Journal, finished_result, request_fingerprint
-from mir_plugin.model_adapters import LoadOptions
+from mir_plugin.model_adapters import Checkpoint, LoadOptions
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.samples.sample_set import SampleSet
 
@@ -138,7 +137,7 @@ def test_only_a_result_of_the_same_request_counts_as_finished(tmp_path: Path) ->
     assert finished_result(path, "r", toy, with_uncertainty=True) is None
     assert finished_result(path, "another", toy, with_uncertainty=False) is None
     assert finished_result(path, "another", toy.absolute(), with_uncertainty=False) is None
-    with pytest.raises(MirError, match=r"mir\.json is of toy, not of b/toy\. Name another folder with --out"):
+    with pytest.raises(MirError, match=r"mir\.json .*toy, .*b/toy.*--out"):
         finished_result(path, "another", Path("b/toy"), with_uncertainty=False)
     path.write_text("{")
     assert finished_result(path, "r", toy, with_uncertainty=False) is None
@@ -157,8 +156,9 @@ def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(t
     assert sorted(tmp_path.iterdir()) == [other, tmp_path / "mir.json"]
 
 
-def request_at(folder: Path, path: Path, **options: Any) -> Request:
-    return Request(folder, LoadOptions(), SAMPLES, options.pop("config", MirConfig()), path, **options)
+def measurement_at(folder: Path, path: Path, **options: Any) -> Measurement:
+    protocol = options.pop("protocol", MirConfig())
+    return Measurement(Checkpoint(folder, LoadOptions()), SAMPLES, protocol, path.parent, **options)
 
 
 def test_a_second_run_prints_the_first_s_result_and_force_measures_again(
@@ -166,61 +166,61 @@ def test_a_second_run_prints_the_first_s_result_and_force_measures_again(
 ) -> None:
     loads: list[Path] = []
 
-    def load_adapter(path: Path, _: LoadOptions, **__: Any) -> ToyAdapter:
-        loads.append(path)
+    def load(checkpoint: Checkpoint, *_: Any) -> ToyAdapter:
+        loads.append(checkpoint.name)
         return ToyAdapter()
 
-    monkeypatch.setattr("mir_plugin.measurement.request.load_adapter", load_adapter)
+    monkeypatch.setattr(Checkpoint, "load", load)
     checkpoint, path = checkpoint_at(tmp_path / "toy"), tmp_path / "out" / "mir.json"
     path.parent.mkdir()
     (path.parent / "mir.partial.jsonl").write_text("left by a killed run of something else")
 
-    first = measure_once(request_at(checkpoint, path))
+    first = measurement_at(checkpoint, path).run()
     assert MirResult.load(path).mir == first.mir
     assert [one.name for one in path.parent.iterdir()] == ["mir.json"]  # the journal goes once the result is saved
     assert capsys.readouterr().err == ""
-    again = measure_once(request_at(checkpoint, path))
+    again = measurement_at(checkpoint, path).run()
     assert again.created == first.created
     assert again.layers == first.layers
     assert len(loads) == 1
-    assert "--force measures again" in capsys.readouterr().err
-    measure_once(request_at(checkpoint, path, force=True))
+    assert "--force" in capsys.readouterr().err
+    measurement_at(checkpoint, path, force=True).run()
     assert len(loads) == 2
 
 
 def test_a_result_is_replaced_by_one_of_its_own_checkpoint_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mir_plugin.measurement.request.load_adapter", lambda *_, **__: ToyAdapter())
+    monkeypatch.setattr(Checkpoint, "load", lambda *_: ToyAdapter())
     for run in ("a", "b"):
         (tmp_path / run).mkdir()
     one, other = (checkpoint_at(tmp_path / run / "final") for run in ("a", "b"))
     path = tmp_path / "out" / "mir.json"
-    measure_once(request_at(one, path))
+    measurement_at(one, path).run()
     before = path.read_bytes()
     with pytest.raises(MirError) as refused:
-        measure_once(request_at(other, path))
+        measurement_at(other, path).run()
     assert all(text in str(refused.value) for text in (str(one), str(other), "--out", "--force"))
     assert path.read_bytes() == before
     capsys.readouterr()
-    assert measure_once(request_at(one, path, config=MirConfig(outliers="none"))).config.outliers == "none"
+    assert measurement_at(one, path, protocol=MirConfig(outliers="none")).run().config.outliers == "none"
     assert f"{path} was measured with other options" in capsys.readouterr().err
-    assert measure_once(request_at(other, path, force=True)).checkpoint == str(other)
+    assert measurement_at(other, path, force=True).run().checkpoint == str(other)
 
 
 def test_force_starts_from_the_first_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mir_plugin.measurement.request.load_adapter", lambda *_, **__: ToyAdapter())
-    request = request_at(checkpoint_at(tmp_path / "toy"), tmp_path / "out" / "mir.json")
+    monkeypatch.setattr(Checkpoint, "load", lambda *_: ToyAdapter())
+    measurement = measurement_at(checkpoint_at(tmp_path / "toy"), tmp_path / "out" / "mir.json")
     with monkeypatch.context() as patch:
         interrupted_after(2, patch)
         with pytest.raises(Killed):
-            measure_once(request)
+            measurement.run()
     with monkeypatch.context() as patch:
         interrupted_after(2, patch)
         with pytest.raises(Killed):
-            measure_once(dataclasses.replace(request, force=True))
+            dataclasses.replace(measurement, force=True).run()
     layers = counting_statistics(monkeypatch)
-    assert measure_once(request).engine["resumed_layers"] == 2
+    assert measurement.run().engine["resumed_layers"] == 2
     assert layers == [3]
 
 
@@ -228,9 +228,9 @@ def test_of_the_device_its_kind_is_asked_for(tmp_path: Path, monkeypatch: pytest
     checkpoint = checkpoint_at(tmp_path / "toy")
 
     def fingerprints(*devices: str) -> set[str]:
-        asked = request_at(checkpoint, tmp_path / "mir.json")
+        asked = measurement_at(checkpoint, tmp_path / "mir.json")
         loads = [LoadOptions(device=device) for device in devices]
-        return {dataclasses.replace(asked, load=load).fingerprint for load in loads}
+        return {dataclasses.replace(asked, checkpoint=Checkpoint(checkpoint, load)).fingerprint for load in loads}
 
     on_cpu = fingerprints("cpu")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

@@ -11,8 +11,8 @@ from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.robustness import contents
+from mir_plugin.robustness.choices import ChoiceDistances, chosen_features
 from mir_plugin.robustness.contents import Images, Pairs, Texts
-from mir_plugin.robustness.ladder import ChoiceDistances, chosen_features
 from mir_plugin.robustness.results import ChoiceResult, ConditionResult, Robustness
 from mir_plugin.robustness.studies import (
     Choice,
@@ -226,7 +226,7 @@ def test_a_report_survives_its_file_and_damage_is_named(tmp_path):
 def test_the_command_measures_once_and_keeps_what_is_measured(monkeypatch, capsys, tmp_path):
     from test_cli import mir
 
-    from mir_plugin.measurement import request as measuring
+    from mir_plugin.model_adapters import Checkpoint
 
     arguments = (
         "robustness", *MICRO, "--n-samples", 3, "--studies", "template,exposure,number", "--sizes", "1,2",
@@ -248,7 +248,7 @@ def test_the_command_measures_once_and_keeps_what_is_measured(monkeypatch, capsy
     def loaded_again(*_, **__):
         raise AssertionError("a finished condition was measured again")
 
-    monkeypatch.setattr(measuring, "load_adapter", loaded_again)
+    monkeypatch.setattr(Checkpoint, "load", loaded_again)
     assert mir(monkeypatch, *arguments) == 0
     again = Robustness.load(tmp_path / "robustness.json")
     assert (again.conditions, again.choices) == (report.conditions, report.choices)

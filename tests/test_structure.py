@@ -46,7 +46,7 @@ def loaded_by(statement: str) -> set[str]:
         ("import mir_plugin.manifest; mir_plugin.manifest.manifests()", {"torch", "transformers"}),
         ("import mir_plugin.model_adapters", {"torch", "transformers"}),
         ("import mir_plugin.results", {"torch", "numpy"}),
-        ("import mir_plugin.selection.steps", {"torch", "numpy"}),
+        ("import mir_plugin.measurement.checkpoint_names", {"torch", "numpy"}),
     ],
 )
 def test_an_import_stays_cheap(statement: str, absent: set[str]) -> None:

@@ -22,20 +22,19 @@ import torch
 from command_line import mir
 from rich.console import Console
 
-from mir_plugin.commands.sweep import found_checkpoints
 from mir_plugin.commands.sweep_table import SweepDisplay, sweep_table
 from mir_plugin.commands.terminal import print_ranking
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.checkpoint_names import in_training_order, result_name, run_of, step_of
 from mir_plugin.measurement.measure import measure
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.samples.sample_set import SampleSet
+from mir_plugin.selection.candidates import found_checkpoints
 from mir_plugin.selection.select import Candidate, select
-from mir_plugin.selection.steps import in_training_order, run_of, step_of
 from mir_plugin.selection.sweep import (
     Measured,
     Sweep,
     SweepEntry,
-    result_name,
 )
 
 from golden_data import require_golden
@@ -420,10 +419,10 @@ def test_the_live_table_shows_what_runs_and_keeps_messages_above_it(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sweep", "--embedded"], "name checkpoints, or a training's folder with --watch"),
+        (["sweep", "--embedded"], "--watch"),
         (["sweep", "nothing/*", "--embedded"], "'nothing/*' matches no checkpoint folder"),
         (["sweep", "--watch", "nowhere", "--embedded"], "--watch nowhere: no such folder"),
-        (["select", "nowhere"], "'nowhere' does not exist and matches nothing"),
+        (["select", "nowhere"], "'nowhere' does not exist"),
         (["select", "."], "'.' holds no mir.json"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mir_plugin.errors import MirError
-from mir_plugin.selection.checkpoint_watcher import Watch, checkpoints_below, why_incomplete
+from mir_plugin.selection.checkpoint_watcher import CheckpointWatcher, checkpoints_below, why_incomplete
 
 TENSORS = {"weight": torch.arange(12.0)}
 
@@ -72,7 +72,7 @@ def test_an_old_pickle_and_a_peft_adapter_are_weights_too(tmp_path: Path) -> Non
 
 
 def test_only_settled_checkpoints_are_handed_out_and_each_state_once(tmp_path: Path) -> None:
-    watch = Watch(tmp_path, settle_seconds=5)
+    watch = CheckpointWatcher(tmp_path, settle_seconds=5)
     assert watch.ready(now=0) == []
     for step in (1000, 200):
         projector_only(tmp_path / f"checkpoint-{step}")
@@ -87,7 +87,7 @@ def test_only_settled_checkpoints_are_handed_out_and_each_state_once(tmp_path: P
 
 def test_a_file_that_still_grows_puts_the_checkpoint_off(tmp_path: Path) -> None:
     weights = projector_only(tmp_path / "checkpoint-1")
-    watch = Watch(tmp_path, settle_seconds=5)
+    watch = CheckpointWatcher(tmp_path, settle_seconds=5)
     for now in range(0, 40, 4):
         (tmp_path / "checkpoint-1" / "trainer_state.json").write_text(" " * now)
         assert watch.ready(now=now) == []
@@ -97,7 +97,7 @@ def test_a_file_that_still_grows_puts_the_checkpoint_off(tmp_path: Path) -> None
 def test_an_incomplete_checkpoint_is_never_handed_out_however_long_it_rests(tmp_path: Path) -> None:
     weights = projector_only(tmp_path / "checkpoint-1")
     weights.write_bytes(weights.read_bytes()[:-20])
-    watch = Watch(tmp_path, settle_seconds=5)
+    watch = CheckpointWatcher(tmp_path, settle_seconds=5)
     assert [watch.ready(now=now) for now in (0, 100, 200)] == [[], [], []]
 
 
@@ -112,11 +112,11 @@ def test_folders_named_after_steps_count_at_any_depth_and_nothing_inside_them(tm
 
 def test_rounds_end_when_nothing_new_came_for_long_enough(tmp_path: Path) -> None:
     projector_only(tmp_path / "checkpoint-1")
-    rounds = list(Watch(tmp_path, settle_seconds=0).rounds(poll_seconds=0.01, idle_seconds=0.1))
+    rounds = list(CheckpointWatcher(tmp_path, settle_seconds=0).rounds(poll_seconds=0.01, idle_seconds=0.1))
     assert [found for found in rounds if found] == [[tmp_path / "checkpoint-1"]]
     assert len(rounds) > 3
 
 
 def test_watching_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MirError, match="no such folder"):
-        Watch(tmp_path / "runs")
+        CheckpointWatcher(tmp_path / "runs")

@@ -32,13 +32,14 @@ from examples.replication.training import (
     make_repeatable,
     train_projector,
 )
-from mir_plugin.commands.indicators import EMBEDDED_DIGITS, measure_indicators, save_indicators
+from mir_plugin.indicators.file import INDICATORS_NAME, save_indicators
+from mir_plugin.indicators.in_context import EMBEDDED_DIGITS
+from mir_plugin.indicators.indicators import checkpoint_indicators
 from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters import LoadOptions, load_adapter
 from mir_plugin.results import RESULT_NAME
 from mir_plugin.samples.embedded import digit_questions, embedded_samples, micro_checkpoints
 from mir_plugin.samples.sample_set import Sample, SampleSet
-from mir_plugin.selection.sweep import INDICATORS_NAME
 
 BATCH = 16  # samples per forward pass
 
@@ -163,7 +164,7 @@ def measured(recipe: Recipe, plan: CheckpointPlan) -> tuple[dict[str, float], di
     """All indicators on captioned digits, MIR alone on the other two sets; and what could not be computed, and why."""
     adapter = load_adapter(plan.folder, LoadOptions(device="cpu", dtype="float32"))
     captioned, prose, photographs = sample_sets(recipe.n_samples)
-    found = measure_indicators(
+    found = checkpoint_indicators(
         adapter, plan.folder, captioned, digit_questions("test", recipe.n_in_context), batch_size=BATCH
     )
     about = {"source": EMBEDDED_DIGITS, "n_questions": recipe.n_in_context, "seed": 0}

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mir_plugin.measurement import options
+from mir_plugin.commands import options
 
 
 def compare(
@@ -16,13 +16,13 @@ def compare(
     b: Annotated[Path, typer.Argument(help="The other one.")],
     anyway: Annotated[
         bool,
-        typer.Option("--anyway", help="Compare although samples or protocol differ; what differs is named."),
+        typer.Option("--anyway", help="Compare even if samples or protocol differ; the differences are listed."),
     ] = False,
     json: options.Json = False,
 ) -> None:
     """Say whether two results differ by more than the choice of samples explains; the difference is B − A.
 
-    Both have to be measured on the same samples with the same protocol: the comparison is then paired, sample by
+    Both must have been measured on the same samples with the same protocol. The comparison is then paired, sample by
     sample, and much sharper than the two intervals side by side.
 
     Examples:

@@ -20,7 +20,7 @@ def demo(
     """Measure two micro checkpoints with lmms-eval, MIR beside a small benchmark, and join both in a workbook.
 
     Needs no network and no weights: an early and a late checkpoint of a tiny LLaVA, trained on handwritten digits, are
-    measured here and now. Takes some minutes, most of them lmms-eval's own start-up.
+    measured. Takes a few minutes, mostly for starting lmms-eval.
     """
     from mir_plugin.commands.report import print_report
     from mir_plugin.reports.build import build_report
@@ -31,8 +31,8 @@ def demo(
         _evaluate(checkpoint, results_dir)
     print_report(build_report([str(results_dir)], out / "report"))
     typer.echo(
-        "What these two numbers say is that the line works. In this miniature MIR rises while answers get better, the\n"
-        "opposite of what the paper found for 7B models; examples/replication/RESULTS.md looks into it."
+        "Both checkpoints now have MIR and a benchmark score. In this miniature MIR rises while answers get better,\n"
+        "the opposite of what the paper found for 7B models; see examples/replication/RESULTS.md."
     )
 
 

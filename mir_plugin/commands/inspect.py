@@ -4,61 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mir_plugin.measurement import options
-
-if TYPE_CHECKING:
-    from mir_plugin.model_adapters import LoadOptions
+from mir_plugin.commands import options
+from mir_plugin.model_adapters import Checkpoint, open_checkpoint
 
 
-def inspect(
-    checkpoint: options.Checkpoint,
-    base_llm: options.BaseLlm = None,
-    vision_tower: options.VisionTower = None,
-    vision_tower_aux: options.VisionTowerAux = None,
-    family: options.Family = None,
-    merge_lora: options.MergeLora = True,
-) -> None:
-    """Say what a checkpoint is made of, what loading it would use, and the lines that measure it. Reads no weights.
+def inspect(checkpoint: options.Checkpoint, load: options.Parts) -> None:
+    """Show the parts of a checkpoint, what loading would use, and the commands that measure it. Reads no weights.
 
-    A part that is missing is named, with the option that mends it, and the exit code is 1. A part named by a hub name
-    is downloaded first, weights included, unless it is in the hub's cache.
+    A missing part is named with the option that supplies it, and the exit code is 1. A part given by a hub name is
+    downloaded first, weights included, unless it is in the hub's cache.
     """
     from rich.console import Console
     from rich.table import Table
 
-    from mir_plugin.measurement.loading import load_options
-    from mir_plugin.model_adapters import inspect_checkpoint
-
-    chosen = load_options(locals())
-    spec, description = inspect_checkpoint(checkpoint, chosen)
+    opened = open_checkpoint(checkpoint, load)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("checkpoint", str(checkpoint))
-    table.add_row("family", spec.name)
-    for heading, text in description.items():
+    for heading, text in {"checkpoint": str(checkpoint), "family": opened.spec.name, **opened.inspect()}.items():
         table.add_row(heading, text)
     console = Console(markup=False, emoji=False, highlight=False)  # a path may hold [b] or :cat:
     console.print(table)
     console.print()
-    for line in measuring_lines(checkpoint, chosen, "mir_hf" if spec.name == "huggingface" else "mir_llava"):
+    for line in measuring_lines(opened):
         console.print(line, soft_wrap=True)
 
 
-def measuring_lines(checkpoint: Path, chosen: LoadOptions, model: str) -> tuple[str, str]:
-    """What to type into a shell to measure the checkpoint: alone, and beside benchmarks as lmms-eval's ``model``."""
+def measuring_lines(checkpoint: Checkpoint) -> tuple[str, str]:
+    """What to type into a shell to measure the checkpoint: alone, and beside benchmarks in lmms-eval."""
     given = {
-        field.name: getattr(chosen, field.name)
-        for field in dataclasses.fields(chosen)
-        if getattr(chosen, field.name) != field.default
+        field.name: getattr(checkpoint.options, field.name)
+        for field in dataclasses.fields(checkpoint.options)
+        if getattr(checkpoint.options, field.name) != field.default
     }
-    options = [part for name, value in given.items() for part in _option(name.replace("_", "-"), value)]
-    model_args = ",".join(f"{name}={value}" for name, value in {"pretrained": checkpoint, **given}.items())
+    arguments = [part for name, value in given.items() for part in _option(name.replace("_", "-"), value)]
+    model = "mir_hf" if checkpoint.spec.name == "huggingface" else "mir_llava"
+    model_args = ",".join(f"{name}={value}" for name, value in {"pretrained": checkpoint.name, **given}.items())
     host = ["--model", model, "--model_args", model_args, "--tasks", "mir,mmstar", "--output_path", "out/"]
-    return shlex.join(["mir", "run", str(checkpoint), *options]), shlex.join(["lmms_eval", *host])
+    return shlex.join(["mir", "run", str(checkpoint.name), *arguments]), shlex.join(["lmms_eval", *host])
 
 
 def _option(name: str, value: object) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mir_plugin.commands.exit_codes import SOME_FAILED
+from mir_plugin.commands.subcommand import SOME_FAILED
 from mir_plugin.errors import MirError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def report(
         Path | None, typer.Option(help="YAML with display names, groups, benchmarks and weights.")
     ] = None,
     paper: Annotated[
-        bool, typer.Option("--paper", help="Report the paper's own tables instead: published MIR and scores.")
+        bool, typer.Option("--paper", help="Report the paper's own tables of published MIR and scores.")
     ] = False,
     formats: Annotated[
         str, typer.Option(metavar="NAME,…", help="Write only these of xlsx, html, csv, md, tex, figures.")
@@ -47,7 +47,7 @@ def report(
 
       mir report --paper
 
-    Exit codes: 0 all was read; 5 something could not be used, and is named; 1 nothing could.
+    Exit codes: 0 everything was read; 5 some sources could not be used and are listed; 1 none could.
     """
     if bool(sources) == paper:
         raise MirError("name files or folders of results, or --paper alone.")
@@ -91,8 +91,8 @@ def print_report(files: ReportFiles) -> None:
     console, board = Console(soft_wrap=True, highlight=False), files.board
     n_with_mir = sum(row.mir is not None for row in board.rows)
     checkpoints, benchmarks = (
-        f"{len(found)} {noun}" + "s" * (len(found) != 1)
-        for found, noun in ((board.rows, "checkpoint"), (board.benchmarks, "benchmark"))
+        f"{len(items)} {noun}" + "s" * (len(items) != 1)
+        for items, noun in ((board.rows, "checkpoint"), (board.benchmarks, "benchmark"))
     )
     console.print(f"{checkpoints} ({n_with_mir} with MIR), {benchmarks}")
     for row in board.rows:
@@ -109,11 +109,11 @@ def print_report(files: ReportFiles) -> None:
         console.print(f"[yellow]warning:[/yellow] {escape(on_a_line(warning))}")
     errors = ["mir: not everything could be used:"]
     for problem in board.problems:
-        told = on_a_line(f"{problem.where}: {problem.what.rstrip('.')}. {problem.remedy}".rstrip())
+        message = on_a_line(f"{problem.where}: {problem.what.rstrip('.')}. {problem.remedy}".rstrip())
         if problem.severity == "error":
-            errors.append(f"  {told}")
+            errors.append(f"  {message}")
         else:
-            console.print(f"[yellow]{problem.severity}:[/yellow] {escape(told)}")
+            console.print(f"[yellow]{problem.severity}:[/yellow] {escape(message)}")
     for path in files.paths.values():
         console.print(f"wrote {escape(str(path))}")
     if len(errors) > 1:

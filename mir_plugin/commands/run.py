@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from mir_plugin.measurement import options
-
-if TYPE_CHECKING:
-    from mir_plugin.measurement.request import Request
-    from mir_plugin.results import MirResult
+from mir_plugin.commands import options
 
 
 def run(
     checkpoint: options.Checkpoint,
-    base_llm: options.BaseLlm = None,
-    vision_tower: options.VisionTower = None,
-    vision_tower_aux: options.VisionTowerAux = None,
-    family: options.Family = None,
-    images: options.Images = None,
-    texts: options.Texts = None,
-    dataset: options.Dataset = None,
-    embedded: options.Embedded = False,
-    n_samples: options.NSamples = None,
-    seed: options.Seed = 0,
-    outliers: options.Outliers = options.OutlierChoice.REPLACE,
-    no_normalization: options.NoNormalization = False,
+    load: options.Load,
+    samples: options.Samples,
+    protocol: options.Protocol,
+    batch_size: options.BatchSize = None,
     no_uncertainty: Annotated[
         bool,
         typer.Option("--no-uncertainty", help="Skip standard errors.", rich_help_panel=options.PROTOCOL),
     ] = False,
-    dtype: options.Dtype = options.DtypeChoice.AUTO,
-    device: options.Device = "auto",
-    device_memory: options.DeviceMemory = None,
-    batch_size: options.BatchSize = None,
-    merge_lora: options.MergeLora = True,
-    trust_remote_code: options.TrustRemoteCode = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -45,14 +27,7 @@ def run(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Measure again although this very result, or a part, exists; replace that of another checkpoint.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = False,
+    force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Measure MIR of one checkpoint: how far apart vision and text tokens are in every layer. Lower is better.
@@ -67,55 +42,25 @@ def run(
 
       torchrun --nproc_per_node 2 -m mir_plugin.cli run CHECKPOINT
 
-    A run that was killed continues after its last finished layer; one that finished is not repeated, and the result of
-    another checkpoint is not replaced.
+    A run that was killed resumes after its last finished layer. A finished one is not repeated, and the result of
+    another checkpoint is not replaced, unless --force is given.
     """
     from mir_plugin.commands.terminal import print_result
-    from mir_plugin.measurement.loading import load_options
-    from mir_plugin.measurement.request import Request
-    from mir_plugin.model_adapters import checkpoint_spec
+    from mir_plugin.measurement.checkpoint_names import result_folder
+    from mir_plugin.measurement.measurement import Measurement
+    from mir_plugin.model_adapters import open_checkpoint
     from mir_plugin.processes import launched_group
-    from mir_plugin.results import RESULT_NAME, MirConfig
-    from mir_plugin.selection.sweep import result_name
 
-    # A mistaken name is told at once, not after samples were fetched.
-    checkpoint_spec(checkpoint, family)
-    config = MirConfig(outliers=outliers.value, normalize=not no_normalization)
-    sample_set = options.chosen_samples(images, texts, dataset, embedded, n_samples, seed)
-    load = load_options(locals())
-    folder = out or options.DEFAULT_OUT / result_name(checkpoint)
+    opened = open_checkpoint(checkpoint, load)  # a mistaken name is reported before samples are fetched
+    chosen, folder = samples.choose(), out or result_folder(checkpoint)
     with launched_group(load.device) as group:
-        request = Request(
-            checkpoint,
-            load,
-            sample_set,
-            config,
-            folder / RESULT_NAME,
-            batch_size=batch_size,
-            with_uncertainty=not no_uncertainty,
-            force=force,
-            group=group,
+        measurement = Measurement(
+            opened, chosen, protocol, folder, batch_size, not no_uncertainty, force=force, group=group
         )
-        result = measure_once(request)
+        result = measurement.run()
     if group.rank > 0:
         return
     if json:
         typer.echo(result.to_json(), nl=False)
     else:
-        print_result(result, request.result_path)
-
-
-def measure_once(request: Request) -> MirResult:
-    """The result that is there if it answers this very request; else measured and saved.
-
-    Raises:
-        MirError: if the checkpoint cannot be loaded or measured, or another one's result is in the place.
-    """
-    if existing := request.earlier():
-        request.note(f"measured before, on {existing.created}: this is {request.result_path}. --force measures again.")
-        return existing
-    with request.held():
-        result = request.measure(request.adapter())
-    if result.engine["resumed_layers"]:
-        request.note(f"{result.engine['resumed_layers']} layers were finished by an earlier run and kept.")
-    return result
+        print_result(result, measurement.result_path)

@@ -32,12 +32,12 @@ class SweepDisplay:
     """Shows a sweep on standard error while it runs."""
 
     def __init__(self, *, shown: bool, watching: bool = False) -> None:
-        # The stream itself: a console that looks up sys.stderr would write into what stands in its place below.
+        # The stream itself: a console that looks up sys.stderr would write into its replacement below.
         self._console = Console(file=sys.stderr, quiet=not shown)
         self._watching = watching
         self._live: Live | None = None
         self._sweep: Sweep | None = None
-        self._told: dict[str, SweepEntry] = {}
+        self._printed: dict[str, SweepEntry] = {}
         self._started: tuple[str, float] | None = None
 
     @contextmanager
@@ -59,8 +59,8 @@ class SweepDisplay:
             self._live.refresh()
             return
         for number, entry in enumerate(self._entries(), start=1):
-            if entry.state in ("measured", "kept", "failed") and self._told.get(entry.name) is not entry:
-                self._told[entry.name] = entry
+            if entry.state in ("measured", "kept", "failed") and self._printed.get(entry.name) is not entry:
+                self._printed[entry.name] = entry
                 self._console.print(_line(entry, number, len(self._entries())), soft_wrap=True, highlight=False)
 
     def _entries(self) -> list[SweepEntry]:

@@ -53,8 +53,8 @@ def print_comparison(comparison: Comparison) -> None:
     """Print both checkpoints, the layers and the verdict to standard output."""
     console = Console(highlight=False)
     console.print(escape(f"A  {comparison.a}\nB  {comparison.b}"))
-    for what in comparison.differing:
-        console.print(f"[yellow]not the same: {escape(what)}[/yellow]")
+    for difference in comparison.differing:
+        console.print(f"[yellow]not the same: {escape(difference)}[/yellow]")
     table = Table()
     for heading in ("layer", "distance A", "distance B", "B − A", "95 % interval"):
         table.add_column(heading, justify="right")

@@ -12,15 +12,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mir_plugin.engine.progress import progress
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.prompts.generation import IMAGE_MARK, Generator, Prompt
+from mir_plugin.samples.embedded import digit_questions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+EMBEDDED_DIGITS = "embedded digits"
 OPTION_LETTERS = "ABCDEFGH"
 
 
@@ -77,7 +79,7 @@ def in_context_accuracy(
         generator: a loaded checkpoint that takes prompts of ``n_shots`` + 1 images.
         questions: more than ``n_shots``.
     Raises:
-        MirError: for too few questions, an answer that is no option, or prompts longer than the context.
+        MirError: for too few questions, an answer that is not an option, or prompts longer than the context.
     """
     if len(questions) <= n_shots:
         raise MirError(
@@ -109,6 +111,18 @@ def few_shot_prompt(examples: Sequence[ChoiceQuestion], question: ChoiceQuestion
     )
 
 
+def chosen_questions(path: Path | None, n: int) -> list[ChoiceQuestion]:
+    """The first n questions of a TSV file, or of the embedded digits."""
+    if n == 0:
+        return []
+    return list(questions_from_tsv(path, n) if path else digit_questions("test", n))
+
+
+def about_questions(asked: Sequence[ChoiceQuestion], path: Path | None = None, seed: int = 0) -> dict[str, Any]:
+    """Description of the in-context questions for ``indicators.json``."""
+    return {"source": str(path or EMBEDDED_DIGITS), "n_questions": len(asked), "seed": seed}
+
+
 def questions_from_tsv(path: Path, n: int | None = None) -> list[LetteredQuestion]:
     """The first n questions of a benchmark in VLMEvalKit's layout; None takes all.
 
@@ -129,7 +143,7 @@ def questions_from_tsv(path: Path, n: int | None = None) -> list[LetteredQuestio
 
 @contextmanager
 def _cells_of_any_length() -> Iterator[None]:
-    """Images stand in the cells. The limit is that of the whole process, so it is put back."""
+    """Allow cells that hold images. The limit belongs to the whole process, so it is restored."""
     before = csv.field_size_limit(sys.maxsize)
     try:
         yield

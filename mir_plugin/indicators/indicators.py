@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -17,10 +18,13 @@ from mir_plugin.engine.precision import full_float32
 from mir_plugin.engine.progress import progress
 from mir_plugin.engine.replay import split_arguments
 from mir_plugin.errors import MirError
+from mir_plugin.indicators.in_context import ChoiceQuestion, in_context_accuracy
+from mir_plugin.indicators.training_loss import training_loss
 from mir_plugin.measurement.pooled import PooledLayer, pooled_norms
 from mir_plugin.metric.discrepancies import kernel_distances, mutual_information
 from mir_plugin.metric.layer import mir
 from mir_plugin.metric.normalize import scale_from_norms
+from mir_plugin.model_adapters.prompts.generation import Generator
 from mir_plugin.results import MirConfig
 from mir_plugin.samples.sample_set import Sample, SampleSet
 from mir_plugin.types import Batch, ModelAdapter, TokenFeatures
@@ -46,7 +50,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "caption_loss": "nats per text token after the image",
     "perplexity": "exp of the caption loss",
     "training_loss": "mean of the last logged losses in trainer_state.json",
-    "in_context_accuracy": "per cent of multiple-choice questions answered right after two examples",
+    "in_context_accuracy": "percentage of multiple-choice questions answered correctly after two examples",
 }
 
 HIGHER_IS_BETTER = frozenset({"mutual_information_input", "mutual_information_sum", "in_context_accuracy"})
@@ -63,7 +67,7 @@ class PredictsText(Protocol):
 
 @dataclass(frozen=True)
 class Indicators:
-    """Values by name, and the reason for each that could not be had; every name is in one of the two.
+    """Values by name, and the reason for each that could not be computed; every name is in one of the two.
 
     ``DESCRIPTIONS`` says what the names mean.
     """
@@ -117,6 +121,38 @@ def model_indicators(
     for name, of_layers in distances.items():
         found = found.merged(indicator([name], partial(_mir_of, of_layers)))
     return found
+
+
+def checkpoint_indicators(
+    adapter: ModelAdapter,
+    folder: Path,
+    sample_set: SampleSet,
+    questions: Sequence[ChoiceQuestion],
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Indicators:
+    """All indicators of one loaded checkpoint; the in-context accuracy only where there are questions.
+
+    Args:
+        adapter: the checkpoint, loaded.
+        folder: where it was loaded from; its trainer_state.json has the training loss.
+        batch_size: samples per forward pass; None takes ``engine.default_batch_size``.
+        seed: of the choice of tokens and of in-context examples.
+    Raises:
+        MirError: if the samples cannot be measured.
+    """
+
+    def accuracy() -> tuple[float]:
+        if not questions:
+            raise MirError("no questions were requested")
+        if not isinstance(adapter, Generator):
+            raise MirError(f"the adapter {adapter.family} does not generate answers")
+        return (in_context_accuracy(adapter, questions, seed=seed),)
+
+    found = model_indicators(adapter, sample_set, batch_size=batch_size, seed=seed)
+    found = found.merged(indicator(["training_loss"], lambda: (training_loss(folder),)))
+    return found.merged(indicator(["in_context_accuracy"], accuracy))
 
 
 class _Series:
@@ -201,7 +237,7 @@ def sample_means(features: Tensor, counts: Sequence[int]) -> Tensor:
 def _plain_pass(
     adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int
 ) -> tuple[TokenFeatures, list[Tensor]]:
-    """What enters the first decoder layer, as layer 0, and the losses of the text tokens where the adapter tells."""
+    """The input of the first decoder layer, as layer 0, and the losses of the text tokens if the adapter has them."""
     inputs: list[Tensor] = []
     losses: list[Tensor] = []
     vision: list[Tensor] = []
@@ -232,7 +268,7 @@ def _plain_pass(
 
 def _caption_loss(losses: Sequence[Tensor], family: str) -> tuple[float, float]:
     if not losses:
-        raise MirError(f"the adapter {family} does not tell how likely its text tokens are.")
+        raise MirError(f"the adapter {family} does not provide the losses of its text tokens.")
     loss = float(torch.cat(list(losses)).double().mean())
     return loss, math.exp(loss)
 

@@ -1,163 +1,108 @@
-"""Options that several subcommands share, and what they stand for. Imports neither torch nor transformers."""
+"""What a user may choose about a measurement, as values, and how texts become such values.
+
+Commands fill these in from their options, host tools from their models' arguments. Imports neither torch nor
+transformers.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
-from enum import Enum
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters import LoadOptions
 
 if TYPE_CHECKING:
     from mir_plugin.samples.sample_set import SampleSet
 
-
-class OutlierChoice(str, Enum):
-    """Values of ``--outliers``."""
-
-    REPLACE = "replace"
-    REMOVE = "remove"
-    NONE = "none"
+LOADING = tuple(field.name for field in dataclasses.fields(LoadOptions))
+_FOLDERS = ("base_llm", "vision_tower", "vision_tower_aux")
+_SWITCHES = ("merge_lora", "trust_remote_code")
 
 
-class DtypeChoice(str, Enum):
-    """Values of ``--dtype``."""
+@dataclass(frozen=True)
+class SampleOptions:
+    """Which samples to measure on: at most one of folders, data set and embedded set; without any, the paper's.
 
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-DEFAULT_OUT = Path("mir-out")
-LOADING, SAMPLES, PROTOCOL, OUTPUT = "Loading", "Samples", "Protocol", "Output"
-
-Checkpoint = Annotated[Path, typer.Argument(help="Folder of the checkpoint, in its original or Hugging Face format.")]
-BaseLlm = Annotated[
-    Path | None,
-    typer.Option(help="Language model a projector-only or LoRA checkpoint was trained on.", rich_help_panel=LOADING),
-]
-VisionTower = Annotated[
-    Path | None,
-    typer.Option(help="Vision tower to use instead of the one the checkpoint implies.", rich_help_panel=LOADING),
-]
-VisionTowerAux = Annotated[
-    Path | None, typer.Option(help="The same for Mini-Gemini's second tower.", rich_help_panel=LOADING)
-]
-Family = Annotated[
-    str | None,
-    typer.Option(
-        help="Checkpoint family, when recognition guesses wrong (`mir adapters`); or module:ATTRIBUTE of your own.",
-        rich_help_panel=LOADING,
-    ),
-]
-Dtype = Annotated[DtypeChoice, typer.Option(help="auto: as the checkpoint was saved.", rich_help_panel=LOADING)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=LOADING)]
-DeviceMemory = Annotated[
-    str | None,
-    typer.Option(
-        help="Stay within this much device memory, e.g. 6GB: decoder layers are streamed from disk.",
-        rich_help_panel=LOADING,
-    ),
-]
-MergeLora = Annotated[
-    bool, typer.Option("--merge-lora/--no-merge-lora", help="Fold LoRA into the base weights.", rich_help_panel=LOADING)
-]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Allow code inside the checkpoint to run.", rich_help_panel=LOADING)
-]
-
-Images = Annotated[
-    Path | None, typer.Option(help="Folder of images; the i-th is paired with the i-th text.", rich_help_panel=SAMPLES)
-]
-Texts = Annotated[
-    Path | None, typer.Option(help="Folder of text files (.txt, CNN .story); needs --images.", rich_help_panel=SAMPLES)
-]
-Dataset = Annotated[
-    str | None,
-    typer.Option(
-        help="Hugging Face dataset with images and text: NAME or folder[,config=...][,split=...][,image=COLUMN]"
-        "[,text=COLUMN].",
-        rich_help_panel=SAMPLES,
-    ),
-]
-Embedded = Annotated[
-    bool,
-    typer.Option(
-        "--embedded", help="Photographs and prose that ship with this program; no network.", rich_help_panel=SAMPLES
-    ),
-]
-NSamples = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="How many samples; default 100, or all pairs of --images/--texts.", rich_help_panel=SAMPLES
-    ),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the choice of samples.", rich_help_panel=SAMPLES)]
-
-Outliers = Annotated[
-    OutlierChoice,
-    typer.Option(
-        help="replace: outlier tokens become the median (published program); remove: they are dropped.",
-        rich_help_panel=PROTOCOL,
-    ),
-]
-NoNormalization = Annotated[
-    bool, typer.Option("--no-normalization", help="Skip text-centric normalization.", rich_help_panel=PROTOCOL)
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Samples per forward pass; default 1 on a CPU, 8 on an accelerator.", rich_help_panel=LOADING
-    ),
-]
-Tolerance = Annotated[
-    float,
-    typer.Option(min=0, help="Differences of MIR up to this count as none in the verdict.", rich_help_panel=PROTOCOL),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON, and nothing else.", rich_help_panel=OUTPUT)
-]
-
-
-def chosen_samples(
-    images: Path | None, texts: Path | None, dataset: str | None, embedded: bool, n_samples: int | None, seed: int
-) -> SampleSet:
-    """The sample set the options name; without any of them, the paper's.
-
-    Raises:
-        MirError: if more than one source is named, or --images comes without --texts.
+    Attributes:
+        images, texts: folders; the i-th image is paired with the i-th text.
+        dataset: address of a Hugging Face data set, ``NAME[,config=...][,split=...][,image=COLUMN][,text=COLUMN]``.
+        embedded: the set that ships with this package.
+        n_samples: how many; None takes all pairs of folders, and 100 of any other source.
+        seed: of the choice among more samples than asked for.
     """
-    from mir_plugin.samples import sources as sample_sources
-    from mir_plugin.samples.embedded import embedded_samples
-    from mir_plugin.samples.sources import N_PAPER_SAMPLES
 
-    if (images is None) != (texts is None):
-        raise MirError("--images and --texts go together: the i-th image is paired with the i-th text.")
-    if sum([images is not None, dataset is not None, embedded]) > 1:
-        raise MirError("name one source of samples: --images with --texts, --dataset, or --embedded.")
-    if images is not None and texts is not None:
-        return sample_sources.from_folders(images, texts, n_samples=n_samples, seed=seed)
-    if dataset is not None:
-        return sample_sources.from_dataset_address(dataset, n_samples=n_samples or N_PAPER_SAMPLES, seed=seed)
-    if embedded:
-        return embedded_samples(n_samples or N_PAPER_SAMPLES, seed=seed)
-    return sample_sources.paper_samples(n_samples or N_PAPER_SAMPLES, seed=seed)
+    images: Path | None = None
+    texts: Path | None = None
+    dataset: str | None = None
+    embedded: bool = False
+    n_samples: int | None = None
+    seed: int = 0
+
+    def choose(self) -> SampleSet:
+        """The sample set.
+
+        Raises:
+            MirError: if more than one source is named, one of ``images`` and ``texts`` is missing, or the source
+                cannot be read.
+        """
+        from mir_plugin.samples import sources
+        from mir_plugin.samples.embedded import embedded_samples
+
+        if (self.images is None) != (self.texts is None):
+            raise MirError("--images and --texts go together: the i-th image is paired with the i-th text.")
+        if sum([self.images is not None, self.dataset is not None, self.embedded]) > 1:
+            raise MirError("choose one source of samples: --images with --texts, --dataset, or --embedded.")
+        if self.images is not None and self.texts is not None:
+            return sources.from_folders(self.images, self.texts, n_samples=self.n_samples, seed=self.seed)
+        n_samples = self.n_samples or sources.N_PAPER_SAMPLES
+        if self.dataset is not None:
+            return sources.from_dataset_address(self.dataset, n_samples=n_samples, seed=self.seed)
+        if self.embedded:
+            return embedded_samples(n_samples, seed=self.seed)
+        return sources.paper_samples(n_samples, seed=self.seed)
 
 
-def truth(value: object, name: str) -> bool:
-    """Whether a value from outside means true; Python takes the text "false" for true.
+def load_options(arguments: Mapping[str, Any]) -> LoadOptions:
+    """Loading options from the arguments of a host tool's model, all of which may be texts.
 
-    >>> truth("False", "merge_lora"), truth("1", "merge_lora")
+    Args:
+        arguments: those not in ``LOADING`` are ignored, and so is None.
+    Raises:
+        MirError: for a ``device_memory`` that is not a size, or a switch that is neither true nor false.
+    """
+    given = {name: arguments[name] for name in LOADING if arguments.get(name) is not None}
+    given |= {name: Path(str(given[name])) for name in _FOLDERS if name in given}
+    given |= {name: parse_bool(given[name], name) for name in _SWITCHES if name in given}
+    if "device_memory" in given:
+        given["device_memory"] = parse_size(str(given["device_memory"]))
+    return on_own_device(LoadOptions(**given))
+
+
+def on_own_device(options: LoadOptions) -> LoadOptions:
+    """The same options; under a launcher such as torchrun, on this process's own accelerator."""
+    if "LOCAL_RANK" not in os.environ:
+        return options
+    from mir_plugin.processes import own_device
+
+    return dataclasses.replace(options, device=own_device(options.device))
+
+
+def parse_bool(value: object, name: str) -> bool:
+    """A switch given as a text or a number; Python's own ``bool("false")`` is true.
+
+    >>> parse_bool("False", "merge_lora"), parse_bool("1", "merge_lora")
     (False, True)
 
     Args:
-        name: what the value was given for, for the message.
+        name: of the option, for the message.
     Raises:
-        MirError: if it says neither.
+        MirError: if the value is neither true nor false.
     """
     words = {"true": True, "1": True, "false": False, "0": False}
     if str(value).lower() not in words:
@@ -165,22 +110,23 @@ def truth(value: object, name: str) -> bool:
     return words[str(value).lower()]
 
 
-def bytes_of(size: str | None) -> int | None:
+def parse_size(size: str) -> int:
     """Bytes of a size such as "6GB", "512MiB" or "8e9"; decimal units unless an i says otherwise.
 
-    >>> bytes_of("6GB"), bytes_of("1.5 MiB")
+    >>> parse_size("6GB"), parse_size("1.5 MiB")
     (6000000000, 1572864)
+
+    Raises:
+        MirError: if the text is not a size, or not a positive one.
     """
-    if size is None:
-        return None
     match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", size, flags=re.IGNORECASE)
-    if not match:
-        raise MirError(f"size {size!r} is not understood; write for example 6GB or 512MiB.")
-    number, prefix, binary = match.groups()
     try:
+        if not match:
+            raise ValueError(size)
+        number, prefix, binary = match.groups()
         n_bytes = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
     except (ValueError, OverflowError) as error:
-        raise MirError(f"size {size!r} is not understood; write for example 6GB or 512MiB.") from error
+        raise MirError(f"{size!r} is not a size; expected for example 6GB or 512MiB.") from error
     if n_bytes < 1:
-        raise MirError(f"size {size!r} is nothing; write for example 6GB or 512MiB.")
+        raise MirError(f"size must be positive, for example 6GB; got {size!r}.")
     return n_bytes

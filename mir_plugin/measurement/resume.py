@@ -122,7 +122,9 @@ def require_same_checkpoint(path: Path, filed: str, checkpoint: Path, otherwise:
         MirError: if that is not ``checkpoint``; names both.
     """
     if not is_filed_under(filed, checkpoint):
-        raise MirError(f"{path} is of {filed}, not of {checkpoint}. Name another folder with --out, or {otherwise}.")
+        raise MirError(
+            f"{path} belongs to {filed}, not to {checkpoint}. Choose another folder with --out, or {otherwise}."
+        )
 
 
 def _line(layer: FinishedLayer) -> str:

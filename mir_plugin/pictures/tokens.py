@@ -158,9 +158,9 @@ def token_maps(layer: int, vision: Matrix, text: Matrix, options: PictureOptions
     """
     n_vision, n = len(vision), len(vision) + len(text)
     if n < 3:
-        raise MirError(f"{n} tokens at layer {layer} make no picture. Use more or longer samples.")
+        raise MirError(f"{n} tokens at layer {layer} are too few for a picture. Use more or longer samples.")
     components, shares = principal_components(np.concatenate([vision, text]), n_vision)
-    found = []
+    maps = []
     for method in options.methods:
         if method == "pca":
             plane, note = components[:, :2], f"{shares[0]:.0%} and {shares[1]:.0%} of the variance"
@@ -168,8 +168,8 @@ def token_maps(layer: int, vision: Matrix, text: Matrix, options: PictureOptions
             plane, note = _tsne(components, options.seed)
         else:
             plane, note = _umap(components, options.seed)
-        found.append(TokenMap(layer, method, _points(plane[:n_vision]), _points(plane[n_vision:]), note))
-    return found
+        maps.append(TokenMap(layer, method, _points(plane[:n_vision]), _points(plane[n_vision:]), note))
+    return maps
 
 
 def principal_components(tokens: Matrix, n_vision: int) -> tuple[Matrix, Matrix]:

@@ -146,7 +146,7 @@ def moved(pairs: Pairs, n: int) -> SampleSet:
     """The same images and the same texts, every text one image further on."""
     samples = belonging(pairs, n).samples
     if n < 2:
-        raise MirError("one pair has no other text to take. Use at least 2 samples.")
+        raise MirError("a single pair has no other text to swap with. Use at least 2 samples.")
     texts = [samples[-1].text, *(sample.text for sample in samples[:-1])]
     return SampleSet(
         tuple(Sample(sample.sample_id, sample.image, text) for sample, text in zip(samples, texts, strict=True)),

@@ -148,11 +148,11 @@ class Robustness:
         if not rows:
             return {}
         reference = order_on_all(self.choices)
-        found: dict[int, tuple[int, int]] = {}
+        counts: dict[int, tuple[int, int]] = {}
         for (n_samples, _), row in sorted(rows.items()):
-            n_same, n = found.get(n_samples, (0, 0))
-            found[n_samples] = (n_same + (order_of(row) == reference), n + 1)
-        return found
+            n_same, n = counts.get(n_samples, (0, 0))
+            counts[n_samples] = (n_same + (order_of(row) == reference), n + 1)
+        return counts
 
     def save(self, path: Path) -> Path:
         """Write the JSON document; a reader sees the old file or the whole new one."""
@@ -169,7 +169,7 @@ class Robustness:
         """Read what ``save`` wrote; fields of later versions are ignored.
 
         Raises:
-            MirError: if the file cannot be read or is no whole report; names it.
+            MirError: if the file cannot be read or is not a complete report; names it.
         """
         try:
             return read_as(cls, json_document(path.read_text(encoding="utf-8")))

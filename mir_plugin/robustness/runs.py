@@ -5,19 +5,15 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mir_plugin.engine.progress import progress
 from mir_plugin.errors import MirError
-from mir_plugin.files.atomic import write_atomically
-from mir_plugin.files.fingerprint import fingerprint
-from mir_plugin.files.strict_json import json_document, read_as
-from mir_plugin.measurement.request import Request
-from mir_plugin.model_adapters import LoadOptions
+from mir_plugin.measurement.measurement import Measurement, lock
+from mir_plugin.model_adapters import Checkpoint
 from mir_plugin.results import RESULT_NAME, MirConfig, MirResult
-from mir_plugin.robustness.ladder import ChoiceDistances
+from mir_plugin.robustness.choices import ChoiceDistances, KeptChoices
 from mir_plugin.robustness.results import (
     TEMPLATE,
     ChoiceResult,
@@ -31,15 +27,19 @@ from mir_plugin.types import ModelAdapter
 
 
 class NoTemplate(MirError):
-    """The prompts of a checkpoint cannot be had without their template."""
+    """The prompts of a checkpoint cannot be built without their template."""
 
 
 class CheckpointRun:
     """Measures conditions of one checkpoint into a folder each, below its own."""
 
-    def __init__(self, name: str, asked: Callable[..., Request], out_dir: Path) -> None:
-        """Prepare a run; ``asked`` makes the request of a sample_set, a result_path and what else differs."""
-        self._name, self._asked, self._out_dir = name, asked, out_dir
+    def __init__(self, name: str, measurement: Callable[..., Measurement], out_dir: Path) -> None:
+        """Prepare a run.
+
+        Args:
+            measurement: makes the measurement of ``samples`` into a ``folder``, with what else differs in ``further``.
+        """
+        self._name, self._measurement, self._out_dir = name, measurement, out_dir
         self._adapter: ModelAdapter | None = None
 
     def measured(self, condition: Condition, plan: Plan) -> tuple[MirResult, tuple[ChoiceResult, ...]]:
@@ -49,34 +49,34 @@ class CheckpointRun:
             NoTemplate: if the condition leaves the template out, and this checkpoint's adapter cannot.
             MirError: if the checkpoint cannot be loaded or measured.
         """
-        request = self._asked(
-            sample_set=condition.samples,
-            result_path=self.result_path(condition),
+        measurement = self._measurement(
+            samples=condition.samples,
+            folder=self._out_dir / condition.folder,
             further={} if condition.template else {"template": False},
         )
-        with request.held():
-            existing = request.earlier()
-            kept = _KeptChoices(request, plan) if condition.chosen_too else None
+        with lock(measurement.folder, measurement.group):
+            existing = measurement.earlier()
+            kept = KeptChoices(measurement, plan) if condition.chosen_too else None
             if existing and (kept is None or kept.results):
                 return existing, kept.results if kept else ()
-            watch = ChoiceDistances(plan.choices, request.config) if kept else None
-            adapter = self._prompting(condition, request)
-            if existing and watch:
-                request.show(adapter, watch)
-            result = existing or request.measure(adapter, watch)
-            if kept and watch:
+            distances = ChoiceDistances(plan.choices, measurement.protocol) if kept else None
+            adapter = self._prompting(condition, measurement)
+            if existing and distances:
+                measurement.run_layers(adapter, distances)
+            result = existing or measurement.measure(adapter, distances)
+            if kept and distances:
                 everything = ChoiceResult(self._name, result.n_samples, 0, result.mir)
-                kept.save([*watch.results(self._name), everything])
+                kept.save([*distances.results(self._name), everything])
             return result, kept.results if kept else ()
 
     def result_path(self, condition: Condition) -> Path:
         """Where a condition's result is kept."""
         return self._out_dir / condition.folder / RESULT_NAME
 
-    def _prompting(self, condition: Condition, request: Request) -> ModelAdapter:
+    def _prompting(self, condition: Condition, measurement: Measurement) -> ModelAdapter:
         """The checkpoint, loaded once, with or without its template."""
         if self._adapter is None:
-            self._adapter = request.adapter()
+            self._adapter = measurement.load()
         if condition.template:
             return self._adapter
         without_template = getattr(self._adapter, "without_template", None)
@@ -89,40 +89,17 @@ class CheckpointRun:
         return bare
 
 
-class _KeptChoices:
-    """The choices' results on disk, behind the key of what they answer."""
-
-    def __init__(self, request: Request, plan: Plan) -> None:
-        indices = [(choice.seed, choice.indices) for choice in plan.choices]
-        self._path = request.result_path.with_name("choices.json")
-        self._key = fingerprint([request.fingerprint, indices])  # with the protocol, which the request holds
-        self.results: tuple[ChoiceResult, ...] = ()
-        try:
-            data = json_document(self._path.read_text(encoding="utf-8"))
-            if data["key"] == self._key:
-                self.results = tuple(read_as(ChoiceResult, one) for one in data["choices"])
-        except (OSError, ValueError, TypeError, KeyError):  # none yet, or cut short: they are computed again
-            return
-
-    def save(self, results: Sequence[ChoiceResult]) -> None:
-        """Keep them for the next time."""
-        self.results = tuple(results)
-        rows = [dataclasses.asdict(one) for one in results]
-        write_atomically(self._path, json.dumps({"key": self._key, "choices": rows}, indent=1) + "\n")
-
-
 def run_plan(
     plan: Plan,
-    checkpoints: Mapping[str, Path],
-    load: LoadOptions,
-    config: MirConfig,
+    checkpoints: Mapping[str, Checkpoint],
+    protocol: MirConfig,
     out_dir: Path,
     *,
     batch_size: int | None = None,
     against: Sequence[MirResult] = (),
     force: bool = False,
 ) -> Robustness:
-    """Measure every condition of every checkpoint (name → folder), and judge what comes out.
+    """Measure every condition of every checkpoint by name, and judge what comes out.
 
     Raises:
         MirError: if a checkpoint cannot be loaded or measured; what was measured before is kept.
@@ -132,8 +109,8 @@ def run_plan(
     skipped = dict(plan.skipped)
     notes: list[str] = []
     for name, checkpoint in checkpoints.items():
-        asked = functools.partial(Request, checkpoint, load, config=config, batch_size=batch_size, force=force)
-        run = CheckpointRun(name, asked, out_dir / name)
+        measurement = functools.partial(Measurement, checkpoint, protocol=protocol, batch_size=batch_size, force=force)
+        run = CheckpointRun(name, measurement, out_dir / name)
         for condition in progress(plan.conditions, f"conditions of {name}", "condition"):
             try:
                 result, of_choices = run.measured(condition, plan)
@@ -156,7 +133,7 @@ def run_plan(
         raise MirError("no study could run: " + " ".join(skipped.values()))
     others = {one.checkpoint: one.mir for one in against}
     return Robustness(
-        checkpoints={name: str(checkpoint) for name, checkpoint in checkpoints.items()},
+        checkpoints={name: str(checkpoint.name) for name, checkpoint in checkpoints.items()},
         n_samples=conditions[0].n_samples,
         conditions=conditions,
         choices=tuple(choices),

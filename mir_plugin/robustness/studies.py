@@ -30,7 +30,7 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 @dataclass(frozen=True)
 class Condition:
-    """Samples, and whether the conversation template stands around them: what is measured once.
+    """Samples, and whether the conversation template surrounds them: what is measured once.
 
     Attributes:
         name: unique among the conditions of one command.
@@ -78,8 +78,8 @@ class Plan:
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """Every condition once."""
-        found = {one.name: one for conditions in self.studies.values() for one in conditions}
-        return tuple(found.values())
+        by_name = {one.name: one for conditions in self.studies.values() for one in conditions}
+        return tuple(by_name.values())
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _missing(kinds: Kinds) -> dict[str, str]:
     if kinds.pairs is None:
         missing[RELEVANCE] = "no images with texts that belong to them: name some with --pairs IMAGES TEXTS."
     if kinds.seen is None or kinds.unseen is None:
-        missing[EXPOSURE] = "nobody knows what it was trained on: say --seen IMAGES TEXTS --unseen IMAGES TEXTS."
+        missing[EXPOSURE] = "its training data is unknown: name it with --seen IMAGES TEXTS --unseen IMAGES TEXTS."
     return missing
 
 

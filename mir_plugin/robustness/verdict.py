@@ -1,4 +1,4 @@
-"""How far each robustness study moves MIR, held against the differences between checkpoints. Plain numbers only."""
+"""How far each robustness study moves MIR, compared with the differences between checkpoints. Plain numbers only."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def verdicts(
     tables: dict[str, Table] = {}
     for one in conditions:
         tables.setdefault(one.study, {}).setdefault(one.condition, {})[one.checkpoint] = one.mir
-    found = []
+    judged = []
     for study, question in STUDIES.items():
         if study == NUMBER and choices:
             n = compared_size(choices)
             of_size = table_of_size(choices, n)
             asked = f"{question} ({len(of_size)} choices of {n})"
-            found.append(_verdict(study, asked, of_size, difference, order_on_all(choices)))
+            judged.append(_verdict(study, asked, of_size, difference, order_on_all(choices)))
         elif study in tables and study != NUMBER:
             table = tables[study]
-            found.append(_verdict(study, question, table, difference, order_of(next(iter(table.values())))))
-    return tuple(found)
+            judged.append(_verdict(study, question, table, difference, order_of(next(iter(table.values())))))
+    return tuple(judged)
 
 
 def smallest_difference(values: Sequence[float]) -> float | None:
@@ -85,8 +85,10 @@ def _verdict(study: str, question: str, table: Table, difference: float | None, 
     n_same = sum(order_of(row) == reference for row in table.values()) if n_orders else 0
     noun = "choices" if study == NUMBER else "conditions"
     outcome, because = _outcome(difference, ratio, n_orders, n_same, noun)
-    held = "" if ratio is None else f", {ratio:.2g} × the smallest difference between checkpoints ({difference:.3f})"
-    sentence = f"{question}: MIR moves by up to {spread:.3f}{held}; {because}."
+    comparison = (
+        "" if ratio is None else f", {ratio:.2g} × the smallest difference between checkpoints ({difference:.3f})"
+    )
+    sentence = f"{question}: MIR moves by up to {spread:.3f}{comparison}; {because}."
     return Verdict(study, question, spread, difference, ratio, n_orders, n_same, outcome, sentence)
 
 
@@ -100,12 +102,12 @@ def _outcome(difference: float | None, ratio: float | None, n_orders: int, n_sam
         return "order kept", f"{alike}, but values of different {noun} must not be compared"
     if difference is None:
         return "nothing to compare with", (
-            "there is no second checkpoint to hold that against: name one beside it, or its mir.json with --against"
+            "there is no second checkpoint to compare with: add one, or its mir.json with --against"
         )
     if ratio is None:
         return "unclear", "two checkpoints have the same MIR"
     if ratio < HARMLESS_RATIO:
-        return "robust", "too little to turn a difference round"
+        return "robust", "too little to reverse a difference"
     if ratio < 1:
-        return "unclear", "enough to turn a difference round if the other checkpoint moves the other way"
+        return "unclear", "enough to reverse a difference if the other checkpoint moves the opposite way"
     return "not robust", f"as much as a difference between checkpoints: compare the same {noun} only"

@@ -1,6 +1,6 @@
 """Checkpoints that a training is still writing: which of them are complete, and which are new.
 
-Nothing tells that a training has finished writing a checkpoint. So it counts as complete when its configuration can be
+Trainers do not signal that a checkpoint is written. It counts as complete when its configuration can be
 parsed, its weights files are as long as they say themselves, every shard of an index is there, and nothing has changed
 between two looks.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import HASHED_SUFFIXES, IGNORED_NAMES
-from mir_plugin.selection.steps import in_training_order, step_in_name
+from mir_plugin.measurement.checkpoint_names import in_training_order, step_in_name
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHTS = (
@@ -30,7 +30,7 @@ WEIGHTS = (
 Signature = tuple[tuple[str, int, int], ...]
 
 
-class Watch:
+class CheckpointWatcher:
     """Complete checkpoints below a folder, each handed out once for every state of its files.
 
     Folders count that are named after a step (checkpoint-200, step-200, ...), at any depth.
@@ -58,7 +58,7 @@ class Watch:
             now: seconds on a clock that never goes back; the machine's own by default.
         """
         now = time.monotonic() if now is None else now
-        found = []
+        complete = []
         for checkpoint in checkpoints_below(self._folder):
             signature = _signature(checkpoint)
             before, since = self._unchanged_since.get(checkpoint, ((), now))
@@ -68,8 +68,8 @@ class Watch:
             settled = signature == before and now - since >= self._settle_seconds
             if settled and self._handed_out.get(checkpoint) != signature and why_incomplete(checkpoint) is None:
                 self._handed_out[checkpoint] = signature
-                found.append(checkpoint)
-        return in_training_order(found)
+                complete.append(checkpoint)
+        return in_training_order(complete)
 
     def rounds(self, poll_seconds: float, idle_seconds: float | None = None) -> Iterator[list[Path]]:
         """Look again and again; yields what each look found, often nothing.

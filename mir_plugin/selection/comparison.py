@@ -93,7 +93,7 @@ def compare_results(a: MirResult, b: MirResult, *, anyway: bool = False) -> Comp
     if differing and not anyway:
         raise MirError(
             f"{a.checkpoint} and {b.checkpoint} are not comparable: they differ in {'; '.join(differing)}. "
-            "Measure both with the same samples and options, or compare --anyway."
+            "Measure both with the same samples and options, or add --anyway."
         )
     paired = _share_samples(a, b)
     layers: list[Difference] = []

@@ -17,7 +17,7 @@ from mir_plugin.selection.comparison import compare_results
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Whatever runs inside, the training of ``model`` goes on as if it had not.
+    """Code run inside leaves the training of ``model`` unchanged.
 
     Inside, the model is in evaluation mode, no gradient is recorded and autocast is off, so that a layer computes in
     the dtype of its weights, as it does when the saved checkpoint is measured. Afterwards every module is in the mode
@@ -70,8 +70,8 @@ def saturated(results: Sequence[MirResult], patience: int) -> bool:
         difference = compare_results(before, result).mir
         if difference.distinguishable is None:
             raise MirError(
-                f"{before.checkpoint} and {result.checkpoint} were measured without uncertainty, so noise cannot be "
-                "told from progress. Measure at least 2 samples, with uncertainty."
+                f"{before.checkpoint} and {result.checkpoint} were measured without uncertainty, so progress cannot be "
+                "distinguished from noise. Measure at least 2 samples, with uncertainty."
             )
         if difference.distinguishable and difference.difference < 0:
             return False

@@ -152,10 +152,10 @@ def _differences_in_protocol(candidates: Sequence[Candidate], anyway: bool) -> l
     for other in candidates[1:]:
         differing = what_differs(first.result, other.result)
         if differing:
-            what = f"{first.name} and {other.name} were not measured alike: they differ in {'; '.join(differing)}."
+            problem = f"{first.name} and {other.name} were not measured alike: they differ in {'; '.join(differing)}."
             if not anyway:
-                raise MirError(f"{what} Measure all with the same samples and options, or add --anyway.")
-            return [f"{what} Their MIR values may differ for that alone."]
+                raise MirError(f"{problem} Measure all with the same samples and options, or add --anyway.")
+            return [f"{problem} Their MIR values may differ for that alone."]
     return []
 
 
@@ -190,12 +190,12 @@ def _recommendation(
     trends: Sequence[RunTrend],
     tolerance: float,
 ) -> tuple[Candidate, Outcome, str]:
-    """What to take, how sure that is, and what stands against it."""
+    """What to take, how sure that is, and the reservation if there is one."""
     best = ranking[0].candidate
     if len(ranking) == 1:
         return best, "undecided", "there is nothing to compare it with"
     if any(one.tied is None for one in ranking):
-        return best, "undecided", "without uncertainties nobody can tell by how much it may be wrong"
+        return best, "undecided", "without uncertainties the error is unknown"
     if all(one.tied for one in ranking) and not all(_alike(one.behind, tolerance) for one in ranking):
         return best, "undecided", f"on {best.result.n_samples} samples no other can be told from it; measure more"
     row = _tied_around(best, ranking, by_run)
@@ -218,8 +218,8 @@ def _why_not_these(best: Candidate, apart: Sequence[Candidate]) -> str:
         return "of unknown step" if None in (one.step, best.step) else "with distinguishably worse ones in between"
 
     numbers = Counter(map(where, apart))
-    found = [f"{n} checkpoint{'s' * (n > 1)} {which}" for which, n in numbers.items()]
-    return f"{' and '.join(found)} cannot be told from it"
+    groups = [f"{n} checkpoint{'s' * (n > 1)} {which}" for which, n in numbers.items()]
+    return f"{' and '.join(groups)} cannot be told from it"
 
 
 def _tied_around(

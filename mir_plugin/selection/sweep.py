@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,19 +16,18 @@ from typing import Any, Literal
 from mir_plugin.errors import MirError
 from mir_plugin.files.atomic import write_atomically
 from mir_plugin.files.redaction import without_secrets
-from mir_plugin.files.strict_json import is_number, json_document
-from mir_plugin.results import RESULT_NAME, MirResult, is_filed_under
-from mir_plugin.selection.select import Candidate, Selection, select
-from mir_plugin.selection.steps import (
+from mir_plugin.indicators.file import recorded_indicators
+from mir_plugin.measurement.checkpoint_names import (
     in_training_order,
+    result_name,
     run_of,
-    step_in_name,
     step_of,
 )
+from mir_plugin.results import RESULT_NAME, MirResult, is_filed_under
+from mir_plugin.selection.select import Candidate, Selection, select
 
 State = Literal["waiting", "running", "measured", "kept", "failed"]
 SCHEMA_VERSION = 1
-INDICATORS_NAME = "indicators.json"
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +120,8 @@ class Sweep:
             gone = not checkpoint.exists() and checkpoint.absolute().is_relative_to(below.absolute())
             if gone and result.fingerprints.get("samples") == samples_fingerprint and result.config == config:
                 entry = SweepEntry(checkpoint, path.parent.name, run_of(checkpoint), step_of(checkpoint))
-                found = recorded_indicators(path.parent, result)
-                self.entries.append(dataclasses.replace(entry, state="kept", result=result, indicators=found))
+                indicators = recorded_indicators(path.parent, result)
+                self.entries.append(dataclasses.replace(entry, state="kept", result=result, indicators=indicators))
         self._changed()
 
     def _saved(self) -> Iterator[tuple[Path, MirResult]]:
@@ -170,8 +168,8 @@ class Sweep:
             return dataclasses.replace(entry, state="failed", result=None, error=without_secrets(str(error)))
         except Exception as error:  # out of memory, or a bug of ours: one checkpoint must not cost the others
             logger.exception("measuring %s failed", entry.checkpoint)
-            what = without_secrets(f"{type(error).__name__}: {error}")
-            return dataclasses.replace(entry, state="failed", result=None, error=what)
+            reason = without_secrets(f"{type(error).__name__}: {error}")
+            return dataclasses.replace(entry, state="failed", result=None, error=reason)
         return dataclasses.replace(
             entry,
             state="kept" if measured.kept else "measured",
@@ -191,20 +189,6 @@ class Sweep:
         self._on_change()
 
 
-def result_name(checkpoint: Path, taken: Iterable[str] = ()) -> str:
-    """Folder name for a checkpoint's result: its own, behind its run's if it is called after a step; unique.
-
-    >>> result_name(Path("runs/llava/checkpoint-20")), result_name(Path("b/llava"), taken={"llava"})
-    ('llava_checkpoint-20', 'b_llava')
-    """
-    path = Path(os.path.abspath(checkpoint))  # noqa: PTH100 - without "..", which is no name, but with links
-    parts, taken = path.parts[1:], set(taken)
-    n_parts = 1 if step_in_name(path.name) is None else 2
-    while (name := "_".join(parts[-n_parts:])) in taken and n_parts < len(parts):
-        n_parts += 1
-    return name
-
-
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     """The rows of sweep.json as a table, a column for each indicator; what is not known is an empty cell."""
     rows = list(rows)
@@ -215,26 +199,6 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows({**row["indicators"], **row} for row in rows)
     return text.getvalue()
-
-
-def recorded_indicators(folder: Path, result: MirResult) -> dict[str, float]:
-    """The values of an ``indicators.json`` beside a result; none if it is of other samples, weights, or unreadable."""
-    return dict(indicators_document(folder, result).get("values", {}))
-
-
-def indicators_document(folder: Path, result: MirResult) -> dict[str, Any]:
-    """The ``indicators.json`` beside a result; empty if it is of other samples, weights, or unreadable."""
-    try:
-        document: dict[str, Any] = json_document((folder / INDICATORS_NAME).read_text(encoding="utf-8"))
-        found = {"samples": document["samples"]["fingerprint"], "checkpoint": document["checkpoint_fingerprint"]}
-        if not all(map(is_number, document["values"].values())):
-            raise ValueError("a value is no number")
-        return document if found.items() <= result.fingerprints.items() else {}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        logger.warning("%s is not used: it cannot be read (%r)", folder / INDICATORS_NAME, error)
-        return {}
 
 
 def _row(entry: SweepEntry) -> dict[str, Any]:

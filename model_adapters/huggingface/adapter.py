@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import module_fingerprint
 from mir_plugin.model_adapters.huggingface.answers import generate_answers, score_continuations
-from mir_plugin.model_adapters.huggingface.checkpoint import open_checkpoint
+from mir_plugin.model_adapters.huggingface.checkpoint import load_model_and_processor
 from mir_plugin.model_adapters.huggingface.inputs import LOGITS_TO_KEEP, LoadedModel, evaluation_mode, takes_argument
 from mir_plugin.model_adapters.huggingface.streaming import StreamedCheckpoint
 from mir_plugin.model_adapters.introspection.decoder import (
@@ -34,6 +33,7 @@ from mir_plugin.model_adapters.introspection.image_positions import (
     vision_mask,
 )
 from mir_plugin.model_adapters.moca.training import has_moca
+from mir_plugin.model_adapters.recognition import CheckpointFolder
 from mir_plugin.model_adapters.weights.device import dtype_name
 from mir_plugin.model_adapters.weights.streamed import require_resident
 from mir_plugin.types import Batch, Decoder
@@ -258,14 +258,14 @@ class HuggingFaceAdapter:
                 )
 
 
-def load(checkpoint: Path, options: LoadOptions) -> HuggingFaceAdapter:
+def load(folder: CheckpointFolder, options: LoadOptions) -> HuggingFaceAdapter:
     """Load a checkpoint folder in the Hugging Face format; nothing is downloaded, no code of the folder runs unasked.
 
     Raises:
-        MirError: as ``hf_checkpoint.open_checkpoint`` and ``from_loaded``.
+        MirError: as ``load_model_and_processor`` and ``from_loaded``.
     """
-    opened = open_checkpoint(checkpoint, options)
-    return HuggingFaceAdapter(opened.model, opened.processor, family="huggingface", streamed=opened.streamed)
+    loaded = load_model_and_processor(folder, options)
+    return HuggingFaceAdapter(loaded.model, loaded.processor, family="huggingface", streamed=loaded.streamed)
 
 
 def from_loaded(model: Any, processor: Any, *, family: str = "huggingface") -> HuggingFaceAdapter:

@@ -1,4 +1,4 @@
-"""Opens a checkpoint folder in the Hugging Face format: recognised by config, loaded strictly, nothing downloaded."""
+"""Opens a checkpoint folder in the Hugging Face format: loaded strictly, nothing downloaded."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mir_plugin.model_adapters.huggingface.files import (
     require_sound_files,
     require_sound_parameters,
 )
+from mir_plugin.model_adapters.huggingface.inspection import require_applicable
 from mir_plugin.model_adapters.huggingface.streaming import (
     Placement,
     StreamedCheckpoint,
@@ -24,29 +25,15 @@ from mir_plugin.model_adapters.huggingface.streaming import (
     streamed_checkpoint,
 )
 from mir_plugin.model_adapters.moca.training import MOCA_KEY, load_moca
+from mir_plugin.model_adapters.recognition import CheckpointFolder, brings_code
 from mir_plugin.model_adapters.weights.device import chosen_device, chosen_dtype
-from mir_plugin.model_adapters.weights.stored import read_json
 
 if TYPE_CHECKING:
     from mir_plugin.model_adapters import LoadOptions
 
 
-def recognises(checkpoint: Path) -> bool:
-    """Whether transformers, or code in the folder, maps its config to an image-text-to-text model.
-
-    Folders in the original LLaVA format are not: they name a vision tower (``mm_vision_tower``), and some of them call
-    themselves ``llava``.
-    """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-
-    config = read_json(checkpoint / "config.json")
-    if "mm_vision_tower" in config:
-        return False
-    return str(config.get("model_type")) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or _brings_code(config)
-
-
 @dataclass(frozen=True)
-class OpenedCheckpoint:
+class ModelAndProcessor:
     """Model in eval mode on its device, processor with its PIL backend where there is one, and what streams layers."""
 
     model: Any
@@ -54,7 +41,7 @@ class OpenedCheckpoint:
     streamed: StreamedCheckpoint | None
 
 
-def open_checkpoint(checkpoint: Path, options: LoadOptions) -> OpenedCheckpoint:
+def load_model_and_processor(folder: CheckpointFolder, options: LoadOptions) -> ModelAndProcessor:
     """Load a folder strictly.
 
     Raises:
@@ -63,17 +50,17 @@ def open_checkpoint(checkpoint: Path, options: LoadOptions) -> OpenedCheckpoint:
     """
     import transformers
 
-    _require_applicable(options)
-    config = read_json(checkpoint / "config.json")
-    if _brings_code(config) and not options.trust_remote_code:
+    require_applicable(options)
+    checkpoint, config = folder.path, folder.config
+    if brings_code(config) and not options.trust_remote_code:
         raise MirError(
             f"{checkpoint} is loaded by Python code in its own folder (auto_map in config.json), which may do "
             "anything. Read it, then allow it with --trust-remote-code."
         )
     device, dtype = chosen_device(options.device), chosen_dtype(options.dtype)
     source: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
-    with _told_by_its_folder(checkpoint, "config.json or the weights files"):
-        if not _brings_code(config):
+    with _errors_name_the_folder(checkpoint, "config.json or the weights files"):
+        if not brings_code(config):
             require_sound_files(checkpoint, config, may_run_code=options.trust_remote_code)
         placement = _placement(checkpoint, device, dtype, options)
         with placed_as_told(placement):
@@ -99,7 +86,7 @@ def open_checkpoint(checkpoint: Path, options: LoadOptions) -> OpenedCheckpoint:
         load_moca(model, checkpoint)
     model = model.eval() if streamed else model.to(device).eval()
     require_sound_parameters(model, checkpoint)
-    return OpenedCheckpoint(model, _processor(checkpoint, source), streamed)
+    return ModelAndProcessor(model, _processor(checkpoint, source), streamed)
 
 
 def _placement(
@@ -115,7 +102,8 @@ def _placement(
 def _processor(checkpoint: Path, source: Mapping[str, Any]) -> Any:
     import transformers
 
-    with _told_by_its_folder(checkpoint, "processor_config.json, preprocessor_config.json or the tokenizer's files"):
+    files = "processor_config.json, preprocessor_config.json or the tokenizer's files"
+    with _errors_name_the_folder(checkpoint, files):
         processor = transformers.AutoProcessor.from_pretrained(checkpoint, **source)
         if not hasattr(processor, "image_processor"):
             raise MirError(
@@ -127,14 +115,14 @@ def _processor(checkpoint: Path, source: Mapping[str, Any]) -> Any:
     require_sensible_colours(processor.image_processor, checkpoint)
     if getattr(processor.tokenizer, "eos_token", None) is None:
         raise MirError(
-            f"the tokenizer of {checkpoint} names no end token (eos_token), so prompts would lack it. Copy "
+            f"the tokenizer of {checkpoint} has no end token (eos_token), so prompts would lack it. Copy "
             "tokenizer_config.json from the base checkpoint."
         )
     return processor
 
 
 @contextmanager
-def _told_by_its_folder(checkpoint: Path, files: str) -> Iterator[None]:
+def _errors_name_the_folder(checkpoint: Path, files: str) -> Iterator[None]:
     """What transformers raises for a damaged or contradictory folder, as one message.
 
     It documents no set of exceptions: wrong values in a config end in ZeroDivisionError, AttributeError and others.
@@ -151,49 +139,7 @@ def _told_by_its_folder(checkpoint: Path, files: str) -> Iterator[None]:
         ) from error
 
 
-def inspect(checkpoint: Path, options: LoadOptions) -> dict[str, str]:
-    """What loading would use; no weight is read. Raises MirError for options that do not apply or missing parts."""
-    _require_applicable(options)
-    config = read_json(checkpoint / "config.json")
-    text, vision = config.get("text_config", config), config.get("vision_config", {})
-    if not (isinstance(text, dict) and isinstance(vision, dict)):
-        raise MirError(
-            f"{checkpoint / 'config.json'} holds a text_config or vision_config that is no object. Copy it again."
-        )
-    stored = sorted(path.name for path in checkpoint.glob("*.safetensors")) or sorted(
-        path.name for path in checkpoint.glob("pytorch_model*.bin")
-    )
-    if not stored:
-        raise MirError(
-            f"{checkpoint} holds no weights (*.safetensors or pytorch_model*.bin). Copy the whole checkpoint."
-        )
-    return {
-        "model type": str(config.get("model_type")),
-        "layers": f"{text.get('num_hidden_layers', '?')} of width {text.get('hidden_size', '?')}",
-        "language model": str(text.get("model_type", "inside the model")),
-        "vision tower": str(vision.get("model_type", "inside the model")),
-        "remote code": "needed: --trust-remote-code" if _brings_code(config) else "none",
-        "weights": f"{len(stored)} file(s), {stored[0]}" + (" ..." if len(stored) > 1 else ""),
-        "saved as": str(config.get("dtype", config.get("torch_dtype", "not stated"))),
-    }
-
-
-def _brings_code(config: dict[str, Any]) -> bool:
-    auto_map = config.get("auto_map")
-    return isinstance(auto_map, dict) and "AutoModelForImageTextToText" in auto_map
-
-
-def _require_applicable(options: LoadOptions) -> None:
-    for name in ("base_llm", "vision_tower", "vision_tower_aux"):
-        if getattr(options, name) is not None:
-            raise MirError(
-                f"--{name.replace('_', '-')} does not apply: a Hugging Face checkpoint holds its language model and "
-                "vision tower itself. Leave the option out, or name the family with --family if this is an "
-                "original-format folder."
-            )
-
-
-def _takes_moca(checkpoint: Path, config: dict[str, Any], report: dict[str, Any]) -> bool:
+def _takes_moca(checkpoint: Path, config: Mapping[str, Any], report: dict[str, Any]) -> bool:
     """Whether MoCa is among the weights; its keys, for which transformers has no place, leave the report."""
     unknown = {str(key) for key in report.get("unexpected_keys") or ()}
     calibration = {key for key in unknown if MOCA_KEY.fullmatch(key)}
@@ -213,12 +159,12 @@ def _require_complete(checkpoint: Path, report: dict[str, Any]) -> None:
         ("holds weights this architecture has no place for,", "unexpected_keys", "They would be left out silently."),
         ("holds weights of another shape,", "mismatched_keys", "They would be random numbers."),
     )
-    for what, kind, consequence in problems:
+    for verb, kind, consequence in problems:
         keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get(kind) or ())
         if keys:
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
             raise MirError(
-                f"{checkpoint} {what} {len(keys)} keys: {shown}. {consequence} Check that config.json and the weights "
+                f"{checkpoint} {verb} {len(keys)} keys: {shown}. {consequence} Check that config.json and the weights "
                 "files belong together."
             )
     if report.get("error_msgs"):

@@ -14,9 +14,9 @@ from typing import Any
 from torch import nn
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.weights.assignment import build_empty, require_sound
 from mir_plugin.model_adapters.weights.config_values import impossible_rotation, is_norm_epsilon
 from mir_plugin.model_adapters.weights.device import dtype_name
-from mir_plugin.model_adapters.weights.key_rules import build_empty, require_sound
 from mir_plugin.model_adapters.weights.stored import StoredTensor, open_checkpoint_weights, read_json
 
 _JSON_FILES = (
@@ -96,7 +96,7 @@ def require_sensible_colours(image_processor: Any, checkpoint: Path) -> None:
         value = getattr(image_processor, name, None)
         if value is not None and not is_sensible(value):
             raise MirError(
-                f"the image processor of {checkpoint} has {name} = {value!r}, which cannot be. Copy "
+                f"the image processor of {checkpoint} has {name} = {value!r}, which is not possible. Copy "
                 "preprocessor_config.json or processor_config.json from the base checkpoint."
             )
 
@@ -114,7 +114,7 @@ def _require_possible_rotation(checkpoint: Path, config: Mapping[str, Any]) -> N
     for part in (config, *(value for _, value in _fields(config) if isinstance(value, Mapping))):
         if wrong := impossible_rotation(part):
             raise MirError(
-                f"{checkpoint / 'config.json'} has {wrong[0]} = {wrong[1]!r}, expected a number above 0. Copy the "
+                f"{checkpoint / 'config.json'} has {wrong[0]} = {wrong[1]!r}, expected a positive number. Copy the "
                 "checkpoint's own config.json."
             )
 

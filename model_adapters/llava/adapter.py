@@ -254,14 +254,14 @@ def _cut_at(files: LlavaFiles) -> int | None:
         return None
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 1:
         raise MirError(
-            f"{files.checkpoint / 'config.json'} has tokenizer_model_max_length = {value!r}, expected a number of "
-            "tokens from 1 on. Correct it, or remove it for no cut."
+            f"{files.checkpoint / 'config.json'} has tokenizer_model_max_length = {value!r}, expected a positive "
+            "number of tokens. Correct it, or remove it for no limit."
         )
     return int(min(value, sys.maxsize))
 
 
 def _image_mark(files: LlavaFiles, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """What stands for an image in unexpanded ids."""
+    """The ids that represent an image before expansion."""
     if not files.config.get("mm_use_im_start_end"):
         return (IMAGE_PLACEHOLDER,)
     start, end = tokenizer.encode("<im_start>"), tokenizer.encode("<im_end>")

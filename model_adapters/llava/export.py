@@ -65,11 +65,11 @@ def _original_name(name: str) -> str:
 def _original_config(model: Any) -> dict[str, Any]:
     text: Any = getattr(model.config, "text_config", None)
     vision: Any = getattr(model.config, "vision_config", None)
-    found = tuple(getattr(part, "model_type", None) for part in (model.config, text, vision))
+    kinds = tuple(getattr(part, "model_type", None) for part in (model.config, text, vision))
     feature_layer = getattr(model.config, "vision_feature_layer", None)
-    if found[0] != "llava" or found[1] not in _ARCHITECTURES or found[2] != "clip_vision_model":
+    if kinds[0] != "llava" or kinds[1] not in _ARCHITECTURES or kinds[2] != "clip_vision_model":
         raise MirError(
-            f"a {found[0]} model with language model {found[1]} and vision tower {found[2]} is no LLaVA-1.5: the "
+            f"a {kinds[0]} model with language model {kinds[1]} and vision tower {kinds[2]} is not a LLaVA-1.5: the "
             "original layout has a Llama or Mistral and a CLIP tower. Keep it as transformers saves it."
         )
     if not isinstance(feature_layer, int):

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
-from mir_plugin.model_adapters.llava.projectors import projector_rules
-from mir_plugin.model_adapters.llava.vision_tower import open_tower_weights
+from mir_plugin.model_adapters.llava.key_rules import LLM_RULES, TOWER_RULES, projector_rules
+from mir_plugin.model_adapters.llava.tower_config import open_tower_config, open_tower_weights
 from mir_plugin.model_adapters.prompts.tokenizer import has_tokenizer
-from mir_plugin.model_adapters.weights.device import dtype_name
+from mir_plugin.model_adapters.recognition import CheckpointFolder
 from mir_plugin.model_adapters.weights.hub import find_folder
 from mir_plugin.model_adapters.weights.key_rules import KeyRule, rename
 from mir_plugin.model_adapters.weights.lora import (
@@ -28,7 +26,7 @@ from mir_plugin.model_adapters.weights.lora import (
     require_all_targets,
 )
 from mir_plugin.model_adapters.weights.stored import (
-    Weight,
+    StoredTensor,
     has_checkpoint_weights,
     open_checkpoint_weights,
     open_weight_file,
@@ -37,17 +35,6 @@ from mir_plugin.model_adapters.weights.stored import (
 
 logger = logging.getLogger(__name__)
 
-LLM_RULES = (
-    KeyRule("model.layers.*.self_attn.rotary_emb.inv_freq", None, "rotary frequencies follow from the config"),
-    KeyRule("model.layers.", "base_llm.model.layers."),
-    KeyRule("model.embed_tokens.", "base_llm.model.embed_tokens."),
-    KeyRule("model.norm.", "base_llm.model.norm."),
-    KeyRule("lm_head.", "base_llm.lm_head."),
-)
-TOWER_RULES = (
-    KeyRule("model.vision_tower.vision_tower.vision_model.embeddings.position_ids", None, "counts up from 0; computed"),
-    KeyRule("model.vision_tower.vision_tower.vision_model.", "vision_tower.encoder."),
-)
 _TOWER_PREFIX = "vision_tower.encoder."
 _LORA_WRAPPER = "base_model.model."
 
@@ -77,7 +64,7 @@ class LlavaFiles:
         weights: parameter name of the model → weight, still on disk.
         lora: by module of the model, empty without LoRA.
         has_moca: whether the decoder layers are calibrated.
-        more_folders: whence families with more parts take these.
+        more_folders: of parts that only some families have.
     """
 
     checkpoint: Path
@@ -87,16 +74,16 @@ class LlavaFiles:
     tokenizer: Path
     tower: Path
     tower_source: str
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, StoredTensor]
     lora: Mapping[str, LoraPair]
     has_moca: bool
     more_folders: tuple[Path, ...] = ()
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What the language model's weights were saved as."""
+    def dtype_name(self) -> str:
+        """What the language model's weights were saved as, "bfloat16"."""
         embeddings = self.weights.get("base_llm.model.embed_tokens.weight")
-        return torch.float32 if embeddings is None else embeddings.dtype
+        return "float32" if embeddings is None else embeddings.dtype_name
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -121,7 +108,7 @@ def description(files: LlavaFiles, options: LoadOptions) -> dict[str, str]:
         "tuned parts": ", ".join(tuned) or "not stated in config.json",
         "image shape": str(config.get("image_aspect_ratio") or "square"),
         "tokenizer": str(files.tokenizer),
-        "saved as": dtype_name(files.dtype),
+        "saved as": files.dtype_name,
     }
 
 
@@ -130,8 +117,20 @@ def search_places(checkpoint: Path) -> tuple[Path, ...]:
     return (checkpoint, checkpoint.parent, checkpoint.parent.parent)  # a checkpoint-N/ lies one level deeper
 
 
+def inspect(folder: CheckpointFolder, options: LoadOptions, *, family: str = "llava-1.5") -> dict[str, str]:
+    """What loading would use; no weight is read. Raises MirError for parts that are missing or do not fit."""
+    files = open_llava(folder, options, family=family)
+    open_tower_config(files.tower, files.config, files.weights)
+    return description(files, options)
+
+
+def inspect_sharegpt4v(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
+    """What loading a ShareGPT4V checkpoint would use, as ``inspect``."""
+    return inspect(folder, options, family="sharegpt4v")
+
+
 def open_llava(
-    checkpoint: Path, options: LoadOptions, *, family: str, more_rules: tuple[KeyRule, ...] = ()
+    folder: CheckpointFolder, options: LoadOptions, *, family: str, more_rules: tuple[KeyRule, ...] = ()
 ) -> LlavaFiles:
     """Find the parts of a checkpoint and say which were chosen.
 
@@ -139,9 +138,9 @@ def open_llava(
         more_rules: for keys of parts that this family has besides LLaVA's.
 
     Raises:
-        MirError: if a part is missing, damaged or contradicts another; names it and the option that mends it.
+        MirError: if a part is missing, damaged or contradicts another; names it and the option that supplies it.
     """
-    config = read_json(checkpoint / "config.json")
+    checkpoint, config = folder.path, folder.config
     kind = _kind(checkpoint)
     near = search_places(checkpoint)
     base_llm = None if kind == "full" else _base_llm(checkpoint, kind, config, options, near)
@@ -186,7 +185,7 @@ def _base_llm(
     checkpoint: Path, kind: str, config: Mapping[str, Any], options: LoadOptions, near: tuple[Path, ...]
 ) -> Path:
     if options.base_llm is not None:
-        return find_folder(str(options.base_llm), (), what="base LLM", option="--base-llm")
+        return find_folder(str(options.base_llm), (), part="base LLM", option="--base-llm")
     name = config.get("_name_or_path")
     if kind == "lora" and (checkpoint / "adapter_config.json").is_file():
         name = read_json(checkpoint / "adapter_config.json").get("base_model_name_or_path") or name
@@ -194,7 +193,7 @@ def _base_llm(
         raise MirError(
             f"{checkpoint} is a {kind} checkpoint and its config does not name the base LLM. Add --base-llm DIR."
         )
-    return find_folder(str(name), near, what="base LLM", option="--base-llm")
+    return find_folder(str(name), near, part="base LLM", option="--base-llm")
 
 
 def _weights(
@@ -204,7 +203,7 @@ def _weights(
     base_llm: Path | None,
     family: str,
     more_rules: tuple[KeyRule, ...],
-) -> dict[str, Weight]:
+) -> dict[str, StoredTensor]:
     projector = projector_rules(str(config.get("mm_projector_type", "linear")))
     rules = (*LLM_RULES, *TOWER_RULES, *projector, *more_rules)
     if base_llm is None:
@@ -216,7 +215,7 @@ def _weights(
     return base | rename(open_weight_file(checkpoint / "non_lora_trainables.bin"), wrapped, family=f"{family} LoRA")
 
 
-def _lora(checkpoint: Path, weights: Mapping[str, Weight]) -> dict[str, LoraPair]:
+def _lora(checkpoint: Path, weights: Mapping[str, StoredTensor]) -> dict[str, LoraPair]:
     pairs = open_lora(checkpoint)
     require_all_targets(
         checkpoint, pairs, [name.removeprefix("base_llm.") for name in weights if name.startswith("base_llm.")]
@@ -228,23 +227,23 @@ def _vision_tower(
     checkpoint: Path,
     config: Mapping[str, Any],
     options: LoadOptions,
-    weights: Mapping[str, Weight],
+    weights: Mapping[str, StoredTensor],
     near: tuple[Path, ...],
-) -> tuple[Path, str, dict[str, Weight]]:
+) -> tuple[Path, str, dict[str, StoredTensor]]:
     """The most specific trained weights win: the user's, in the state dict, in the checkpoint's folder, in config."""
     inside = {name: weight for name, weight in weights.items() if name.startswith(_TOWER_PREFIX)}
     if options.vision_tower is not None:
-        folder = find_folder(str(options.vision_tower), (), what="vision tower", option="--vision-tower")
+        folder = find_folder(str(options.vision_tower), (), part="vision tower", option="--vision-tower")
         return folder, f"{folder} (named by --vision-tower)", _below_tower(open_tower_weights(folder))
     own_folder = checkpoint / "vision_tower"
     own_folder_exists = (own_folder / "config.json").is_file() and has_checkpoint_weights(own_folder)
     name = config.get("mm_vision_tower") or config.get("vision_tower")
     if not name and not own_folder_exists:
-        raise MirError(f"{checkpoint / 'config.json'} names no mm_vision_tower. Add --vision-tower DIR.")
+        raise MirError(f"{checkpoint / 'config.json'} has no mm_vision_tower. Add --vision-tower DIR.")
     if own_folder_exists:
         folder = own_folder
     else:
-        folder = find_folder(str(name), near, what="vision tower", option="--vision-tower")
+        folder = find_folder(str(name), near, part="vision tower", option="--vision-tower")
     if inside:
         return folder, f"inside the checkpoint's weights (architecture from {folder})", inside
     if own_folder_exists:
@@ -252,7 +251,7 @@ def _vision_tower(
     return folder, f"{folder} (named by mm_vision_tower)", _below_tower(open_tower_weights(folder))
 
 
-def _below_tower(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+def _below_tower(weights: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     return {f"vision_tower.{name}": weight for name, weight in weights.items()}
 
 
@@ -265,7 +264,7 @@ def _tokenizer_folder(checkpoint: Path, base_llm: Path | None) -> Path:
     raise MirError(f"no tokenizer (tokenizer.model or tokenizer.json) in {listed}. Copy the base LLM's into it.")
 
 
-def _has_moca(checkpoint: Path, config: Mapping[str, Any], weights: Mapping[str, Weight]) -> bool:
+def _has_moca(checkpoint: Path, config: Mapping[str, Any], weights: Mapping[str, StoredTensor]) -> bool:
     stored = next((weight for name, weight in weights.items() if ".modality_layernorm." in name), None)
     declared = config.get("use_moca")
     if declared and stored is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -12,19 +11,20 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
-from mir_plugin.model_adapters.llava.files import LlavaFiles, description, open_llava
+from mir_plugin.model_adapters.llava.files import LlavaFiles, open_llava
 from mir_plugin.model_adapters.llava.model import LlavaModel
 from mir_plugin.model_adapters.llava.preprocess import ClipPreprocessor, open_preprocessor
 from mir_plugin.model_adapters.llava.projectors import build_projector
 from mir_plugin.model_adapters.llava.sizes import require_own_base, require_own_tokenizer, require_sizes_of_weights
-from mir_plugin.model_adapters.llava.vision_tower import ClipTower, open_tower_config
+from mir_plugin.model_adapters.llava.tower_config import open_tower_config
+from mir_plugin.model_adapters.llava.vision_tower import ClipTower
 from mir_plugin.model_adapters.moca.calibration import calibrate
 from mir_plugin.model_adapters.prompts.tokenizer import open_tokenizer
-from mir_plugin.model_adapters.weights.device import chosen_device, chosen_dtype
-from mir_plugin.model_adapters.weights.key_rules import build_empty
-from mir_plugin.model_adapters.weights.lora import keep_beside, merge
+from mir_plugin.model_adapters.recognition import CheckpointFolder
+from mir_plugin.model_adapters.weights.assignment import build_empty
+from mir_plugin.model_adapters.weights.device import chosen_device, chosen_dtype, dtype_of
+from mir_plugin.model_adapters.weights.lora_layers import keep_beside, merge
 from mir_plugin.model_adapters.weights.shared_parts import SharedParts
-from mir_plugin.model_adapters.weights.stored import read_json
 from mir_plugin.model_adapters.weights.streamed import assign_within
 
 FAMILY = "llava-1.5"
@@ -59,20 +59,15 @@ _LLM_OF_MODEL_TYPE = {
 }
 
 
-def recognises(checkpoint: Path) -> bool:
-    """Whether config.json has LLaVA's ``mm_vision_tower``; families built on LLaVA stand before it in the table."""
-    return "mm_vision_tower" in read_json(checkpoint / "config.json")
-
-
 def load(
-    checkpoint: Path, options: LoadOptions, *, family: str = FAMILY, shared: SharedParts | None = None
+    folder: CheckpointFolder, options: LoadOptions, *, family: str = FAMILY, shared: SharedParts | None = None
 ) -> LlavaAdapter:
     """Load a checkpoint of the LLaVA layout.
 
     Raises:
         MirError: if parts are missing, damaged, or do not fit each other.
     """
-    files = open_llava(checkpoint, options, family=family)
+    files = open_llava(folder, options, family=family)
     tower = open_tower_config(files.tower, files.config, files.weights)
     preprocessor = open_preprocessor(files.tower, image_aspect_ratio=files.config.get("image_aspect_ratio"))
     preprocessor.require_side(tower.image_size, files.tower)
@@ -86,11 +81,19 @@ def load(
     )
 
 
-def inspect(checkpoint: Path, options: LoadOptions, *, family: str = FAMILY) -> dict[str, str]:
-    """What loading would use; no weight is read. Raises MirError as loading would."""
-    files = open_llava(checkpoint, options, family=family)
-    open_tower_config(files.tower, files.config, files.weights)
-    return description(files, options)
+def load_sharegpt4v(
+    folder: CheckpointFolder, options: LoadOptions, *, shared: SharedParts | None = None
+) -> LlavaAdapter:
+    """Load a ShareGPT4V checkpoint, whose layout is LLaVA's.
+
+    What differs is which vision tower the original loader takes: always the one its config names, although training
+    may have left a tuned one inside the checkpoint. Here the trained weights win, as everywhere; ``--vision-tower``
+    reproduces the original loader.
+
+    Raises:
+        MirError: as ``load``.
+    """
+    return load(folder, options, family="sharegpt4v", shared=shared)
 
 
 def assemble(
@@ -115,12 +118,12 @@ def assemble(
         MirError: if parts do not fit each other.
     """
     device = chosen_device(options.device)
-    dtype = chosen_dtype(options.dtype) or files.dtype
+    dtype = chosen_dtype(options.dtype) or dtype_of(files.dtype_name)
     llm_config, llm_class = _llm(files)
 
     def build() -> LlavaModel:
         tower = build_tower()
-        projector = build_projector(files.config, files.weights, tower.config.clip.hidden_size)
+        projector = build_projector(files.config, files.weights, tower.config.hidden_size)
         model = LlavaModel(tower, projector, llm_class(llm_config))
         if files.has_moca:
             model.moca_positions = calibrate(model.decoder_layers, model.hidden_size)
@@ -176,6 +179,6 @@ def _llm(files: LlavaFiles) -> tuple[Any, Any]:
 def _no_model(files: LlavaFiles, error: Exception) -> MirError:
     reason = " ".join(str(error).split())
     return MirError(
-        f"{files.checkpoint / 'config.json'} (or config.json of {files.tower}) describes no model that can be built: "
-        f"{type(error).__name__}: {reason}. Copy the checkpoint's own config."
+        f"{files.checkpoint / 'config.json'} (or config.json of {files.tower}) does not describe a model that can be "
+        f"built: {type(error).__name__}: {reason}. Copy the checkpoint's own config."
     )

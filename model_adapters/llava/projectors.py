@@ -9,7 +9,6 @@ from typing import Any, Protocol, cast
 from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.weights.key_rules import KeyRule
 from mir_plugin.model_adapters.weights.stored import Weight
 
 
@@ -45,17 +44,6 @@ class MlpProjector(nn.Module):
     def forward(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Vision tokens (images, rows, d); the prompt is not read."""
         return cast("Tensor", self.layers(features))
-
-
-def projector_rules(kind: str) -> tuple[KeyRule, ...]:
-    """Where the keys of LLaVA's ``mm_projector`` belong in this module's projectors."""
-    if kind == "linear":  # stored as a bare layer, without the index that an nn.Sequential gives
-        return (KeyRule("model.mm_projector.", "projector.layers.0."),)
-    if kind == "qformer":
-        from mir_plugin.model_adapters.llava.qformer import QFORMER_RULES
-
-        return QFORMER_RULES
-    return (KeyRule("model.mm_projector.", "projector.layers."),)
 
 
 def build_projector(config: Mapping[str, Any], weights: Mapping[str, Weight], vision_width: int) -> Projector:

@@ -10,22 +10,9 @@ from torch import Tensor, nn
 from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.weights.key_rules import KeyRule
 from mir_plugin.model_adapters.weights.stored import Weight
 
 _HEAD_WIDTH = 64  # BERT's, in every published size; the number of heads is not stored with the weights
-_LAYER = "model.mm_projector.bert.encoder.layer.*."
-_OURS = "projector.bert.encoder.layer.*."
-QFORMER_RULES = (
-    KeyRule("model.mm_projector.bert.embeddings.position_ids", None, "counts up from 0; computed"),
-    KeyRule("model.mm_projector.bert.embeddings.LayerNorm.", "projector.bert.embeddings.layernorm."),
-    KeyRule("model.mm_projector.bert.embeddings.", "projector.bert.embeddings."),
-    KeyRule(f"{_LAYER}attention.self.", f"{_OURS}attention.attention."),
-    KeyRule(f"{_LAYER}crossattention.self.", f"{_OURS}crossattention.attention."),
-    KeyRule(_LAYER, _OURS),
-    KeyRule("model.mm_projector.query_tokens", "projector.query_tokens"),
-    KeyRule("model.mm_projector.mm_mlp.", "projector.mm_mlp."),
-)
 
 
 class QformerProjector(nn.Module):
@@ -46,7 +33,7 @@ class QformerProjector(nn.Module):
         """The empty projector whose parameters have the shapes of these weights.
 
         Raises:
-            MirError: if weights are missing that tell its sizes, or its width is no multiple of BERT's head width.
+            MirError: if weights that show its sizes are missing, or its width is not a multiple of BERT's head width.
         """
         _, n_queries, width = _shape(weights, "projector.query_tokens")
         n_words, _ = _shape(weights, "projector.bert.embeddings.word_embeddings.weight")
@@ -59,7 +46,7 @@ class QformerProjector(nn.Module):
             k for k in layers if f"projector.bert.encoder.layer.{k}.crossattention.attention.key.weight" in weights
         )
         if width % _HEAD_WIDTH:
-            raise MirError(f"the Q-Former is {width} wide, no multiple of BERT's head width {_HEAD_WIDTH}.")
+            raise MirError(f"the width of the Q-Former is {width}, not a multiple of BERT's head width {_HEAD_WIDTH}.")
         config = InstructBlipQFormerConfig(
             vocab_size=n_words,
             hidden_size=width,

@@ -34,12 +34,12 @@ def require_sizes_of_weights(files: LlavaFiles) -> None:
         if name in _OPTIONAL and value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise MirError(f"{path} has {name} = {value!r}, expected a whole number from 1 on. Copy its own config.")
+            raise MirError(f"{path} has {name} = {value!r}, expected a positive whole number. Copy its own config.")
     epsilon = config.get("rms_norm_eps", 1e-6)
     if not is_norm_epsilon(epsilon):
         raise MirError(f"{path} has rms_norm_eps = {epsilon!r}, expected a number such as 1e-05. Copy its own config.")
     if wrong := impossible_rotation(config):
-        raise MirError(f"{path} has {wrong[0]} = {wrong[1]!r}, expected a number above 0. Copy its own config.")
+        raise MirError(f"{path} has {wrong[0]} = {wrong[1]!r}, expected a positive number. Copy its own config.")
     stored = stored_sizes(files.weights)
     if config.get("head_dim") is not None:
         stored["head_dim"] = stored.pop("query_width", 0) // config["num_attention_heads"]

@@ -21,9 +21,6 @@ class ConvNextTower(nn.Module):
     Stochastic depth is left out altogether: the original forgets to switch it off, which makes its inference random.
     """
 
-    STRIDE = 4
-    """Pixels per position of the map."""
-
     def __init__(self, depths: Sequence[int], widths: Sequence[int]) -> None:
         super().__init__()
         # Importing timm takes seconds, and every checkpoint's family is looked up through this package.
@@ -40,7 +37,7 @@ class ConvNextTower(nn.Module):
         self.n_channels = sum(widths)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (images, 3, S, S) to a feature map (images, n_channels, S / STRIDE, S / STRIDE)."""
+        """Pixels (images, 3, S, S) to a feature map (images, n_channels, S / AUX_STRIDE, S / AUX_STRIDE)."""
         stage_map = self.stem(pixels.to(next(self.parameters()).dtype))
         maps: list[Tensor] = []
         for stage in self.stages:
@@ -71,11 +68,11 @@ def build_convnext(shapes: Mapping[str, Sequence[int]], source: str) -> ConvNext
         MirError: if the keys do not form four stages of blocks with a layer scale each.
     """
     block_keys = [re.fullmatch(r"stages\.(\d+)\.blocks\.(\d+)\.gamma", key) for key in shapes]
-    blocks = {(int(found[1]), int(found[2])): shapes[found[0]] for found in block_keys if found}
+    blocks = {(int(match[1]), int(match[2])): shapes[match[0]] for match in block_keys if match}
     depths = [sum(stage == index for stage, _ in blocks) for index in range(4)]
     if not all(depths) or len(blocks) != sum(depths) or any((i, d - 1) not in blocks for i, d in enumerate(depths)):
         raise MirError(
-            f"{source} holds no ConvNeXt: expected layer scales 'stages.<0-3>.blocks.<n>.gamma' without a gap, found "
+            f"{source} is not a ConvNeXt: expected layer scales 'stages.<0-3>.blocks.<n>.gamma' without a gap, found "
             f"{sorted(blocks) or 'none'} (stage, block). The second tower of Mini-Gemini is an OpenCLIP ConvNeXt; "
             "name its folder with --vision-tower-aux."
         )

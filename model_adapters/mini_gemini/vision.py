@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mir_plugin.model_adapters.llava.vision_tower import ClipTower, TowerConfig
+from mir_plugin.model_adapters.llava.tower_config import TowerConfig
+from mir_plugin.model_adapters.llava.vision_tower import ClipTower
 from mir_plugin.model_adapters.mini_gemini.convnext import ConvNextTower, resize_map
+from mir_plugin.model_adapters.mini_gemini.files import ViewLayout
 from mir_plugin.model_adapters.mini_gemini.patch_info_mining import PatchInfoMining
-
-
-@dataclass(frozen=True)
-class ViewLayout:
-    """How a picture is cut for the low-resolution tower.
-
-    Attributes:
-        side: side of one view in pixels.
-        grid: the picture is cut into grid x grid tiles, row by row.
-        with_global_view: the whole picture, shrunk from what the tiles are cut from, goes before the tiles.
-    """
-
-    side: int
-    grid: int = 1
-    with_global_view: bool = False
-
-    @property
-    def n_views(self) -> int:
-        """Pictures that the low-resolution tower sees."""
-        return self.grid**2 + self.with_global_view
 
 
 def low_resolution_views(pixels: Tensor, layout: ViewLayout) -> Tensor:

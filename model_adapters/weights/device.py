@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from mir_plugin.errors import MirError
@@ -40,6 +42,11 @@ def chosen_dtype(name: str) -> torch.dtype | None:
     if name not in _DTYPES:
         raise MirError(f"dtype is {name!r}; expected one of auto, {', '.join(_DTYPES)}.")
     return _DTYPES[name]
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype of a name, as ``dtype_name`` gives it."""
+    return cast("torch.dtype", getattr(torch, name))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

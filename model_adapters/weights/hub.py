@@ -15,11 +15,11 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.py", "*.txt")
 
 
-def find_folder(name: str, near: Sequence[Path], *, what: str, option: str, marker: str = "config.json") -> Path:
+def find_folder(name: str, near: Sequence[Path], *, part: str, option: str, marker: str = "config.json") -> Path:
     """The model folder that ``name`` means: below the working directory, then below each of ``near``, then on the hub.
 
     Args:
-        what: for error messages, "base LLM".
+        part: for error messages, "base LLM".
         option: the command-line option that names it directly, "--base-llm".
         marker: the file by which such a folder is known.
 
@@ -35,12 +35,12 @@ def find_folder(name: str, near: Sequence[Path], *, what: str, option: str, mark
         return reason
     if len(name) > _LONGEST_SHOWN:
         raise MirError(
-            f"the {what} that config.json or {option} names has a name of {len(name)} letters: {name[:20]!r}... Name "
+            f"the {part} that config.json or {option} names has a name of {len(name)} letters: {name[:20]!r}... Name "
             f"its folder with {option} DIR."
         )
     searched = ", ".join(str(place) for place in places)
     raise MirError(
-        f"the {what} {name!r} was not found ({reason}); no {marker} in: {searched}. Name its folder with {option} DIR."
+        f"the {part} {name!r} was not found ({reason}); no {marker} in: {searched}. Name its folder with {option} DIR."
     )
 
 

@@ -1,7 +1,4 @@
-"""LoRA adapters as PEFT stores them: merged into the base weights when they are read, or kept beside them.
-
-W' = W + s · B A, with s = alpha / r (alpha / √r for rank-stabilised LoRA).
-"""
+"""LoRA adapters as PEFT stores them: the factors of each adapted module, still on disk. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,13 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-from torch import Tensor, nn
+from typing import Any
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.weights.stored import Weight, open_weight_file, read_json
+from mir_plugin.model_adapters.weights.stored import StoredTensor, open_weight_file, read_json
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
@@ -26,52 +20,9 @@ _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.def
 class LoraPair:
     """The two factors for one linear layer: ``down`` (A) is (r, inputs), ``up`` (B) is (outputs, r)."""
 
-    down: Weight
-    up: Weight
+    down: StoredTensor
+    up: StoredTensor
     scale: float
-
-
-@dataclass(frozen=True)
-class MergedWeight:
-    """A base weight with its LoRA pair added when it is read; computed in float32, kept in the base's dtype."""
-
-    base: Weight
-    lora: LoraPair
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the base weight."""
-        return self.base.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the base weight."""
-        return self.base.dtype
-
-    @property
-    def origin(self) -> str:
-        """Keys and files, for error messages."""
-        return f"{self.lora.up.origin}, merged into {self.base.origin}"
-
-    def read(self) -> Tensor:
-        """W + s · B A."""
-        update = self.lora.up.read().float() @ self.lora.down.read().float()
-        return (self.base.read().float() + self.lora.scale * update).to(self.base.dtype)
-
-
-class LoraLinear(nn.Module):
-    """A linear layer with its LoRA pair beside it: x Wᵀ + b + s · (x Aᵀ) Bᵀ."""
-
-    def __init__(self, base: nn.Linear, rank: int, scale: float) -> None:
-        super().__init__()
-        self.base = base
-        self.down = nn.Linear(base.in_features, rank, bias=False)
-        self.up = nn.Linear(rank, base.out_features, bias=False)
-        self.scale = scale
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs of the layer for inputs (..., inputs)."""
-        return cast("Tensor", self.base(inputs) + self.scale * self.up(self.down(inputs)))
 
 
 def open_lora(folder: Path) -> dict[str, LoraPair]:
@@ -85,11 +36,13 @@ def open_lora(folder: Path) -> dict[str, LoraPair]:
     path = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
     if path is None:
         raise MirError(f"{folder} holds adapter_config.json but none of {', '.join(ADAPTER_FILES)}. Copy it there.")
-    sides: dict[str, dict[str, Weight]] = {}
+    sides: dict[str, dict[str, StoredTensor]] = {}
     for key, weight in open_weight_file(path).items():
         match = _KEY.fullmatch(key)
         if match is None:
-            raise MirError(f"{weight.origin} is no LoRA factor; expected names like base_model.model.*.lora_A.weight.")
+            raise MirError(
+                f"{weight.origin} is not a LoRA factor; expected a name like base_model.model.*.lora_A.weight."
+            )
         sides.setdefault(match["module"], {})[match["side"]] = weight
     return {module: _pair(module, pair, config, path) for module, pair in sides.items()}
 
@@ -109,7 +62,7 @@ def require_all_targets(folder: Path, pairs: Mapping[str, LoraPair], base_names:
         return
     modules = [name.removesuffix(".weight") for name in base_names if name.endswith(".weight") and ".layers." in name]
     if not pairs.keys() <= set(modules):
-        return  # the adapter of another base, which is told when they are merged
+        return  # the adapter of another base, which is reported when they are merged
     missing = [module for module in modules if module.rpartition(".")[2] in targets and module not in pairs]
     if missing:
         path = next(folder / name for name in ADAPTER_FILES if (folder / name).is_file())
@@ -119,54 +72,7 @@ def require_all_targets(folder: Path, pairs: Mapping[str, LoraPair], base_names:
         )
 
 
-def merge(base: Mapping[str, Weight], pairs: Mapping[str, LoraPair]) -> dict[str, Weight]:
-    """The mapping with every adapted module's weight merged on reading; ``pairs`` by parameter owner.
-
-    Raises:
-        MirError: if a pair has no base weight, or does not fit it (LoRA of another base).
-    """
-    merged = dict(base)
-    for module, pair in pairs.items():
-        merged[f"{module}.weight"] = MergedWeight(_base_weight(base, module, pair), pair)
-    return merged
-
-
-def keep_beside(base: Mapping[str, Weight], pairs: Mapping[str, LoraPair], model: nn.Module) -> dict[str, Weight]:
-    """Put a ``LoraLinear`` in place of every adapted linear layer of an empty model; returns its parameters' weights.
-
-    Raises:
-        MirError: as ``merge``.
-    """
-    weights = dict(base)
-    for module, pair in pairs.items():
-        _base_weight(base, module, pair)
-        owner_name, _, attribute = module.rpartition(".")
-        owner = model.get_submodule(owner_name)
-        with torch.device("meta"):
-            layer = LoraLinear(cast("nn.Linear", getattr(owner, attribute)), pair.down.shape[0], pair.scale)
-        setattr(owner, attribute, layer.eval().requires_grad_(False))
-        for name in [name for name in base if name.rpartition(".")[0] == module]:
-            weights[f"{module}.base.{name.rpartition('.')[2]}"] = weights.pop(name)
-        weights |= {f"{module}.down.weight": pair.down, f"{module}.up.weight": pair.up}
-    return weights
-
-
-def _base_weight(base: Mapping[str, Weight], module: str, pair: LoraPair) -> Weight:
-    weight = base.get(f"{module}.weight")
-    if weight is None:
-        raise MirError(
-            f"{pair.up.origin} adapts {module!r}, which the base LLM does not have. "
-            f"The LoRA belongs to another base; name that one with --base-llm."
-        )
-    if weight.shape != (pair.up.shape[0], pair.down.shape[1]):
-        raise MirError(
-            f"{pair.up.origin} makes an update of shape {[pair.up.shape[0], pair.down.shape[1]]}, but {weight.origin} "
-            f"has {list(weight.shape)}. The LoRA belongs to another base; name that one with --base-llm."
-        )
-    return weight
-
-
-def _pair(module: str, sides: Mapping[str, Weight], config: Mapping[str, Any], path: Path) -> LoraPair:
+def _pair(module: str, sides: Mapping[str, StoredTensor], config: Mapping[str, Any], path: Path) -> LoraPair:
     if sides.keys() != {"A", "B"}:
         (present,) = sides
         raise MirError(f"{path} holds lora_{present} of {module!r} without its partner. Copy the adapter again.")

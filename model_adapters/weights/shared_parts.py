@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mir_plugin.model_adapters.weights.lora import MergedWeight
+from mir_plugin.model_adapters.weights.lora_layers import MergedWeight
 from mir_plugin.model_adapters.weights.stored import StoredTensor, Weight
 from mir_plugin.samples.sample_set import Sample
 

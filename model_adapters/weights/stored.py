@@ -1,7 +1,8 @@
 """Weight files of a checkpoint folder as a lazy mapping: key → shape, dtype, file, and how to read it.
 
 Opening reads headers only. A tensor's bytes are read (memory-mapped where the format allows) when it is asked for,
-so that a checkpoint larger than memory can be opened, checked and streamed layer by layer.
+so that a checkpoint larger than memory can be opened, checked and streamed layer by layer. torch is imported when the
+first tensor is read, or for a pickle whose header only torch can read.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.strict_json import json_document
+from mir_plugin.model_adapters.weights.pickle_header import TensorHeader, is_archive, pickle_header
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
@@ -57,13 +60,25 @@ class Weight(Protocol):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file of the checkpoint."""
+    """A tensor in a file of the checkpoint.
+
+    Attributes:
+        key: its name in the file.
+        dtype_name: as configs and options have it, "bfloat16".
+    """
 
     key: str
     path: Path
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype_name: str
     _read: Callable[[], Tensor] = field(repr=False, compare=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype it is stored in."""
+        import torch
+
+        return cast("torch.dtype", getattr(torch, self.dtype_name))
 
     @property
     def origin(self) -> str:
@@ -75,9 +90,9 @@ class StoredTensor:
         try:
             return self._read()
         except (OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            if _is_shortage(error):
+            if _is_out_of_memory(error):
                 raise MirError(
-                    f"main memory does not suffice to read {self.origin}: {error}. What needs less: layers one at a "
+                    f"out of main memory while reading {self.origin}: {error}. Try: layers one at a "
                     "time (--device-memory 8GB), half precision (--dtype bfloat16)."
                 ) from error
             raise _damaged(self.path, f"{self.key!r} cannot be read: {error}") from error
@@ -129,7 +144,7 @@ def open_weight_file(path: Path) -> dict[str, StoredTensor]:
         raise MirError(f"the path {path} is not UTF-8, which reading safetensors needs. Rename the folder.")
     weights = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
     if not weights:
-        raise MirError(f"{path} is a weights file without a single tensor. Copy or download it again.")
+        raise MirError(f"{path} contains no tensors. Copy or download it again.")
     return weights
 
 
@@ -187,7 +202,7 @@ def _open_sharded(index: Path) -> dict[str, StoredTensor]:
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
-        with safe_open(path, framework="pt", device="cpu"):
+        with safe_open(path, framework="np"):
             pass  # checks the header and the length of the file
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
@@ -197,88 +212,105 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     header.pop("__metadata__", None)
     weights: dict[str, StoredTensor] = {}
     for key, entry in header.items():
-        shape, dtype = tuple(entry["shape"]), _safetensors_dtype(entry["dtype"], key, path)
+        if entry["dtype"] not in _SAFETENSORS_DTYPES:
+            known = ", ".join(_SAFETENSORS_DTYPES)
+            raise MirError(
+                f"{key!r} in {path} has dtype {entry['dtype']}; supported: {known}. Quantised weights are not measured."
+            )
+        shape, dtype = tuple(entry["shape"]), _SAFETENSORS_DTYPES[entry["dtype"]]
         start, end = (8 + header_bytes + offset for offset in entry["data_offsets"])
         weights[key] = StoredTensor(key, path, shape, dtype, partial(_mapped, path, start, end, shape, dtype))
     return weights
 
 
-def _mapped(path: Path, start: int, end: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+_SAFETENSORS_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def _mapped(path: Path, start: int, end: int, shape: tuple[int, ...], dtype_name: str) -> Tensor:
     """Bytes of a file as a tensor: read when touched, shared between processes, gone with the tensor.
 
     Only these bytes are mapped: a map of the whole file would outlive a layer that is streamed through memory.
     """
+    import numpy as np
+    import torch
+
+    dtype: torch.dtype = getattr(torch, dtype_name)
     if start == end:
         return torch.empty(shape, dtype=dtype)
     content = np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(end - start,))
     return torch.from_numpy(content).view(dtype).view(shape)
 
 
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-def _safetensors_dtype(name: str, key: str, path: Path) -> torch.dtype:
-    if name not in _SAFETENSORS_DTYPES:
-        known = ", ".join(_SAFETENSORS_DTYPES)
-        raise MirError(f"{key!r} in {path} has dtype {name}; supported: {known}. Quantised weights are not measured.")
-    return _SAFETENSORS_DTYPES[name]
-
-
 def _open_pickle(path: Path) -> dict[str, StoredTensor]:
-    state = _unpickle(path)
-    if not isinstance(state, Mapping):
-        raise MirError(f"{path} holds a {type(state).__name__}, expected a state dict: names and tensors.")
-    for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise MirError(f"{path} holds {key!r}: {type(value).__name__}; expected a state dict: names and tensors.")
-        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
-            kind = "meta" if value.is_meta else str(value.dtype if value.layout == torch.strided else value.layout)
-            raise MirError(f"{key!r} in {path} is no plain tensor of numbers ({kind}), which is all that is measured.")
+    header = pickle_header(path)
+    if header is None:  # only torch can tell what it holds, or what is wrong with it
+        state = _unpickle(path)
+        return _stored(path, _headers(path, state), lambda: state)
+    return _stored(path, header, functools.cache(partial(_unpickle, path)))
+
+
+def _stored(
+    path: Path, headers: Mapping[str, TensorHeader], state: Callable[[], Mapping[str, Tensor]]
+) -> dict[str, StoredTensor]:
     return {
-        key: StoredTensor(key, path, tuple(value.shape), value.dtype, partial(_of_intact_archive, path, value))
-        for key, value in state.items()
+        key: StoredTensor(key, path, header.shape, header.dtype, partial(_of_intact_archive, path, state, key))
+        for key, header in headers.items()
     }
 
 
-def _unpickle(path: Path) -> object:
+def _headers(path: Path, state: Mapping[str, Tensor]) -> dict[str, TensorHeader]:
+    import torch
+
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise MirError(f"{path} holds {key!r}: {type(value).__name__}; expected a state dict: names and tensors.")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            kind = "meta" if value.is_meta else str(value.dtype if value.layout == torch.strided else value.layout)
+            raise MirError(f"{key!r} in {path} is {kind}; only plain tensors of real numbers are measured.")
+    return {
+        key: TensorHeader(tuple(value.shape), str(value.dtype).removeprefix("torch.")) for key, value in state.items()
+    }
+
+
+def _unpickle(path: Path) -> Mapping[str, Tensor]:
+    import torch
+
     try:
         # The layout before torch 1.6 cannot be memory-mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive(path))
     except pickle.UnpicklingError as error:
         refused = _REFUSED_OBJECT.search(str(error))
         if refused is None:
-            raise _damaged(path, "it is no pickle of tensors, and nothing in it was run") from error
+            raise _damaged(path, "it is not a pickle of tensors; nothing in it was run") from error
         raise MirError(
             f"{path} holds a Python object besides tensors ({refused[1]}), which could run code; it was not loaded. "
             f"If you trust it, convert it to safetensors elsewhere."
         ) from error
-    # What the unpickler raises on bytes that are none of its own is not written down anywhere.
+    # What the unpickler raises on damaged bytes is not documented.
     except Exception as error:
         raise _damaged(path, str(error)) from error
+    if not isinstance(state, Mapping):
+        raise MirError(f"{path} holds a {type(state).__name__}, expected a state dict: names and tensors.")
+    return state
 
 
-def _is_archive(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
-
-
-def _of_intact_archive(path: Path, value: Tensor) -> Tensor:
+def _of_intact_archive(path: Path, state: Callable[[], Mapping[str, Tensor]], key: str) -> Tensor:
     """The tensor, after the checksums in its file were compared once; torch itself does not look at them."""
-    if _is_archive(path):
+    if is_archive(path):
         stat = path.stat()
         _compare_checksums(path, stat.st_size, stat.st_mtime_ns)
-    return value.detach()
+    return state()[key].detach()
 
 
 @functools.lru_cache(maxsize=64)
@@ -289,7 +321,7 @@ def _compare_checksums(path: Path, size: int, mtime_ns: int) -> None:
         raise ValueError(f"the checksum of its record {damaged} is wrong")
 
 
-def _is_shortage(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     """Whether the machine, not the file, is what fails."""
     return getattr(error, "errno", None) == errno.ENOMEM or "allocate memory" in str(error)
 

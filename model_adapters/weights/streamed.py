@@ -13,12 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.weights.key_rules import (
-    assign,
-    check_fit,
-    release,
-    weights_below,
-)
+from mir_plugin.model_adapters.weights.assignment import assign, check_fit, release
+from mir_plugin.model_adapters.weights.key_rules import weights_below
 from mir_plugin.model_adapters.weights.stored import Weight
 from mir_plugin.types import Decoder
 
@@ -78,9 +74,9 @@ def fit_within(device_memory: int, *, layers: Sequence[int], others: int) -> Fit
     if max(layers) > room:
         least = math.ceil((max(layers) + others) / SHARE_FOR_WEIGHTS / 1e8) / 10  # GB, never rounded down
         raise MirError(
-            f"{device_memory / 1e9:.2f} GB of device memory are too little: vision tower, projector and embeddings "
+            f"{device_memory / 1e9:.2f} GB of device memory is too little: vision tower, projector and embeddings "
             f"take {others / 1e9:.2f} GB and one decoder layer {max(layers) / 1e9:.2f} GB. "
-            f"With features and statistics, --device-memory {least:.1f}GB is the least."
+            f"With features and statistics, it takes at least --device-memory {least:.1f}GB."
         )
     return Fit(whole=sum(layers) <= room, two_layers=2 * max(layers) <= room)
 
@@ -126,8 +122,8 @@ def require_resident(decoder: Decoder) -> None:
     """Raise MirError where decoder layers are streamed: generating would read every layer once a token."""
     if decoder.streamed is not None:
         raise MirError(
-            "this checkpoint's decoder layers are streamed from disk (--device-memory): that measures MIR, but "
-            "answers no prompts. Load it without --device-memory, or with more of it."
+            "this checkpoint's decoder layers are streamed from disk (--device-memory): MIR can be measured, but "
+            "no prompts answered. Load it without --device-memory, or with more of it."
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.checkpoint_names import step_in_name
 from mir_plugin.reports.board.config import ModelEntry, ReportConfig
 from mir_plugin.reports.read.identity import (
     NAME,
@@ -21,7 +22,6 @@ from mir_plugin.reports.read.identity import (
     short_names,
 )
 from mir_plugin.reports.read.records import CheckpointRef, Harvest, Problem
-from mir_plugin.selection.steps import step_in_name
 
 KEY_KINDS = (PATH, NAME, VLMEVALKIT_MODEL, WEIGHTS)  # the first kind that a checkpoint has names it
 

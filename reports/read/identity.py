@@ -9,8 +9,8 @@ from collections.abc import Hashable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
+from mir_plugin.measurement.checkpoint_names import is_only_a_step
 from mir_plugin.reports.read.records import CheckpointRef
-from mir_plugin.selection.steps import is_only_a_step
 
 PATH, NAME, WEIGHTS, VLMEVALKIT_MODEL = "path:", "name:", "weights:", "vlmevalkit:"
 NOT_IN_PATHS = re.compile(r'[<>"|\x00-\x1f]')  # no portable path or hub name holds these

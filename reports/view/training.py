@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from mir_plugin.measurement.checkpoint_names import run_of, step_in_name
 from mir_plugin.reports.board.board import Board, BoardRow
 from mir_plugin.reports.board.joint import score_of
 from mir_plugin.reports.read.benchmarks import TRAINING_LOSS
@@ -17,7 +18,6 @@ from mir_plugin.reports.view.series import (
     scopes,
     score_columns,
 )
-from mir_plugin.selection.steps import run_of, step_in_name
 
 MIR = "mir"
 

@@ -12,7 +12,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from mir_plugin.errors import MirError
-from mir_plugin.measurement.loading import LOADING, load_options
+from mir_plugin.measurement.options import LOADING, load_options
 from mir_plugin.model_adapters import load_adapter
 from mir_plugin.model_adapters.prompts.generation import Generator, Prompt
 from mir_plugin.tasks.generation_arguments import GenerationArguments

@@ -13,7 +13,7 @@ from typing import Any
 import PIL.Image
 
 from mir_plugin.errors import MirError
-from mir_plugin.measurement.loading import LOADING, load_options
+from mir_plugin.measurement.options import LOADING, load_options
 from mir_plugin.model_adapters import load_adapter
 from mir_plugin.model_adapters.prompts.generation import IMAGE_MARK, Generator, Prompt
 from mir_plugin.tasks.generation_arguments import HANDLED, GenerationArguments

@@ -13,14 +13,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.weights.key_rules import (
-    KeyRule,
-    assign,
-    build_empty,
-    release,
-    rename,
-    weights_below,
-)
+from mir_plugin.model_adapters.weights.assignment import assign, build_empty, release
+from mir_plugin.model_adapters.weights.key_rules import KeyRule, rename, weights_below
 from mir_plugin.model_adapters.weights.stored import open_checkpoint_weights, open_weight_file
 
 pytestmark = pytest.mark.slow

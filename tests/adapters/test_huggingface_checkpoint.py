@@ -14,9 +14,10 @@ from adapters.tiny_models import TINY_MODELS
 
 from mir_plugin.engine.features import layer_features
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters import LoadOptions, load_adapter, recognise
-from mir_plugin.model_adapters.huggingface.adapter import from_loaded, load
-from mir_plugin.model_adapters.huggingface.checkpoint import recognises
+from mir_plugin.model_adapters import LoadOptions, load_adapter, open_checkpoint
+from mir_plugin.model_adapters.huggingface.adapter import HuggingFaceAdapter, from_loaded
+from mir_plugin.model_adapters.huggingface.adapter import load as load_folder
+from mir_plugin.model_adapters.recognition import CheckpointFolder, is_huggingface
 from mir_plugin.samples.sample_set import Sample
 
 pytestmark = pytest.mark.slow
@@ -25,6 +26,10 @@ SAMPLE = Sample(
     "one", PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)), "A cat sat."
 )
 CPU = LoadOptions(device="cpu")
+
+
+def load(folder: Path, options: LoadOptions) -> HuggingFaceAdapter:
+    return load_folder(CheckpointFolder.read(folder), options)
 
 
 def saved(family: str, folder: Path) -> Path:
@@ -58,22 +63,22 @@ def test_loading_chooses_the_pil_backend_and_the_dtype_asked_for(llava_folder: P
 
 def test_an_original_llava_folder_is_not_taken_for_a_hugging_face_one(tmp_path: Path) -> None:
     write_config(tmp_path, model_type="llava", mm_vision_tower="openai/clip-vit-large-patch14-336")
-    assert not recognises(tmp_path)
+    assert not is_huggingface(CheckpointFolder.read(tmp_path))
 
 
 def test_a_language_model_is_not_recognised(tmp_path: Path) -> None:
     write_config(tmp_path, model_type="llama")
-    assert not recognises(tmp_path)
+    assert not is_huggingface(CheckpointFolder.read(tmp_path))
 
 
 def test_a_saved_checkpoint_is_recognised_by_its_config(llava_folder: Path) -> None:
-    assert recognise(llava_folder).name == "huggingface"
+    assert open_checkpoint(llava_folder).spec.name == "huggingface"
 
 
 def test_code_in_the_folder_does_not_run_unless_asked_for(tmp_path: Path) -> None:
     write_config(tmp_path, model_type="own", auto_map={"AutoModelForImageTextToText": "modeling_own.Own"})
     (tmp_path / "modeling_own.py").write_text("raise SystemExit('the code ran')")
-    assert recognises(tmp_path)
+    assert is_huggingface(CheckpointFolder.read(tmp_path))
     with pytest.raises(MirError, match="--trust-remote-code"):
         load(tmp_path, CPU)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from command_line import mir
 
 from mir_plugin.commands.inspect import measuring_lines
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters import LoadOptions, checkpoint_folder, inspect_checkpoint
+from mir_plugin.model_adapters import LoadOptions, open_checkpoint
+from mir_plugin.model_adapters.recognition import CheckpointFolder
 from mir_plugin.samples.embedded import micro_checkpoints
 
 from golden_data import require_golden
@@ -33,42 +36,71 @@ pytestmark = pytest.mark.slow
     ],
 )
 def test_a_checkpoint_is_recognised_with_its_parts(case: str, family: str, stated: dict[str, str]) -> None:
-    spec, description = inspect_checkpoint(require_golden(case) / "model", LoadOptions())
-    assert spec.name == family
-    assert stated.items() <= dict(description).items()
+    checkpoint = open_checkpoint(require_golden(case) / "model")
+    assert checkpoint.spec.name == family
+    assert stated.items() <= checkpoint.inspect().items()
 
 
 def test_the_folders_name_has_no_say(tmp_path: Path) -> None:
     copy = tmp_path / "mgm-sharegpt4v-qwen"
     shutil.copytree(require_golden("llava/llava_full"), copy, ignore=shutil.ignore_patterns("samples", "expected*"))
-    assert inspect_checkpoint(copy / "model", LoadOptions())[0].name == "llava-1.5"
+    assert open_checkpoint(copy / "model").spec.name == "llava-1.5"
 
 
 def test_a_hugging_face_checkpoint_is_described_by_its_config() -> None:
-    spec, description = inspect_checkpoint(micro_checkpoints()[0], LoadOptions())
+    checkpoint = open_checkpoint(micro_checkpoints()[0])
     config = json.loads((micro_checkpoints()[0] / "config.json").read_text())
-    assert spec.name == "huggingface"
-    assert description["layers"].startswith(f"{config['text_config']['num_hidden_layers']} of width")
+    assert checkpoint.spec.name == "huggingface"
+    assert checkpoint.inspect()["layers"].startswith(f"{config['text_config']['num_hidden_layers']} of width")
 
 
 def test_a_missing_part_is_named_with_its_family_and_remedy(tmp_path: Path) -> None:
     case = require_golden("llava/llava_projector")
     shutil.copytree(case / "model", tmp_path / "lonely" / "deep" / "model")
     with pytest.raises(MirError, match=r"is a llava-1\.5 checkpoint, but cannot be loaded yet.*--base-llm"):
-        inspect_checkpoint(tmp_path / "lonely" / "deep" / "model", LoadOptions())
+        open_checkpoint(tmp_path / "lonely" / "deep" / "model").inspect()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        "llava/llava_full",  # safetensors
+        "llava/llava_linear",  # pickles in shards
+        "llava/llava_lora",
+        "llava/llava_qformer",
+        "sharegpt4v/share4v_full",
+        "mini_gemini/mgm_full",
+    ],
+)
+def test_inspecting_an_original_checkpoint_imports_no_torch_and_reads_its_config_once(case: str) -> None:
+    code = """
+import sys
+from pathlib import Path
+opened = []
+sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "open" else None)
+from mir_plugin.cli import app
+app(["inspect", "model"], standalone_mode=False)
+print([name for name in ("torch", "transformers", "accelerate") if name in sys.modules])
+print(opened.count("model/config.json"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=require_golden(case), capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-2:] == ["[]", "1"], done.stdout + done.stderr
 
 
 def test_an_overridden_tower_is_the_one_described() -> None:
     case = require_golden("sharegpt4v/share4v_full")
-    _, description = inspect_checkpoint(case / "model", LoadOptions(vision_tower=case / "vision_tower"))
-    assert description["vision tower"].endswith("(named by --vision-tower)")
+    checkpoint = open_checkpoint(case / "model", LoadOptions(vision_tower=case / "vision_tower"))
+    assert checkpoint.inspect()["vision tower"].endswith("(named by --vision-tower)")
 
 
 def test_a_path_that_is_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(MirError, match=r"no checkpoint folder at .*nothing-here"):
-        checkpoint_folder(tmp_path / "nothing-here")
+        CheckpointFolder.find(tmp_path / "nothing-here")
     with pytest.raises(MirError, match=r"holds no config\.json"):
-        checkpoint_folder(tmp_path)
+        CheckpointFolder.find(tmp_path)
 
 
 def test_a_path_is_shown_letter_by_letter(
@@ -97,8 +129,11 @@ def test_the_printed_command_is_understood_by_the_command_line(
     assert mir(monkeypatch, *arguments, *pair, "--n-samples", 2) == 0
 
 
-def test_options_of_a_host_tool_are_one_word_of_the_shell() -> None:
-    _, line = measuring_lines(Path("my llava"), LoadOptions(base_llm=Path("a b"), merge_lora=False), "mir_llava")
+def test_options_of_a_host_tool_are_one_word_of_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(require_golden("llava/llava_projector") / "model", tmp_path / "my llava")
+    monkeypatch.chdir(tmp_path)
+    options = LoadOptions(base_llm=Path("a b"), merge_lora=False)
+    _, line = measuring_lines(open_checkpoint(Path("my llava"), options))
     assert line.startswith(
         "lmms_eval --model mir_llava --model_args 'pretrained=my llava,base_llm=a b,merge_lora=False'"
     )

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters import LoadOptions, load_adapter, recognise
+from mir_plugin.model_adapters import LoadOptions, load_adapter, open_checkpoint
 from mir_plugin.model_adapters.llava.loading import LlavaAdapter
-from mir_plugin.model_adapters.llava.vision_tower import open_tower_weights
+from mir_plugin.model_adapters.llava.tower_config import CLIP_DEFAULTS, open_tower_weights
 from mir_plugin.model_adapters.prompts.generation import Generator, Prompt
 from mir_plugin.model_adapters.prompts.sequences import padded_batch
 from mir_plugin.samples.sample_set import Sample
@@ -57,9 +58,9 @@ def change_json(path: Path, **changes: object) -> None:
 def test_families_are_recognised_from_config_whatever_the_folder_is_called(copy: Path) -> None:
     renamed = copy / "mgm-sharegpt4v-lora"
     (copy / "model").rename(renamed)
-    assert recognise(renamed).name == "llava-1.5"
+    assert open_checkpoint(renamed).spec.name == "llava-1.5"
     change_json(renamed / "config.json", model_type="share4v")
-    assert recognise(renamed).name == "sharegpt4v"
+    assert open_checkpoint(renamed).spec.name == "sharegpt4v"
 
 
 def test_a_merged_lora_gives_what_one_kept_beside_gives() -> None:
@@ -229,3 +230,7 @@ def test_a_tower_saved_by_transformers_5_without_its_prefix_is_the_same_tower(tm
     ours, theirs = open_tower_weights(tmp_path / "tower"), open_tower_weights(case / "vision_tower")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name].read(), theirs[name].read()) for name in theirs)
+
+
+def test_sizes_that_a_towers_config_leaves_out_are_transformers_defaults() -> None:
+    assert {name: getattr(CLIPVisionConfig(), name) for name in CLIP_DEFAULTS} == CLIP_DEFAULTS

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters import LoadOptions, load_adapter, recognise
+from mir_plugin.model_adapters import LoadOptions, load_adapter, open_checkpoint
 from mir_plugin.model_adapters.llava.export import export_llava
 from mir_plugin.model_adapters.llava.loading import LlavaAdapter
 from mir_plugin.model_adapters.moca.training import apply_moca, moca_parameters
@@ -49,7 +49,7 @@ def test_an_exported_model_gives_its_hidden_states(tmp_path: Path, with_moca: bo
             for parameter in moca_parameters(tiny.model):
                 parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     export_llava(tiny.model, tiny.processor, str(tmp_path))
-    assert recognise(tmp_path).name == "llava-1.5"
+    assert open_checkpoint(tmp_path).spec.name == "llava-1.5"
     original = load_adapter(tmp_path, LoadOptions(device="cpu"))
     assert isinstance(original, LlavaAdapter)
     assert original.facts["moca"] is with_moca

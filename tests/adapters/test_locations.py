@@ -12,7 +12,8 @@ from adapters.tiny_models import TINY_MODELS
 from huggingface_hub.utils import filter_repo_objects
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters import LoadOptions, checkpoint_folder, load_adapter
+from mir_plugin.model_adapters import LoadOptions, load_adapter
+from mir_plugin.model_adapters.recognition import CheckpointFolder
 from mir_plugin.model_adapters.weights.hub import hub_folder
 
 pytestmark = pytest.mark.slow
@@ -118,4 +119,4 @@ def test_why_the_hub_gives_nothing_is_one_line(
 ) -> None:
     failing(error)
     with pytest.raises(MirError, match=reason):
-        checkpoint_folder(Path("owner/name"))
+        CheckpointFolder.find(Path("owner/name"))

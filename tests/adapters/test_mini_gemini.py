@@ -18,14 +18,14 @@ from adapters.mini_gemini_cases import (
 )
 from torch import Tensor
 
-from mir_plugin.model_adapters import recognise
+from mir_plugin.model_adapters import open_checkpoint
 from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
 from mir_plugin.model_adapters.llava.vision_tower import ClipTower
-from mir_plugin.model_adapters.mini_gemini.loading import recognises
 from mir_plugin.model_adapters.mini_gemini.vision import low_resolution_views
 from mir_plugin.model_adapters.prompts.conversation import prompt_ids
 from mir_plugin.model_adapters.prompts.generation import Prompt
 from mir_plugin.model_adapters.prompts.sequences import expand, padded_batch
+from mir_plugin.model_adapters.recognition import CheckpointFolder, is_mini_gemini
 
 from golden_data import require_golden
 
@@ -172,11 +172,11 @@ def test_a_trained_second_tower_comes_from_the_checkpoint_unless_a_folder_is_nam
 )
 def test_the_family_is_recognised_from_the_config(tmp_path: Path, config: dict[str, Any], ours: bool) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert recognises(tmp_path) is ours
+    assert is_mini_gemini(CheckpointFolder.read(tmp_path)) is ours
 
 
 def test_the_family_is_not_taken_for_llava() -> None:
-    assert recognise(require_golden("mini_gemini/mgm_full") / "model").name == "mini-gemini"
+    assert open_checkpoint(require_golden("mini_gemini/mgm_full") / "model").spec.name == "mini-gemini"
 
 
 def question(name: str, row: int, text: str) -> Prompt:

@@ -12,9 +12,8 @@ from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import (
     LoadOptions,
     adapter_spec,
-    inspect_checkpoint,
     known_adapters,
-    recognise,
+    open_checkpoint,
 )
 
 pytestmark = pytest.mark.slow
@@ -23,8 +22,8 @@ MODULE = """
 from mir_plugin.model_adapters import AdapterSpec
 FAMILY = AdapterSpec({name!r}, "a family of one", "owls:load", "owls:recognises", "owls:inspect")
 SOMETHING_ELSE = 3
-def recognises(checkpoint): return (checkpoint / "owl").exists()
-def inspect(checkpoint, options): return {{"feathers": "many"}}
+def recognises(folder): return (folder.path / "owl").exists()
+def inspect(folder, options): return {{"feathers": "many"}}
 """
 
 
@@ -55,8 +54,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 def test_an_installed_family_is_known_recognised_and_asked_first(installed: Path, checkpoint: Path) -> None:
     assert [spec.name for spec in known_adapters()][:2] == ["owl", "mini-gemini"]
-    assert adapter_spec("owl") is recognise(checkpoint)
-    assert inspect_checkpoint(checkpoint, LoadOptions())[1] == {"feathers": "many"}
+    assert adapter_spec("owl") is open_checkpoint(checkpoint).spec
+    assert open_checkpoint(checkpoint).inspect() == {"feathers": "many"}
 
 
 def test_an_installed_family_must_not_take_a_name_in_use(installed: Path) -> None:
@@ -76,7 +75,7 @@ def test_a_family_of_ones_own_is_named_by_its_place(
 ) -> None:
     (tmp_path / "owls.py").write_text(MODULE.format(name="owl"))
     monkeypatch.syspath_prepend(tmp_path)
-    assert inspect_checkpoint(checkpoint, LoadOptions(family="owls:FAMILY"))[0].name == "owl"
+    assert open_checkpoint(checkpoint, LoadOptions(family="owls:FAMILY")).spec.name == "owl"
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 from mir_plugin.errors import MirError
 from mir_plugin.indicators.in_context import questions_from_tsv
 from mir_plugin.indicators.training_loss import training_loss
-from mir_plugin.measurement.loading import LOADING, load_options
-from mir_plugin.measurement.options import bytes_of
-from mir_plugin.selection.checkpoint_watcher import Watch, why_incomplete
+from mir_plugin.measurement.options import LOADING, load_options, parse_size
+from mir_plugin.selection.checkpoint_watcher import CheckpointWatcher, why_incomplete
 from mir_plugin.tasks.generation_arguments import GenerationArguments
 from mir_plugin.tasks.options import OPTIONS, resolve
 
@@ -144,7 +143,7 @@ def test_sizes_of_any_text_are_taken_or_refused(bench: Bench, examples: int) -> 
     @given(st.text(max_size=12) | st.from_regex(r"[0-9.]{1,6}(e[0-9]{1,4})?[kmgtKMGT]?i?[bB]?", fullmatch=True))
     def hold(text: str) -> None:
         try:
-            assert (bytes_of(text) or 0) > 0
+            assert (parse_size(text) or 0) > 0
         except MirError as error:
             assert "6GB" in str(error)
 
@@ -234,7 +233,7 @@ FILE_CASES = (
          Refused("questions.tsv, row 2", "index, image")),
     Case("questions: binary", "the file is binary", bytes_as_questions(bytes(range(256))), Refused("questions.tsv")),
     Case("trainer state: half", "trainer_state.json is half written", trainer_state('{"log_history": [{"loss": 1'),
-         Refused("trainer_state.json", "no trainer state", "Copy it again")),
+         Refused("trainer_state.json", "trainer state", "Copy it again")),
     Case("trainer state: NaN", "a loss is NaN: the training diverged",
          trainer_state('{"log_history": [{"loss": 1.0}, {"loss": NaN}]}'), Refused("trainer_state.json", "nan")),
     Case("trainer state: text", "a loss is a text", trainer_state('{"log_history": [{"loss": "1.0"}]}'),
@@ -313,7 +312,7 @@ def test_a_checkpoint_in_any_state_of_being_written_does_not_end_a_watch(bench: 
         for name, written in files.items():
             (folder / name).write_bytes(written)
         assert why_incomplete(folder) is None or isinstance(why_incomplete(folder), str)
-        watch = Watch(bench.folder, settle_seconds=0)
+        watch = CheckpointWatcher(bench.folder, settle_seconds=0)
         watch.ready()
         watch.ready()
 
@@ -328,7 +327,7 @@ def test_files_that_go_back_in_time_are_seen_as_changed(bench: Bench) -> None:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"1234")
-    watch = Watch(bench.folder, settle_seconds=0)
+    watch = CheckpointWatcher(bench.folder, settle_seconds=0)
     watch.ready(now=0)
     assert watch.ready(now=1) == [folder]
     assert watch.ready(now=2) == []

@@ -1,15 +1,17 @@
-"""Which training run and which step a checkpoint folder belongs to, and the order of training."""
+"""Which training run and step a checkpoint folder belongs to, the order of training, and names for its results."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from mir_plugin.samples.sources import natural_order
 
+DEFAULT_OUT = Path("mir-out")
 _NUMBERED = re.compile(
     r"(?:(?P<run>.+?)[-_.])??(?:checkpoint|ckpt|global[-_]?step|step|iter|epoch)[-_]?(?P<step>\d+)", re.IGNORECASE
 )
@@ -42,10 +44,10 @@ def step_of(checkpoint: Path) -> int | None:
         return step
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        found = state.get("global_step")
+        step = state.get("global_step")
     except (OSError, ValueError, AttributeError, RecursionError):  # no such file, or none of the trainer's
         return None
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 def run_of(checkpoint: Path) -> str:
@@ -70,3 +72,22 @@ def in_training_order(checkpoints: Iterable[Path]) -> list[Path]:
         return natural_order(run_of(checkpoint)), math.inf if step is None else step, natural_order(str(checkpoint))
 
     return sorted(dict.fromkeys(checkpoints), key=key)
+
+
+def result_name(checkpoint: Path, taken: Iterable[str] = ()) -> str:
+    """Folder name for a checkpoint's result: its own, behind its run's if it is called after a step; unique.
+
+    >>> result_name(Path("runs/llava/checkpoint-20")), result_name(Path("b/llava"), taken={"llava"})
+    ('llava_checkpoint-20', 'b_llava')
+    """
+    path = Path(os.path.abspath(checkpoint))  # noqa: PTH100 - without "..", which is no name, but with links
+    parts, taken = path.parts[1:], set(taken)
+    n_parts = 1 if step_in_name(path.name) is None else 2
+    while (name := "_".join(parts[-n_parts:])) in taken and n_parts < len(parts):
+        n_parts += 1
+    return name
+
+
+def result_folder(checkpoint: Path) -> Path:
+    """Where the result of a checkpoint goes if no folder is named."""
+    return DEFAULT_OUT / result_name(checkpoint)

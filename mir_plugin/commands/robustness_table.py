@@ -27,28 +27,28 @@ OUTCOME_STYLES = {
 CONDITION_WIDTH, VALUE_WIDTH = 20, 14
 
 
-def print_robustness(found: Robustness, paths: Sequence[Path]) -> None:
+def print_robustness(report: Robustness, paths: Sequence[Path]) -> None:
     """Print conditions, numbers of samples, verdicts and what was written, to standard output."""
     console = Console(highlight=False)
     console.print(
-        f"MIR on {found.n_samples} samples, ± half of its 95 % interval; lower is better. Tokens: vision/text",
+        f"MIR on {report.n_samples} samples, ± half of its 95 % interval; lower is better. Tokens: vision/text",
         soft_wrap=True,
     )
     for study in STUDIES:
-        conditions = [one for one in found.conditions if one.study == study]
+        conditions = [one for one in report.conditions if one.study == study]
         if conditions and study != NUMBER:
             console.print(_conditions(STUDIES[study], conditions))
-    orders = found.orders_by_number() if len(found.checkpoints) > 1 else {}
-    for name in found.checkpoints:
-        rows = [row for row in found.number_rows() if row.checkpoint == name]
+    orders = report.orders_by_number() if len(report.checkpoints) > 1 else {}
+    for name in report.checkpoints:
+        rows = [row for row in report.number_rows() if row.checkpoint == name]
         if rows:
             console.print(_numbers(f"{STUDIES[NUMBER]}: {name}", rows, orders))
-    for verdict in found.verdicts:
+    for verdict in report.verdicts:
         style = OUTCOME_STYLES.get(verdict.outcome, "bold")
         console.print(f"[{style}]{verdict.outcome}[/]  {escape(verdict.sentence)}", soft_wrap=True)
-    for study, reason in found.skipped.items():
+    for study, reason in report.skipped.items():
         console.print(f"[yellow]left out[/yellow]  {STUDIES[study]}: {escape(reason)}", soft_wrap=True)
-    for note in found.notes:
+    for note in report.notes:
         console.print(f"[yellow]note[/yellow]  {escape(note)}", soft_wrap=True)
     for path in paths:
         console.print(f"wrote {escape(str(path))}", soft_wrap=True)

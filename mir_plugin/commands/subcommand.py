@@ -1,0 +1,34 @@
+"""What typer runs a subcommand with, and the exit codes besides 0, 1 (nothing could be done) and 2 (wrong usage)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperCommand
+
+from mir_plugin.measurement.out_of_memory import out_of_memory_explained
+
+SOME_FAILED = 5
+INTERRUPTED = 130
+
+
+class Subcommand(TyperCommand):
+    """A subcommand that explains running out of memory with those of its own options that help."""
+
+    def invoke(self, ctx: Any) -> Any:  # a context of click, or of the click inside later versions of typer
+        """Run the command."""
+        with out_of_memory_explained([option for parameter in self.params for option in parameter.opts]):
+            return super().invoke(ctx)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for every panel. Plain text: typer's tables cut long names at 80 columns."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
+        general = sections.pop("Options", [])
+        for title, records in {**sections, "Options": general}.items():
+            with formatter.section(title):
+                formatter.write_dl(records)

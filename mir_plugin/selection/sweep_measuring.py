@@ -1,0 +1,81 @@
+"""What a sweep does with each of its checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mir_plugin.errors import MirError
+from mir_plugin.indicators.file import INDICATORS_NAME, answered, indicators_document, save_indicators
+from mir_plugin.indicators.in_context import about_questions, chosen_questions
+from mir_plugin.indicators.indicators import checkpoint_indicators
+from mir_plugin.measurement.measurement import Measurement, lock
+from mir_plugin.measurement.out_of_memory import out_of_memory_explained
+from mir_plugin.model_adapters import Checkpoint, LoadOptions
+from mir_plugin.model_adapters.weights.shared_parts import SharedParts
+from mir_plugin.processes import ALONE, Group
+from mir_plugin.results import MirConfig
+from mir_plugin.samples.sample_set import SampleSet
+from mir_plugin.selection.sweep import Measured
+
+
+class SweepMeasuring:
+    """Measures one checkpoint after another, keeping loaded what the next one may share."""
+
+    def __init__(
+        self,
+        load: LoadOptions,
+        samples: SampleSet,
+        protocol: MirConfig,
+        *,
+        batch_size: int | None = None,
+        force: bool = False,
+        group: Group = ALONE,
+        n_questions: int | None = None,
+    ) -> None:
+        """Prepare to measure.
+
+        Args:
+            n_questions: of the in-context accuracy; None measures no indicators at all.
+        Raises:
+            MirError: for indicators with streamed weights or several processes.
+        """
+        self._with_indicators = n_questions is not None
+        if self._with_indicators and load.device_memory is not None:
+            raise MirError("--indicators need all weights in memory; leave out --device-memory or --indicators.")
+        if self._with_indicators and group.size > 1:
+            raise MirError(
+                f"--indicators run in one process, but there are {group.size}. Sweep with all processes first, then "
+                "once more with --indicators in one: results that exist are kept."
+            )
+        self._load, self._samples, self._protocol = load, samples, protocol
+        self._batch_size, self._force, self._group = batch_size, force, group
+        self._questions = chosen_questions(None, n_questions or 0)
+        self._about = about_questions(self._questions)
+        self._shared = SharedParts()
+
+    def __call__(self, checkpoint: Path, result_path: Path) -> Measured:
+        """Measure what is missing of a checkpoint: its MIR, its indicators, or nothing."""
+        measurement = Measurement(
+            Checkpoint(checkpoint, self._load),
+            self._samples,
+            self._protocol,
+            result_path.parent,
+            self._batch_size,
+            force=self._force,
+            group=self._group,
+        )
+        existing = measurement.earlier()
+        recorded = indicators_document(measurement.folder, existing) if existing else {}
+        lacks_indicators = self._with_indicators and not answered(recorded, self._about)
+        if existing and not lacks_indicators:
+            return Measured(existing, kept=True)
+        with lock(measurement.folder, measurement.group), out_of_memory_explained():
+            adapter = measurement.load(self._shared)
+            result = existing or measurement.measure(adapter)
+            if lacks_indicators:
+                folder, path = measurement.checkpoint.folder.path, result_path.with_name(INDICATORS_NAME)
+                indicators = checkpoint_indicators(
+                    adapter, folder, self._samples, self._questions, batch_size=self._batch_size
+                )
+                save_indicators(path, indicators, adapter, checkpoint, self._samples, self._about)
+        return Measured(result, kept=existing is not None)
