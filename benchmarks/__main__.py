@@ -27,6 +27,7 @@ WHOLE_RUNS = {  # what parts a and b compare; what both need is run once for bot
     "b": ("bare", "ours", "ours with standard errors"),
 }
 TIMES = ("seconds", "processor seconds")
+ROUTES = ("cross", "gram", "cholesky", "eigh", "with errors", "polar", "polar with errors", "scipy sqrtm")
 
 # The published protocol's texts are CNN/DailyMail articles: 781 words on average (See et al. 2017, arXiv 1704.04368).
 ARTICLE_WORDS = 781
@@ -124,16 +125,11 @@ def trace_terms() -> None:
     """(d) seconds of each route of the trace term."""
     cases = [("cpu", d) for d in (512, 1024, 2048, 4096)]
     cases += [("cuda", d) for d in (512, 1024, 2048, 4096, 5120)] if torch.cuda.is_available() else []
-    print(
-        "\n### (d) Trace term, seconds\n\n| device | d | cross | gram | cholesky | eigh | with errors | scipy sqrtm |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    print("\n### (d) Trace term, seconds\n\n| device | d | " + " | ".join(ROUTES) + " |")
+    print("|---|---|" + "---|" * len(ROUTES))
     for device, d in cases:
         one = _measured(task="trace", d=d, device=device, with_scipy=d <= 1024 and device == "cpu")
-        cells = [
-            f"{one[name]:.2f}" if name in one else "not run"
-            for name in ("cross", "gram", "cholesky", "eigh", "with errors", "scipy sqrtm")
-        ]
+        cells = [f"{one[name]:.2f}" if name in one else "not run" for name in ROUTES]
         print(f"| {device} | {d} | " + " | ".join(cells) + " |")
 
 

@@ -63,7 +63,7 @@ class LayerDistance:
         trace_vision, trace_text: trace of the covariance.
         trace_term: Tr((ΣvΣt)^½).
         trace_product: Tr(ΣvΣt).
-        trace_route: how the trace term was computed: "cross", "gram", "cholesky" or "eigh".
+        trace_route: how the trace term was computed: "cross", "gram", "cholesky", "eigh" or "polar".
         n_vision_tokens, n_text_tokens: tokens of all samples, outliers included.
         n_vision_outliers, n_text_outliers: how many of them are outliers.
         scale: text-centric scale α; 1 without normalization.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
 from mir_plugin.measurement.pooled import PooledLayer
+from mir_plugin.metric.frechet import WAYS
 from mir_plugin.metric.loss import (
     frechet_loss,
     layer_loss,
@@ -46,6 +47,12 @@ CASES = {
     "the same tokens": (tokens(8, 3, 0), tokens(8, 3, 0)),
 }
 every_case = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(params=["eigenvalues", "polar"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By singular values, as on a CPU, and by the polar decomposition, as on accelerators."""
+    monkeypatch.setitem(WAYS, "cpu", request.param)
 
 
 @every_case

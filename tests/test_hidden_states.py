@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -169,6 +170,19 @@ def test_the_metric_needs_torch_and_nothing_else() -> None:
     vision, text = torch.randn(3, 50, 4), torch.randn(3, 60, 4)
     vision[0, 3] *= 40
     assert float(done.stdout) == pytest.approx(modality_integration_rate(vision, text).item(), rel=1e-12)
+
+
+def test_the_metric_imports_nothing_else_of_ours() -> None:
+    imported = set()
+    for path in (REPOSITORY / "mir_plugin" / "metric").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module))
+    assert {name for name in imported if not name.startswith("mir_plugin.metric.")} <= {
+        *sys.stdlib_module_names,
+        *("collections.abc", "torch", "torch.autograd.function", "mir_plugin.errors"),
+        "scipy.special",  # inside half_width: Student's quantile, for the interval of a measured result
+    }
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from torch import Tensor
 import mir_plugin.measurement.pooled
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.pooled import PooledLayer, pooled_median, pooled_moments
-from mir_plugin.metric.frechet import transport
+from mir_plugin.metric.frechet import WAYS, transport
 from mir_plugin.metric.influence import influences_through_scale, sample_influences, token_influences
 from mir_plugin.metric.layer import layer_distance
 from mir_plugin.metric.moments import moments
@@ -110,6 +110,7 @@ def layers(draw: st.DrawFn) -> tuple[list[Pair], int, torch.dtype]:
     normalize=st.booleans(),
     size=st.integers(1, 3),
     chunk_rows=st.sampled_from([5, 4096]),
+    way=st.sampled_from(["eigenvalues", "polar"]),
 )
 def test_pooled_layers_equal_the_plain_metric(
     layer: tuple[list[Pair], int, torch.dtype],
@@ -118,6 +119,7 @@ def test_pooled_layers_equal_the_plain_metric(
     normalize: bool,
     size: int,
     chunk_rows: int,
+    way: Any,
 ) -> None:
     samples, d, dtype = layer
     config = MirConfig(outliers=outliers, n_sigma=n_sigma, normalize=normalize)
@@ -137,6 +139,7 @@ def test_pooled_layers_equal_the_plain_metric(
             with pytest.raises(MirError):
                 in_threads(size, work)
             return
+        patch.setitem(WAYS, "cpu", way)
         answers = in_threads(size, work)
     influences, summands = plain_influences(samples, config, plain.item())
     for found, of_samples in answers:

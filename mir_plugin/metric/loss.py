@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mir_plugin.errors import MirError
+from mir_plugin.metric.frechet import way_on
+from mir_plugin.metric.polar import polar
 
 
 def frechet_loss(vision: Tensor, text: Tensor) -> Tensor:
@@ -111,23 +113,36 @@ def _reduced(root: Tensor) -> _Reduced:
     return _Reduced(small, basis)
 
 
+def _by_singular_values(cross: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the singular values and U Vᵀ, without the vectors whose singular value is rounding."""
+    u, values, vt = torch.linalg.svd(cross, full_matrices=False)
+    # As in numpy's matrix_rank: what is below is rounding.
+    rank = int((values > values.max() * max(cross.shape) * torch.finfo(values.dtype).eps).sum())
+    return values.sum(), u[:, :rank] @ vt[:rank]
+
+
+def _by_polar(cross: Tensor) -> tuple[Tensor, Tensor]:
+    """The same without singular values."""
+    if cross.shape[0] < cross.shape[1]:
+        total, factor = _by_polar(cross.t())
+        return total, factor.t()
+    parts = polar(cross)
+    return parts.positive.trace(), parts.without_rounding()
+
+
 class _TraceTerm(torch.autograd.Function):
     """Sum of singular values of R_v R_tᵀ, with the gradient of smallest norm where some are 0."""
 
     @staticmethod
     def forward(ctx: Any, vision_root: Tensor, text_root: Tensor) -> Tensor:
         vision, text = _reduced(vision_root), _reduced(text_root)
-        u, values, vt = torch.linalg.svd(vision.small @ text.small.t(), full_matrices=False)
-        # As in numpy's matrix_rank: what is below is rounding.
-        threshold = values.max() * max(vision.small.shape[0], text.small.shape[0]) * torch.finfo(values.dtype).eps
-        rank = int((values > threshold).sum())
-        polar = u[:, :rank] @ vt[:rank]
+        cross = vision.small @ text.small.t()
+        total, factor = (_by_polar if way_on(cross.device) == "polar" else _by_singular_values)(cross)
         needs_vision, needs_text = ctx.needs_input_grad
         ctx.save_for_backward(
-            vision.spread(polar @ text.small) if needs_vision else None,
-            text.spread(polar.t() @ vision.small) if needs_text else None,
+            vision.spread(factor @ text.small) if needs_vision else None,
+            text.spread(factor.t() @ vision.small) if needs_text else None,
         )
-        total: Tensor = values.sum()
         return total
 
     @staticmethod

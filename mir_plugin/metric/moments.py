@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mir_plugin.errors import MirError
@@ -30,6 +31,11 @@ class Moments:
         """Moments of the tokens multiplied by ``factor``."""
         root = None if self.root is None else self.root * factor
         return Moments(self.n, self.mean * factor, self.cov * factor**2, root)
+
+    def to(self, device: torch.device | str) -> Moments:
+        """The same on another device."""
+        root = None if self.root is None else self.root.to(device)
+        return Moments(self.n, self.mean.to(device), self.cov.to(device), root)
 
 
 def moments(tokens: Tensor) -> Moments:
