@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 
 # Processes among which the tests are divided; each computes with one thread.
 WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup test test-full test-conditions unit lint demo docs clean
 
@@ -27,12 +28,12 @@ lint: setup
 	$(BIN)/lint-imports --no-logo
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL)
 	$(BIN)/python -m pytest -q --doctest-modules mir_plugin
 
 # Every fault and every random example too; the table of all faults goes to build/faults.md.
 test-full: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --full
+	$(BIN)/python -m pytest $(PARALLEL) --full
 
 # What compares numbers, with other numbers of threads and other vector instructions, and beside a busy machine.
 test-conditions: setup
