@@ -34,6 +34,7 @@ test: lint
 # Every fault and every random example too; the table of all faults goes to build/faults.md.
 test-full: lint
 	$(BIN)/python -m pytest $(PARALLEL) --full
+	$(BIN)/python -m pytest -q --doctest-modules mir_plugin
 
 # What compares numbers, with other numbers of threads and other vector instructions, and beside a busy machine.
 test-conditions: setup

@@ -16,7 +16,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread for each of several workers, unless the environment says otherwise; set before torch is imported."""
+    """What the environment says before torch is imported, and to every program that is started.
+
+    One thread for each of several workers, unless something else is asked for; and a free port for every torchrun, so
+    that two of them can run at once.
+    """
+    os.environ.setdefault("PET_STANDALONE", "1")
     if config.getoption("numprocesses", default=None):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -17,7 +17,7 @@ from tolerances import HANGS, SAME_FEATURES
 pytestmark = [pytest.mark.slow, pytest.mark.host]
 
 ALIAS = [sys.executable, "-m", "mir_plugin.tasks.lmms_eval.alias"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29761"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
 
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
