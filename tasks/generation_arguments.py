@@ -15,7 +15,7 @@ from mir_plugin.measurement.options import parse_bool
 
 DEFAULT_NEW_TOKENS = 1024  # what lmms-eval's own llava_hf takes when a task names no limit
 HANDLED = frozenset({"max_new_tokens", "max_gen_toks", "temperature", "do_sample", "top_p", "num_beams", "until"})
-_told: set[str] = set()
+_warned_about: set[str] = set()
 
 
 @dataclass(frozen=True, order=True)
@@ -37,10 +37,10 @@ class GenerationArguments:
         Raises:
             MirError: for a value of the wrong kind.
         """
-        for name in sorted(asked.keys() - HANDLED - _told):
-            _told.add(name)
+        for name in sorted(asked.keys() - HANDLED - _warned_about):
+            _warned_about.add(name)
             # By its name alone: what we do not know may be a key.
-            logger.warning(f"generation argument {name!r} has no meaning for mir_llava and is left out.")
+            logger.warning(f"ignoring generation argument {name!r}, which mir_llava does not support.")
         sample = None if asked.get("do_sample") is None else parse_bool(asked["do_sample"], "do_sample")
         temperature = asked.get("temperature")
         if temperature is None:
@@ -57,7 +57,7 @@ class GenerationArguments:
             )
         except (TypeError, ValueError, OverflowError) as error:
             known = {name: asked[name] for name in sorted(HANDLED & asked.keys())}
-            raise MirError(f"generation arguments {known!r} are not usable ({error}).") from error
+            raise MirError(f"invalid generation arguments {known!r}: {error}.") from error
         arguments._check()
         return arguments
 

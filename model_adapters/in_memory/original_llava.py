@@ -101,8 +101,8 @@ class OriginalLlavaAdapter:
             )
         if not vision.any() or not texts.any():
             raise MirError(
-                f"sample {sample.sample_id}: {int(vision.sum())} vision and {int(texts.sum())} text tokens are left "
-                f"of it. tokenizer_model_max_length of the model's config cuts too early."
+                f"sample {sample.sample_id}: truncated to {int(vision.sum())} vision and {int(texts.sum())} text "
+                "tokens. Increase tokenizer_model_max_length in the model's config, or remove the sample."
             )
         return Batch({"inputs_embeds": embeddings}, vision, texts, (sample.sample_id,))
 
@@ -151,7 +151,7 @@ def from_original(
     """
     if conv_mode not in _CONVERSATION_OF_MODE:
         known = ", ".join(_CONVERSATION_OF_MODE)
-        raise MirError(f"conversation template {conv_mode!r} is not known; known: {known}.")
+        raise MirError(f"unknown conversation template {conv_mode!r}; known: {known}.")
     return OriginalLlavaAdapter(model, tokenizer, image_processor, _CONVERSATION_OF_MODE[conv_mode])
 
 

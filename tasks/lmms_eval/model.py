@@ -49,7 +49,7 @@ class MirModel(lmms):
             known = ", ".join(("pretrained", *LOADING, *MEASURING))
             raise MirError(f"unknown model argument {unknown[0]!r}; known: {known}.")
         if not pretrained:
-            raise MirError("no checkpoint named; write --model_args pretrained=CHECKPOINT_DIR.")
+            raise MirError("no checkpoint given; write --model_args pretrained=CHECKPOINT_DIR.")
         self.pretrained = str(pretrained)
         self.batch_size_per_gpu = _batch_size(batch_size)
         self.mir_options = {name: arguments[f"mir_{name}"] for name in OPTIONS if f"mir_{name}" in arguments}
@@ -110,9 +110,9 @@ class MirModel(lmms):
         return [losses[i] for i in range(len(requests))]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        """Not offered: the original checkpoints were trained on one image and one question per turn."""
+        """Not supported: the original checkpoints were trained on one image and one question per turn."""
         raise MirError(
-            f"task {requests[0].task_name!r} asks in several rounds, which mir_llava does not offer. Leave it out."
+            f"task {requests[0].task_name!r} is multi-round, which mir_llava does not support. Leave it out."
         )
 
     def _generator(self) -> Generator:
@@ -154,7 +154,7 @@ def _image(visual: Any, task: str) -> PIL.Image.Image:
         with PIL.Image.open(visual) as image:
             return image.convert("RGB")
     raise MirError(
-        f"task {task!r} shows a {type(visual).__name__} ({str(visual)[:60]!r}); mir_llava reads images only."
+        f"task {task!r} passes a {type(visual).__name__} ({str(visual)[:60]!r}); mir_llava accepts images only."
     )
 
 

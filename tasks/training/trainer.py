@@ -71,18 +71,18 @@ class MIRCallback(TrainerCallback):
     ) -> None:
         if not isinstance(trainer, Trainer):
             raise MirError(
-                f"MIRCallback got {type(trainer).__name__} in place of a Trainer, through which it logs. "
-                "Write trainer.add_callback(MIRCallback(trainer, ...)) after the trainer is made."
+                f"MIRCallback needs the Trainer that it logs through, got {type(trainer).__name__}. Call "
+                "trainer.add_callback(MIRCallback(trainer, ...)) once the trainer exists."
             )
         if every_steps is not None and every_epochs is not None:
-            raise MirError("both every_steps and every_epochs are given; name one of them.")
+            raise MirError("give either every_steps or every_epochs, not both.")
         for name, value in {"every_steps": every_steps, "every_epochs": every_epochs, "stop_after": stop_after}.items():
             if value is not None and value < 1:
                 raise MirError(f"{name} is {value}; expected 1 or more, or None.")
         self._trainer = trainer
         self._sample_set = sample_set or embedded_samples(N_SAMPLES)
         if stop_after is not None and len(self._sample_set) < 2:
-            raise MirError("stop_after needs at least 2 samples: one has no spread to tell noise from progress by.")
+            raise MirError("stop_after needs at least 2 samples, to tell progress from noise.")
         self._processor = processor if processor is not None else trainer.processing_class
         if not is_processor(self._processor):
             raise MirError(
@@ -143,7 +143,7 @@ class MIRCallback(TrainerCallback):
                 batch_size=self._batch_size,
             )
         except (MirError, RuntimeError) as error:  # also out of memory, or linear algebra that did not converge
-            logger.warning(f"MIR was not measured at step {step}; training goes on. {error}")
+            logger.warning(f"MIR was not measured at step {step}; continuing. {error}")
             return
         self._results = {s: r for s, r in self._results.items() if _comparable(r, result)} | {step: result}
         if state.is_world_process_zero:

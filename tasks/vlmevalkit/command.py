@@ -70,7 +70,7 @@ def run_script() -> Path:
     script = Path(spec.origin).parents[1] / "run.py"
     if not script.is_file():
         raise MirError(
-            f"VLMEvalKit is installed in {script.parent}, but without its run.py, which is no part of the package. "
+            f"VLMEvalKit is installed in {script.parent}, but without its run.py, which is not part of the package. "
             f"Run this command in a clone of its repository, or install the clone itself:\n  {INSTALL}"
         )
     return script
@@ -95,7 +95,8 @@ def own_checkpoints(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict
             name, _, described = argument.partition("=")
             if not name or "/" in name or name in checkpoints:
                 raise MirError(
-                    f"--model {argument}: {name!r} is no name for files, or is taken. Write NAME=CHECKPOINT_DIR."
+                    f"--model {argument}: {name!r} cannot be used in file names, or is given twice. "
+                    "Write NAME=CHECKPOINT_DIR."
                 )
             checkpoints[name] = _described(argument, described)
             argument = name

@@ -59,7 +59,7 @@ class MirDataSet:
     ) -> None:
         if dataset != DATA_SET:
             raise MirError(
-                f"MIRDataset was given the name {dataset!r}; it has one, {DATA_SET!r}, also in --data-config."
+                f"MIRDataset cannot be named {dataset!r}; its only name is {DATA_SET!r}, also in --data-config."
             )
         fields = {
             "samples": samples, "n_samples": n_samples, "seed": seed, "outliers": outliers, "normalize": normalize
@@ -113,9 +113,10 @@ class MirDataSet:
             wrong = [name for name in METRICS if measured and not is_number(measured.get(name, 0) or 0)]
         except Exception as error:  # what pandas and the libraries below it raise for damaged files is no closed list
             raise MirError(f"{path} cannot be read ({type(error).__name__}: {error}). {MEASURE_AGAIN}") from error
-        if not measured or wrong:
-            what = f"{wrong[0]} that is no number" if wrong else f"no measurement {self.index!r}"
-            raise MirError(f"{path} holds {what}. {MEASURE_AGAIN}")
+        if wrong:
+            raise MirError(f"{path}: {wrong[0]} is not a number. {MEASURE_AGAIN}")
+        if not measured:
+            raise MirError(f"{path} holds no measurement {self.index!r}. {MEASURE_AGAIN}")
         row = {name: measured.get(name) for name in (*METRICS, "samples", "protocol", "measurement")}
         text = pd.DataFrame([row]).to_csv(index=False, quoting=csv.QUOTE_ALL)
         write_atomically(path.with_name(f"{path.stem}_score.csv"), text)

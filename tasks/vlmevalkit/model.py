@@ -43,7 +43,7 @@ class CheckpointModel:
             raise MirError(f"unknown model argument {unknown[0]!r}; known: {known}.")
         if not pretrained:
             raise MirError(
-                'no checkpoint named; write --model NAME=CHECKPOINT_DIR, or "pretrained" in the config file.'
+                'no checkpoint given; write --model NAME=CHECKPOINT_DIR, or "pretrained" in the config file.'
             )
         self.pretrained = str(pretrained)
         self.adapter = load_adapter(Path(self.pretrained), load_options(arguments))

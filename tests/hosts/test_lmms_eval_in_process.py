@@ -159,7 +159,7 @@ def test_samples_chosen_by_model_arguments_are_recorded(lmms_eval: Any, offline:
     ("model_args", "message"),
     [
         ("pretrained=x,base_lm=y", r"unknown model argument 'base_lm'; known: pretrained, base_llm, "),
-        ("dtype=float32", "no checkpoint named"),
+        ("dtype=float32", "no checkpoint given"),
         ("pretrained=no-such-folder", "no checkpoint folder at no-such-folder"),
         ("pretrained=x,batch_size=auto", "--batch_size is 'auto'"),
         ("pretrained=x,device_memory=lots", "size 'lots' is not understood"),
