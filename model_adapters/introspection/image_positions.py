@@ -63,6 +63,8 @@ def checked_positions(model: nn.Module, vision: Tensor) -> Iterator[None]:
 
     def check_rows(features: Any) -> None:
         n_rows = feature_rows(features)
+        if n_rows != n_rows_expected and isinstance(features, tuple):
+            n_rows = feature_rows(features[0])  # transformers 4 returns intermediate results behind them
         counted.append(n_rows)
         if n_rows != n_rows_expected:
             raise MirError(

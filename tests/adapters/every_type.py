@@ -34,6 +34,8 @@ from mir_plugin.results import MirResult
 from mir_plugin.samples.sample_set import Sample, SampleSet
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "families.md"
+# In transformers 4, these return other things behind the features, in one tuple.
+RESULTS_BEHIND = {"blip-2", "instructblip", "ovis2", "qwen3_vl", "qwen3_vl_moe"}
 MEASURED, REFUSED, NOT_BUILT = "measured", "refused", "not built"
 
 # Their widths are the seeds of their pixels (TensorProcessor).
@@ -99,8 +101,12 @@ def n_image_tokens(model: Any, model_type: str) -> int:
         return 1
     taken = inspect.signature(owner.get_image_features).parameters
     tensors = {name: value for name, value in image_tensors(model, model_type, 0).items() if name in taken}
+    settings = {name: getattr(model.config, name, None) for name in taken if name.startswith("vision_feature_")}
+    if "vision_feature_select_strategy" in taken and model_type == "llama4":
+        settings["vision_feature_select_strategy"] = model.config.vision_config.vision_feature_select_strategy
     with torch.no_grad():
-        return feature_rows(owner.get_image_features(**tensors))
+        features = owner.get_image_features(**tensors, **{k: v for k, v in settings.items() if v is not None})
+    return feature_rows(features[0] if model_type in RESULTS_BEHIND and isinstance(features, tuple) else features)
 
 
 def measured(adapter: HuggingFaceAdapter) -> MirResult:

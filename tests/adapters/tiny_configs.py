@@ -157,9 +157,10 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
         }
     },
     **_for_each(
-        "glm46v glm4v glm4v_moe glm_ocr glmga paddleocr_vl qwen2_5_vl qwen2_vl",
+        "glm46v glm4v glm_ocr glmga paddleocr_vl qwen2_5_vl qwen2_vl qwen3_vl qwen3_vl_moe",
         {"text_config.rope_parameters": _THREE_AXES},
     ),
+    "glm4v_moe": {"text_config.rope_parameters": _THREE_AXES, "text_config.partial_rotary_factor": 1.0},
     "glm5_next": {"text_config.num_key_value_heads": HEADS},
     "granite4_vision": {
         **_TILES,
@@ -214,6 +215,7 @@ def tiny_config(model_type: str) -> Any:
         part = small
         for parent in parents:
             part = part[parent]
+        name = "rope_scaling" if name == "rope_parameters" and name not in part else name  # transformers 4
         part[name] = value
     return of_type.from_dict(small)
 
@@ -254,7 +256,7 @@ def _small_value(name: str, value: Any, n_layers: int, token_ids: dict[str, int]
         return [_SIZES[name]] * len(value)
     if isinstance(value, list) and name.endswith(("_indexes", "_indices")):
         return [0, 1][: len(value)]
-    if isinstance(value, list) and name == "vision_feature_layer":
+    if isinstance(value, list) and name in ("vision_feature_layer", "vision_feature_layers"):
         return [-1, -2][: len(value)]
     return value
 
