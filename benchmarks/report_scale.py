@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import tempfile
 import time
@@ -30,22 +29,15 @@ def main() -> None:
             benchmarks=tuple(Benchmark(f"b{i}", f"Bench {i}") for i in range(options.benchmarks)),
             formats=tuple(options.formats),
         )
-        started, cpu_started = time.perf_counter(), processor_seconds()
+        started, cpu_started = time.perf_counter(), time.process_time()
         report = build_report(sources, Path(folder) / "out", config)
-        seconds, cpu_seconds = time.perf_counter() - started, processor_seconds() - cpu_started
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
         sizes = ", ".join(f"{name} {path.stat().st_size / 1e6:.1f} MB" for name, path in report.paths.items())
-    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{options.checkpoints} checkpoints x {options.benchmarks} benchmarks x {options.layers} layers: "
-        f"{seconds:.1f} s ({cpu_seconds:.1f} s of processor time), "
-        f"peak memory {peaks[0]:.0f} MiB and {peaks[1]:.0f} MiB beside it for the workbook ({sizes})"
+        f"{seconds:.1f} s ({cpu_seconds:.1f} s of processor time), peak memory {peak:.0f} MiB ({sizes})"
     )
-
-
-def processor_seconds() -> float:
-    """Of this process and of those that it waited for."""
-    spent = os.times()
-    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def write_sources(folder: Path, n_checkpoints: int, n_benchmarks: int, n_layers: int) -> list[Path]:

@@ -13,7 +13,6 @@ from mir_plugin.reports.board.config import ReportConfig
 from mir_plugin.reports.board.joint import join
 from mir_plugin.reports.board.paper import paper_config, paper_harvest
 from mir_plugin.reports.figures.figures import write_figures
-from mir_plugin.reports.in_subprocess import aside
 from mir_plugin.reports.page.page import write_page
 from mir_plugin.reports.read.sources import gather
 from mir_plugin.reports.text.tables import to_csv, to_latex, to_markdown
@@ -28,11 +27,9 @@ def _text_writer(render: Callable[[Board], str]) -> Callable[[Board, Path], Path
     return write
 
 
-WORKBOOK = "xlsx"
-LARGE = 5_000  # rows of scores and layers; some second of writing
 # Format → name of its file, or of its folder, and what writes it.
 FORMATS: dict[str, tuple[str, Callable[[Board, Path], Path]]] = {
-    WORKBOOK: ("report.xlsx", write_workbook),
+    "xlsx": ("report.xlsx", write_workbook),
     "html": ("report.html", write_page),
     "csv": ("report.csv", _text_writer(to_csv)),
     "md": ("report.md", _text_writer(to_markdown)),
@@ -82,14 +79,4 @@ def _write(board: Board, out_dir: Path, formats: Sequence[str]) -> ReportFiles:
         file_name, write_format = FORMATS[name]
         return write_format(board, out_dir / file_name)
 
-    if WORKBOOK not in formats or len(formats) == 1 or not _is_large(board):
-        return ReportFiles(board, {name: write(name) for name in formats})
-    with aside(write, WORKBOOK) as workbook:  # as long as all others together
-        paths = {name: write(name) for name in formats if name != WORKBOOK}
-        paths[WORKBOOK] = workbook()
-    return ReportFiles(board, {name: paths[name] for name in formats})
-
-
-def _is_large(board: Board) -> bool:
-    """Whether the workbook takes seconds."""
-    return len(board.entries) + sum(len(row.layers) for row in board.rows) > LARGE
+    return ReportFiles(board, {name: write(name) for name in formats})

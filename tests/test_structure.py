@@ -42,7 +42,10 @@ def loaded_by(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        ("import mir_plugin.cli", {"torch", "transformers", "lmms_eval", "pandas", "openpyxl", "matplotlib"}),
+        (
+            "import mir_plugin.cli",
+            {"torch", "transformers", "lmms_eval", "pandas", "openpyxl", "xlsxwriter", "matplotlib"},
+        ),
         ("import mir_plugin.manifest; mir_plugin.manifest.manifests()", {"torch", "transformers"}),
         ("import mir_plugin.model_adapters", {"torch", "transformers"}),
         ("import mir_plugin.results", {"torch", "numpy"}),

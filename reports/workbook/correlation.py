@@ -5,21 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from openpyxl.chart import Reference, ScatterChart, Series
-from openpyxl.chart.shapes import GraphicalProperties
-from openpyxl.chart.trendline import Trendline
-from openpyxl.formatting.rule import ColorScaleRule
-from openpyxl.utils import get_column_letter
-from openpyxl.worksheet.worksheet import Worksheet
-
 from mir_plugin.reports.board.board import Board, BoardRow
 from mir_plugin.reports.view.columns import COEFFICIENT_COLUMNS, COEFFICIENTS, correlation_columns
 from mir_plugin.reports.workbook.leaderboard import layout
 from mir_plugin.reports.workbook.sheets import (
-    BOLD_FONT,
-    MUTED_FONT,
-    put,
-    put_formula,
+    BOLD_LOOK,
+    COLOURS,
+    GRID,
+    MUTED_LOOK,
+    Sheet,
+    column_letter,
     write_table,
 )
 
@@ -29,75 +24,86 @@ EXPLANATION = (
 )
 HEADER_ROW = 3
 HEADER_ROW_BELOW_CHART = 30
-COLOURS = ("1F77B4", "D62728", "2CA02C", "9467BD", "FF7F0E", "17BECF")
+COEFFICIENT_SCALE = {
+    "type": "3_color_scale",
+    "min_type": "num",
+    "min_value": -1,
+    "min_color": "#63BE7B",
+    "mid_type": "num",
+    "mid_value": 0,
+    "mid_color": "#FFFFFF",
+    "max_type": "num",
+    "max_value": 1,
+    "max_color": "#F4A582",
+}
 
 
-def write_correlation(sheet: Worksheet, board: Board) -> None:
+def write_correlation(sheet: Sheet, board: Board) -> None:
     """Fill the sheet: the chart, the table below it, and the chart's data to the right of the table."""
     columns = correlation_columns(board)
     has_chart = any(_plotted(row) for row in board.rows)
     top = HEADER_ROW_BELOW_CHART if has_chart else HEADER_ROW
-    put(sheet.cell(1, 1), EXPLANATION, font=MUTED_FONT)
+    sheet.put(1, 1, EXPLANATION, look=MUTED_LOOK)
     write_table(sheet, columns, board.correlations, top=top)
-    sheet.freeze_panes = "C1"
+    sheet.xlsx.freeze_panes(0, 2)
     last = top + len(board.correlations)
     if board.correlations:
         for place in range(len(COEFFICIENTS)):
-            letter = get_column_letter(4 + place * len(COEFFICIENT_COLUMNS))
-            rule = ColorScaleRule("num", -1, "63BE7B", "num", 0, "FFFFFF", "num", 1, "F4A582")
-            sheet.conditional_formatting.add(f"{letter}{top + 1}:{letter}{last}", rule)
+            letter = column_letter(4 + place * len(COEFFICIENT_COLUMNS))
+            sheet.xlsx.conditional_format(f"{letter}{top + 1}:{letter}{last}", COEFFICIENT_SCALE)
     else:
-        put(sheet.cell(top + 1, 1), "No two checkpoints have both MIR and a score.", font=MUTED_FONT)
+        sheet.put(top + 1, 1, "No two checkpoints have both MIR and a score.", look=MUTED_LOOK)
     if has_chart:
-        _write_chart(sheet, board, top=top, left=len(columns) + 2)
+        _write_chart(sheet, board, top, left=len(columns) + 2)
 
 
-def _write_chart(sheet: Worksheet, board: Board, top: int, left: int) -> None:
-    plan = layout(board)
-    points = [(number, row) for number, row in enumerate(board.rows, start=plan.first_row) if _plotted(row)]
-    for index, heading in enumerate(("Charted", "Cohort", "MIR", "Average"), start=left):
-        put(sheet.cell(top, index), heading, font=BOLD_FONT)
-    sheet.column_dimensions[get_column_letter(left)].width = 38
-    mir, average = plan.letter("MIR"), plan.letter("Average")
-    chart = ScatterChart()
-    chart.style, chart.scatterStyle = 13, "marker"
-    chart.title = "MIR against the average score"
-    chart.x_axis.title, chart.y_axis.title = "MIR (lower is better)", "average, %"
-    chart.x_axis.delete = chart.y_axis.delete = False
-    chart.x_axis.number_format, chart.y_axis.number_format = "0.0", "0"
-    chart.x_axis.majorGridlines = None
-    chart.width, chart.height = 24, 13
-    by_cohort: dict[str, list[int]] = {}
-    for offset, (number, row) in enumerate(points, start=1):
-        put(sheet.cell(top + offset, left), row.name)
-        put(sheet.cell(top + offset, left + 1), row.cohort)
-        put_formula(sheet.cell(top + offset, left + 2), f"=Leaderboard!{mir}{number}", row.mir, "0.000")
-        put_formula(
-            sheet.cell(top + offset, left + 3), or_no_point(f"Leaderboard!{average}{number}"), row.average, "0.0"
-        )
-        by_cohort.setdefault(row.cohort, []).append(top + offset)
-    for place, (cohort, numbers) in enumerate(by_cohort.items()):
-        series = Series(
-            Reference(sheet, min_col=left + 3, min_row=numbers[0], max_row=numbers[-1]),
-            Reference(sheet, min_col=left + 2, min_row=numbers[0], max_row=numbers[-1]),
-            title=f"cohort {cohort}",
-        )
-        colour = COLOURS[place % len(COLOURS)]
-        series.marker.symbol, series.marker.size = "circle", 7
-        series.marker.graphicalProperties = GraphicalProperties(solidFill=colour)
-        series.marker.graphicalProperties.line.solidFill = colour
-        series.graphicalProperties.line.noFill = True
-        if len(numbers) > 2:
-            series.trendline = Trendline(trendlineType="linear", dispRSqr=False, dispEq=False)
-        chart.series.append(series)
-    for axis, values in (
-        (chart.x_axis, [float(row.mir or 0) for _, row in points]),
-        (chart.y_axis, [float(row.average or 0) for _, row in points]),
+def _write_chart(sheet: Sheet, board: Board, top: int, left: int) -> None:
+    by_cohort = _write_points(sheet, board, top, left)
+    plotted = [row for row in board.rows if _plotted(row)]
+    chart = sheet.book.chart({"type": "scatter"})
+    chart.set_title({"name": "MIR against the average score", "name_font": {"size": 13}})
+    for set_axis, name, values, number_format, grid in (
+        (chart.set_x_axis, "MIR (lower is better)", [row.mir for row in plotted], "0.0", {"visible": False}),
+        (chart.set_y_axis, "Average (%)", [row.average for row in plotted], "0", GRID),
     ):
-        axis.scaling.min, axis.scaling.max = _limits(values)
+        low, high = _limits([float(value or 0) for value in values])
+        # Axes cross at their lower ends: at 0, the default, one would stand in the middle of negative values.
+        options = {"min": low, "max": high, "crossing": "min", "num_format": number_format, "major_gridlines": grid}
+        set_axis({"name": name, **options})
+    for place, (cohort, (first, last)) in enumerate(by_cohort.items()):
+        colour = {"color": COLOURS[place % len(COLOURS)]}
+        line = {"trendline": {"type": "linear", "line": {**colour, "width": 1}}} if last - first > 1 else {}
+        chart.add_series(
+            {
+                "name": f"Cohort {cohort}",
+                "categories": [sheet.name, first - 1, left + 1, last - 1, left + 1],
+                "values": [sheet.name, first - 1, left + 2, last - 1, left + 2],
+                "marker": {"type": "circle", "size": 7, "fill": colour, "border": colour},
+                **line,
+            }
+        )
     if len(by_cohort) == 1:
-        chart.legend = None
-    sheet.add_chart(chart, f"A{HEADER_ROW}")
+        chart.set_legend({"none": True})
+    chart.set_size({"width": 910, "height": 490})
+    sheet.xlsx.insert_chart(f"A{HEADER_ROW}", chart)
+
+
+def _write_points(sheet: Sheet, board: Board, top: int, left: int) -> dict[str, tuple[int, int]]:
+    """Write the chart's data from column ``left`` on; first and last row of every cohort, which stand together."""
+    plan = layout(board)
+    mir, average = plan.letter("MIR"), plan.letter("Average")
+    for index, heading in enumerate(("Charted", "Cohort", "MIR", "Average"), start=left):
+        sheet.put(top, index, heading, look=BOLD_LOOK)
+    sheet.xlsx.set_column(left - 1, left - 1, 38)
+    spans: dict[str, tuple[int, int]] = {}
+    points = [(number, row) for number, row in enumerate(board.rows, start=plan.first_row) if _plotted(row)]
+    for at, (number, row) in enumerate(points, start=top + 1):
+        sheet.put(at, left, row.name)
+        sheet.put(at, left + 1, row.cohort)
+        sheet.put_formula(at, left + 2, f"=Leaderboard!{mir}{number}", row.mir, "0.000")
+        sheet.put_formula(at, left + 3, or_no_point(f"Leaderboard!{average}{number}"), row.average, "0.0")
+        spans[row.cohort] = (spans.get(row.cohort, (at, at))[0], at)
+    return spans
 
 
 def or_no_point(cell: str) -> str:

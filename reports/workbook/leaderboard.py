@@ -4,36 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from openpyxl.formatting.rule import ColorScaleRule, FormulaRule
-from openpyxl.styles import Alignment, Font
-from openpyxl.utils import get_column_letter
-from openpyxl.worksheet.worksheet import Worksheet
+from typing import Any
 
 from mir_plugin.reports.board.board import AVERAGE, Board, BoardRow
 from mir_plugin.reports.board.cohorts import describe
-from mir_plugin.reports.view.columns import (
-    AVERAGE_COLUMN,
-    BestValues,
-    Column,
-    leaderboard_columns,
-)
+from mir_plugin.reports.view.columns import AVERAGE_COLUMN, BestValues, Column, leaderboard_columns
 from mir_plugin.reports.workbook.sheets import (
-    BOLD_FONT,
+    BOLD_LOOK,
     INPUT_FILL,
-    LINE,
-    MUTED_FONT,
-    TEXT_FONT,
-    TITLE_FONT,
+    LINE_LOOK,
+    MUTED_LOOK,
+    PLAIN_LOOK,
+    TITLE_LOOK,
     WARNING_FILL,
-    WARNING_FONT,
-    ColumnStyle,
-    put,
-    put_formula,
+    ColumnWriter,
+    Look,
+    Sheet,
+    column_letter,
     write_header,
 )
 
-GOOD, MIDDLE, BAD = "63BE7B", "FFFFFF", "F4A582"
+WARNING_LOOK: Look = {"font_color": "#7C2D12", "text_wrap": True, "valign": "vcenter", **WARNING_FILL}
+GOOD, MIDDLE, BAD = "#63BE7B", "#FFFFFF", "#F4A582"
 CHARACTERS_PER_LINE = 130
 
 
@@ -48,8 +40,7 @@ class Layout:
 
     def letter(self, heading: str) -> str:
         """Column letter of a heading. Raises ValueError if the sheet lacks it."""
-        letter: str = get_column_letter([column.heading for column in self.columns].index(heading) + 1)
-        return letter
+        return column_letter([column.heading for column in self.columns].index(heading) + 1)
 
     @property
     def first_row(self) -> int:
@@ -59,7 +50,7 @@ class Layout:
     @property
     def score_letters(self) -> tuple[str, ...]:
         """Letters of the benchmark columns; they stand side by side."""
-        return tuple(get_column_letter(i) for i, c in enumerate(self.columns, start=1) if c.key not in ("", AVERAGE))
+        return tuple(column_letter(i) for i, c in enumerate(self.columns, start=1) if c.key not in ("", AVERAGE))
 
 
 def layout(board: Board) -> Layout:
@@ -72,60 +63,62 @@ def layout(board: Board) -> Layout:
     return Layout(columns, factor_row=top + 1, weight_row=top + 2, header_row=top + 3)
 
 
-def write_leaderboard(sheet: Worksheet, board: Board) -> None:
+def write_leaderboard(sheet: Sheet, board: Board) -> None:
     """Fill the sheet."""
     plan = layout(board)
     _write_preamble(sheet, board)
     write_header(sheet, plan.columns, plan.header_row)
     if plan.score_letters:
         _write_weights(sheet, board, plan)
-    best = BestValues.of(board)
-    styled = [
-        (column, ColumnStyle(column, TEXT_FONT, LINE), ColumnStyle(column, BOLD_FONT, LINE)) for column in plan.columns
-    ]
-    for number, row in enumerate(board.rows, start=plan.first_row):
-        for index, (column, plain, bold) in enumerate(styled, start=1):
-            cell = sheet.cell(number, index)
-            if column.key == AVERAGE:
-                put_formula(cell, average_formula(plan, number), row.average, column.number_format, border=LINE)
-            else:
-                value = column.value(row)
-                style = bold if best.hold(column, row) else plain
-                style.put(cell, None if value == "" else value)
+    _write_rows(sheet, board, plan)
     last = plan.header_row + max(len(board.rows), 1)
-    name_index = [column.heading for column in plan.columns].index("Checkpoint") + 1 if board.rows else 1
-    sheet.freeze_panes = sheet.cell(plan.first_row, name_index + 1)
-    sheet.auto_filter.ref = f"A{plan.header_row}:{get_column_letter(max(len(plan.columns), 1))}{last}"
+    n_frozen = [column.heading for column in plan.columns].index("Checkpoint") + 1 if board.rows else 1
+    sheet.xlsx.freeze_panes(plan.header_row, n_frozen)
+    sheet.xlsx.autofilter(plan.header_row - 1, 0, last - 1, max(len(plan.columns), 1) - 1)
     if board.rows:
         _colour(sheet, board, plan, last)
 
 
-def _write_preamble(sheet: Worksheet, board: Board) -> None:
-    put(sheet.cell(1, 1), board.title, font=TITLE_FONT)
-    sheet.row_dimensions[1].height = 26
-    put(sheet.cell(2, 1), board.subtitle, font=MUTED_FONT)
+def _write_rows(sheet: Sheet, board: Board, plan: Layout) -> None:
+    best = BestValues.of(board)
+    plain, bold = {**PLAIN_LOOK, **LINE_LOOK}, {**BOLD_LOOK, **LINE_LOOK}
+    writers = [
+        (column, index, ColumnWriter(sheet, index, column, plain), ColumnWriter(sheet, index, column, bold))
+        for index, column in enumerate(plan.columns, start=1)
+    ]
+    for number, row in enumerate(board.rows, start=plan.first_row):
+        for column, index, in_plain, in_bold in writers:
+            if column.key == AVERAGE:
+                formula = average_formula(plan, number)
+                sheet.put_formula(number, index, formula, row.average, column.number_format, plain)
+            else:
+                value = column.value(row)
+                writer = in_bold if best.hold(column, row) else in_plain
+                writer.put(number, None if value == "" else value)
+
+
+def _write_preamble(sheet: Sheet, board: Board) -> None:
+    sheet.put(1, 1, board.title, look={**TITLE_LOOK, "indent": 0})
+    sheet.xlsx.set_row(0, 26)
+    sheet.put(2, 1, board.subtitle, look=MUTED_LOOK)
     for number, cohort in enumerate(board.cohorts, start=3):
-        put(sheet.cell(number, 1), f"Cohort {describe(cohort)}", font=MUTED_FONT)
+        sheet.put(number, 1, f"Cohort {describe(cohort)}", look=MUTED_LOOK)
     for number, warning in enumerate(board.warnings, start=3 + len(board.cohorts)):
-        sheet.merge_cells(start_row=number, end_row=number, start_column=1, end_column=10)
-        cell = put(sheet.cell(number, 1), f"⚠ {warning}", font=WARNING_FONT)
-        cell.alignment = Alignment(wrap_text=True, vertical="center")
-        sheet.row_dimensions[number].height = 16 * (1 + len(warning) // CHARACTERS_PER_LINE)
-        cell.fill = WARNING_FILL
+        sheet.xlsx.merge_range(number - 1, 0, number - 1, 9, "", sheet.book.format(WARNING_LOOK))
+        sheet.put(number, 1, f"⚠ {warning}", look=WARNING_LOOK)
+        sheet.xlsx.set_row(number - 1, 16 * (1 + len(warning) // CHARACTERS_PER_LINE))
 
 
-def _write_weights(sheet: Worksheet, board: Board, plan: Layout) -> None:
+def _write_weights(sheet: Sheet, board: Board, plan: Layout) -> None:
     by_key = {benchmark.key: benchmark for benchmark in board.benchmarks}
-    right = Alignment(horizontal="right")
-    average = plan.letter(AVERAGE_COLUMN.heading)
+    average = [column.heading for column in plan.columns].index(AVERAGE_COLUMN.heading) + 1
     for row, text in ((plan.factor_row, "as percent, times"), (plan.weight_row, "weight (change me)")):
-        put(sheet[f"{average}{row}"], text, font=MUTED_FONT).alignment = right
+        sheet.put(row, average, text, look={**MUTED_LOOK, "align": "right"})
     for index, column in enumerate(plan.columns, start=1):
-        if column.key not in by_key:
-            continue
-        put(sheet.cell(plan.factor_row, index), by_key[column.key].to_percent, "0.###", MUTED_FONT)
-        weight = put(sheet.cell(plan.weight_row, index), board.weights.get(column.key), "0.##")
-        weight.fill = INPUT_FILL
+        if column.key in by_key:
+            sheet.put(plan.factor_row, index, by_key[column.key].to_percent, "0.###", MUTED_LOOK)
+            weight = board.weights.get(column.key)
+            sheet.put(plan.weight_row, index, weight, "0.##", {**PLAIN_LOOK, **INPUT_FILL})
 
 
 def average_formula(plan: Layout, row: int) -> str:
@@ -138,28 +131,33 @@ def average_formula(plan: Layout, row: int) -> str:
     return f'=IF(OR(SUM({weights})=0,{missing}>0),"",SUMPRODUCT({weights},{scores},{factors})/SUM({weights}))'
 
 
-def _colour(sheet: Worksheet, board: Board, plan: Layout, last: int) -> None:
+def _colour(sheet: Sheet, board: Board, plan: Layout, last: int) -> None:
     directions = {benchmark.key: benchmark.higher_is_better for benchmark in board.benchmarks} | {AVERAGE: True}
     for index, column in enumerate(plan.columns, start=1):
-        letter = get_column_letter(index)
+        letter = column_letter(index)
         area = f"{letter}{plan.first_row}:{letter}{last}"
         if column.key:
-            sheet.conditional_formatting.add(area, _scale(directions[column.key]))
+            sheet.xlsx.conditional_format(area, _scale(directions[column.key]))
         if column.key == AVERAGE:
-            fixed = area.replace(letter, f"${letter}$")
-            rule = FormulaRule(
-                formula=[f"AND(ISNUMBER({letter}{plan.first_row}),{letter}{plan.first_row}=MAX({fixed}))"]
-            )
-            rule.font = Font(bold=True)
-            sheet.conditional_formatting.add(area, rule)
+            fixed, first = area.replace(letter, f"${letter}$"), f"{letter}{plan.first_row}"
+            criteria = f"=AND(ISNUMBER({first}),{first}=MAX({fixed}))"
+            bold = sheet.book.rule_format({"bold": True})
+            sheet.xlsx.conditional_format(area, {"type": "formula", "criteria": criteria, "format": bold})
         if column.heading == "MIR":
             for start, end in _cohort_blocks(board.rows, plan.first_row):
-                sheet.conditional_formatting.add(f"{letter}{start}:{letter}{end}", _scale(higher_is_better=False))
+                sheet.xlsx.conditional_format(f"{letter}{start}:{letter}{end}", _scale(higher_is_better=False))
 
 
-def _scale(higher_is_better: bool) -> ColorScaleRule:
+def _scale(higher_is_better: bool) -> dict[str, Any]:
     low, high = (BAD, GOOD) if higher_is_better else (GOOD, BAD)
-    return ColorScaleRule("min", None, low, "percentile", 50, MIDDLE, "max", None, high)
+    return {
+        "type": "3_color_scale",
+        "min_color": low,
+        "mid_type": "percentile",
+        "mid_value": 50,
+        "mid_color": MIDDLE,
+        "max_color": high,
+    }
 
 
 def _cohort_blocks(rows: Sequence[BoardRow], first_row: int) -> list[tuple[int, int]]:

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from openpyxl import Workbook
-from openpyxl.worksheet.worksheet import Worksheet
-
-from mir_plugin.files.atomic import replacing
 from mir_plugin.reports.view.columns import (
     TEXT,
     THREE_PLACES,
@@ -19,10 +15,11 @@ from mir_plugin.reports.view.columns import (
 )
 from mir_plugin.reports.workbook.sheets import (
     ERROR_FILL,
-    MUTED_FONT,
-    TEXT_FONT,
+    MUTED_LOOK,
+    PLAIN_LOOK,
     WARNING_FILL,
-    put,
+    Book,
+    Sheet,
     write_table,
 )
 from mir_plugin.robustness.results import (
@@ -71,37 +68,34 @@ VERDICT_COLUMNS: tuple[Column[Verdict], ...] = (
 )
 
 
-def add_robustness_sheets(book: Workbook, reports: Sequence[Robustness]) -> None:
+def add_robustness_sheets(book: Book, reports: Sequence[Robustness]) -> None:
     """Append the sheets: the verdict of every study, every condition, and the numbers of samples if there are any."""
-    _write_verdicts(book.create_sheet(VERDICTS_SHEET), reports)
+    _write_verdicts(book.sheet(VERDICTS_SHEET), reports)
     conditions = [row for report in reports for row in report.conditions]
-    write_table(book.create_sheet(CONDITIONS_SHEET), filled(CONDITION_COLUMNS, conditions), conditions)
+    write_table(book.sheet(CONDITIONS_SHEET), filled(CONDITION_COLUMNS, conditions), conditions)
     numbers = [row for report in reports for row in report.number_rows()]
     if numbers:
-        write_table(book.create_sheet(NUMBERS_SHEET), filled(NUMBER_COLUMNS, numbers), numbers)
+        write_table(book.sheet(NUMBERS_SHEET), filled(NUMBER_COLUMNS, numbers), numbers)
 
 
 def write_robustness_workbook(report: Robustness, path: Path) -> Path:
     """A workbook of these sheets alone; a reader sees the old file or the whole new one."""
-    book = Workbook()
-    book.remove(book.active)
-    book.properties.creator = "mir-plugin"
+    book = Book("Robustness of MIR")
     add_robustness_sheets(book, [report])
-    with replacing(path) as temporary:
-        book.save(temporary)
-    return path
+    return book.save(path)
 
 
-def _write_verdicts(sheet: Worksheet, reports: Sequence[Robustness]) -> None:
+def _write_verdicts(sheet: Sheet, reports: Sequence[Robustness]) -> None:
     rows = [verdict for report in reports for verdict in report.verdicts]
     columns = filled(VERDICT_COLUMNS, rows)
     write_table(sheet, columns, rows)
     outcome = [column.heading for column in columns].index("Outcome") + 1
     for number, row in enumerate(rows, start=2):
         if row.outcome in ("not robust", "unclear"):
-            sheet.cell(number, outcome).fill = ERROR_FILL if row.outcome == "not robust" else WARNING_FILL
+            fill = ERROR_FILL if row.outcome == "not robust" else WARNING_FILL
+            sheet.put(number, outcome, row.outcome, look={**PLAIN_LOOK, "valign": "top", **fill})
     remarks = [(STUDIES[study], reason) for report in reports for study, reason in report.skipped.items()]
     remarks += [("note", note) for report in reports for note in report.notes]
     for number, (what, text) in enumerate(remarks, start=len(rows) + 3):
-        put(sheet.cell(number, 1), what, font=MUTED_FONT)
-        put(sheet.cell(number, 2), text, font=TEXT_FONT)
+        sheet.put(number, 1, what, look=MUTED_LOOK)
+        sheet.put(number, 2, text)

@@ -1,174 +1,185 @@
-"""How a declared table becomes a sheet; and the plain sheets Scores, Runs and Problems."""
+"""A workbook under construction, its looks, and how a declared table becomes a sheet."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
-from copy import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-from openpyxl.cell import Cell
-from openpyxl.formatting.rule import FormulaRule
-from openpyxl.styles import Alignment, Border, Font, PatternFill, Side
-from openpyxl.styles.cell_style import StyleArray
-from openpyxl.utils import get_column_letter
-from openpyxl.worksheet.worksheet import Worksheet
+import xlsxwriter
+from xlsxwriter.chart import Chart
+from xlsxwriter.format import Format
+from xlsxwriter.utility import xl_col_to_name
 
-from mir_plugin.reports.board.board import Board
+from mir_plugin.files.atomic import replacing
 from mir_plugin.reports.read.cell_text import starts_a_formula, storable
-from mir_plugin.reports.view.columns import (
-    PROBLEM_COLUMNS,
-    RUN_COLUMNS,
-    SCORE_COLUMNS,
-    TEXT,
-    WHOLE,
-    Column,
-    filled,
-)
-from mir_plugin.reports.workbook.data import FormulaText
+from mir_plugin.reports.view.columns import TEXT, WHOLE, Column
 
 R = TypeVar("R")
+Look = Mapping[str, Any]  # properties of a cell, by XlsxWriter's names
 
-INK, MUTED, ACCENT = "1F2937", "6B7280", "1E3A5F"
-TITLE_FONT = Font(name="Calibri", size=16, bold=True, color=ACCENT)
-TEXT_FONT = Font(name="Calibri", size=11, color=INK)
-BOLD_FONT = Font(name="Calibri", size=11, bold=True, color=INK)
-MUTED_FONT = Font(name="Calibri", size=10, color=MUTED)
-HEADER_FONT = Font(name="Calibri", size=11, bold=True, color="FFFFFF")
-WARNING_FONT = Font(name="Calibri", size=11, color="7C2D12")
-HEADER_FILL = PatternFill("solid", start_color=ACCENT)
-WARNING_FILL = PatternFill("solid", start_color="FEF3C7")
-ERROR_FILL = PatternFill("solid", start_color="FEE2E2")
-INPUT_FILL = PatternFill("solid", start_color="EFF6FF")
-LINE = Border(bottom=Side(style="hair", color="D1D5DB"))
-HEADER_ALIGNMENT = Alignment(horizontal="center", vertical="center", wrap_text=True)
-TOP_WRAPPED = Alignment(horizontal="left", vertical="top", wrap_text=True, indent=1)
-CENTERED = Alignment(horizontal="center")
-INDENTED = Alignment(horizontal="left", indent=1)
+INK, MUTED, ACCENT = "#1F2937", "#6B7280", "#1E3A5F"
+TITLE_LOOK: Look = {"font_size": 16, "bold": True, "font_color": ACCENT}
+PLAIN_LOOK: Look = {"font_color": INK}
+BOLD_LOOK: Look = {"font_color": INK, "bold": True}
+MUTED_LOOK: Look = {"font_color": MUTED, "font_size": 10}
+HEADER_LOOK: Look = {
+    "font_color": "#FFFFFF",
+    "bold": True,
+    "bg_color": ACCENT,
+    "align": "center",
+    "valign": "vcenter",
+    "text_wrap": True,
+    "indent": 0,
+}
+LINE_LOOK: Look = {"bottom": 7, "bottom_color": "#D1D5DB"}  # 7: hair
+WRAPPED_LOOK: Look = {"align": "left", "valign": "top", "text_wrap": True, "indent": 1}
+WARNING_FILL: Look = {"bg_color": "#FEF3C7"}
+ERROR_FILL: Look = {"bg_color": "#FEE2E2"}
+INPUT_FILL: Look = {"bg_color": "#EFF6FF"}
 LINE_HEIGHT = 15  # points
+# Of a chart's series.
+COLOURS = (
+    "#1F77B4", "#D62728", "#2CA02C", "#9467BD", "#FF7F0E", "#17BECF", "#8C564B", "#E377C2", "#7F7F7F", "#BCBD22",
+)  # fmt: skip
+GRID = {"visible": True, "line": {"color": "#E5E7EB", "width": 0.75}}
 
 
-def put(cell: Cell, value: Any, number_format: str = TEXT, font: Font = TEXT_FONT) -> Cell:
-    """Fill a cell with data. Text stays text: nothing that comes from outside can become a formula."""
-    if isinstance(value, str):
-        text = storable(value)
-        cell.value = text
-        cell.data_type = "s"
-        cell.quotePrefix = starts_a_formula(text)
-        cell.alignment = INDENTED
-    elif value is not None:
-        cell.value = value
-        cell.number_format = number_format
-        if number_format == WHOLE:
-            cell.alignment = CENTERED
-    cell.font = font
-    return cell
+class Book:
+    """A workbook in memory; every look becomes one format, however many cells share it."""
+
+    def __init__(self, title: str = "") -> None:
+        self._content = io.BytesIO()
+        # In memory: else XlsxWriter keeps a temporary file for each sheet, which a kill would leave behind.
+        self._file = xlsxwriter.Workbook(self._content, {"in_memory": True})
+        self._file.set_properties({"title": storable(title), "author": "mir-plugin"})
+        self._formats: dict[tuple[tuple[str, Any], ...], Format] = {}
+
+    def sheet(self, name: str) -> Sheet:
+        """Append an empty sheet."""
+        sheet = self._file.add_worksheet(name)
+        sheet.hide_gridlines(2)  # on the screen, too
+        return Sheet(self, name, sheet)
+
+    def chart(self, options: Mapping[str, str]) -> Chart:
+        """A chart to be put on a sheet."""
+        return self._file.add_chart(dict(options))
+
+    def format(self, look: Look) -> Format:
+        """The one format of a look."""
+        key = tuple(sorted(look.items()))
+        if key not in self._formats:
+            self._formats[key] = self._file.add_format({"font_name": "Calibri", **look})
+        return self._formats[key]
+
+    def rule_format(self, look: Look) -> Format:
+        """The format that a conditional format lays over a cell: only what it changes."""
+        return self._file.add_format(dict(look))
+
+    def save(self, path: Path) -> Path:
+        """Write the file; a reader sees the old one or the whole new one."""
+        self._file.close()
+        with replacing(path) as temporary:
+            temporary.write_bytes(self._content.getbuffer())
+        return path
 
 
-class ColumnStyle:
-    """The look of a column's cells, put together once for each kind: assembling it costs more than writing the cell."""
+class Sheet:
+    """One sheet. Rows and columns count from 1, as in the spreadsheet's own references."""
 
-    def __init__(
-        self, column: Column[Any], font: Font = TEXT_FONT, border: Border | None = None, *, beside_wrapped: bool = False
+    def __init__(self, book: Book, name: str, written: xlsxwriter.worksheet.Worksheet) -> None:
+        self.book, self.name, self.xlsx = book, name, written
+
+    def put(self, row: int, column: int, value: Any, number_format: str = TEXT, look: Look = PLAIN_LOOK) -> None:
+        """Fill a cell with data; None leaves it empty, with its look."""
+        self.put_formatted(row, column, value, self.book.format(cell_look(value, number_format, look)))
+
+    def put_formatted(self, row: int, column: int, value: Any, cell_format: Format) -> None:
+        """The same with a finished format. Text stays text: nothing that comes from outside can become a formula."""
+        if isinstance(value, str):
+            text = storable(value)
+            if text.startswith("<r>"):  # XlsxWriter would take <r>…</r> for its own mark-up
+                plain = self.book.format({})
+                self.xlsx.write_rich_string(row - 1, column - 1, plain, "<", plain, text[1:], cell_format)
+            else:
+                self.xlsx.write_string(row - 1, column - 1, text, cell_format)
+        elif value is None or not math.isfinite(value):
+            self.xlsx.write_blank(row - 1, column - 1, None, cell_format)
+        else:
+            self.xlsx.write_number(row - 1, column - 1, value, cell_format)
+
+    def put_formula(
+        self, row: int, column: int, formula: str, value: float | None, number_format: str, look: Look = PLAIN_LOOK
     ) -> None:
-        self._column, self._font, self._border, self._beside_wrapped = column, font, border, beside_wrapped
-        self._styles: dict[tuple[type, bool], StyleArray] = {}
+        """A formula of our own with the value that it has now, None for an empty text.
 
-    def put(self, cell: Cell, value: Any) -> None:
-        """Fill a cell of the column as ``put`` does; None leaves it empty."""
-        is_text = isinstance(value, str)
-        kind = type(value), is_text and starts_a_formula(value)
-        style = self._styles.get(kind)
-        if style is None:
-            self._styles[kind] = self._dressed(cell, value)._style
-            return
-        if is_text:
-            cell.value = storable(value)
-            cell.data_type = "s"
-        elif value is not None:
-            cell.value = value
-        cell._style = copy(style)
-
-    def _dressed(self, cell: Cell, value: Any) -> Cell:
-        put(cell, value, self._column.number_format, self._font)
-        if self._column.wraps:
-            cell.alignment = TOP_WRAPPED
-        elif self._beside_wrapped:  # on the first line of its row, as wrapped text is
-            cell.alignment = cell.alignment + Alignment(vertical="top")
-        if self._border is not None:
-            cell.border = self._border
-        return cell
+        Programs that compute nothing (previews, protected view, pandas) show the value.
+        """
+        cell_format = self.book.format({**look, "num_format": number_format})
+        self.xlsx.write_formula(row - 1, column - 1, formula, cell_format, "" if value is None else value)
 
 
-def put_formula(
-    cell: Cell,
-    formula: str,
-    value: float | None,
-    number_format: str,
-    font: Font = TEXT_FONT,
-    border: Border | None = None,
-) -> Cell:
-    """Fill a cell with a formula of our own, and the value that it has now; None where that is an empty text."""
-    cell.value = formula
-    cell._value = FormulaText(formula, value)  # the setter makes plain text of it
-    cell.number_format = number_format
-    cell.font = font
-    if border is not None:
-        cell.border = border
-    return cell
+def cell_look(value: Any, number_format: str, look: Look) -> Look:
+    """A look, with what the kind of the value asks for: text indented, whole numbers centred, formulas quoted."""
+    if isinstance(value, str):
+        quoted = {"quote_prefix": True} if starts_a_formula(storable(value)) else {}
+        return {"align": "left", "indent": 1, **look, **quoted}
+    if value is None:
+        return look
+    return {**({"align": "center"} if number_format == WHOLE else {}), **look, "num_format": number_format}
 
 
-def write_table(sheet: Worksheet, columns: Sequence[Column[R]], rows: Sequence[R], top: int = 1) -> None:
+class ColumnWriter:
+    """Writes the cells of one column; looks up a format once for each kind of value, which is most of the work."""
+
+    def __init__(self, sheet: Sheet, index: int, column: Column[Any], look: Look = PLAIN_LOOK) -> None:
+        self._sheet, self._index, self._number_format = sheet, index, column.number_format
+        self._look = {**look, **WRAPPED_LOOK} if column.wraps else look
+        self._formats: dict[tuple[type, bool], Format] = {}
+
+    def put(self, row: int, value: Any) -> None:
+        """Fill the column's cell in a row; None leaves it empty, with its look."""
+        kind = type(value), isinstance(value, str) and starts_a_formula(value)
+        cell_format = self._formats.get(kind)
+        if cell_format is None:
+            cell_format = self._sheet.book.format(cell_look(value, self._number_format, self._look))
+            self._formats[kind] = cell_format
+        self._sheet.put_formatted(row, self._index, value, cell_format)
+
+
+def column_letter(index: int) -> str:
+    """Letters of the index-th column, from 1."""
+    letters: str = xl_col_to_name(index - 1)
+    return letters
+
+
+def write_table(sheet: Sheet, columns: Sequence[Column[R]], rows: Sequence[R], top: int = 1) -> None:
     """Header in row ``top``, one row per record below; filtered, frozen, with the declared widths and formats."""
     write_header(sheet, columns, top)
     wrapped = [column for column in columns if column.wraps]
-    styled = [(column, ColumnStyle(column, beside_wrapped=bool(wrapped))) for column in columns]
+    look = {**PLAIN_LOOK, "valign": "top"} if wrapped else PLAIN_LOOK  # on the first line of its row
+    writers = [(column, ColumnWriter(sheet, index, column, look)) for index, column in enumerate(columns, start=1)]
     for number, row in enumerate(rows, start=top + 1):
-        for index, (column, style) in enumerate(styled, start=1):
+        for column, writer in writers:
             value = column.value(row)
             if value is not None and value != "":
-                style.put(sheet.cell(number, index), value)
+                writer.put(number, value)
         if wrapped:
             n_lines = max(math.ceil(1.15 * len(str(column.value(row))) / column.width) for column in wrapped)
-            sheet.row_dimensions[number].height = LINE_HEIGHT * max(n_lines, 1) + 3
-    sheet.freeze_panes = sheet.cell(top + 1, 2)
-    sheet.auto_filter.ref = f"A{top}:{get_column_letter(len(columns))}{max(top + len(rows), top + 1)}"
+            sheet.xlsx.set_row(number - 1, LINE_HEIGHT * max(n_lines, 1) + 3)
+    sheet.xlsx.freeze_panes(top, 1)
+    sheet.xlsx.autofilter(top - 1, 0, max(top - 1 + len(rows), top), len(columns) - 1)
 
 
-def write_header(sheet: Worksheet, columns: Sequence[Column[R]], top: int) -> None:
-    """Headings and column widths."""
-    sheet.sheet_format.defaultRowHeight = LINE_HEIGHT + 2
-    sheet.sheet_format.customHeight = True
+def write_header(sheet: Sheet, columns: Sequence[Column[R]], top: int) -> None:
+    """Headings and column widths, and how the sheet is printed."""
+    sheet.xlsx.set_default_row(LINE_HEIGHT + 2)
     for index, column in enumerate(columns, start=1):
-        cell = put(sheet.cell(top, index), column.heading, font=HEADER_FONT)
-        cell.fill, cell.alignment = HEADER_FILL, HEADER_ALIGNMENT
-        sheet.column_dimensions[get_column_letter(index)].width = column.width
-    sheet.row_dimensions[top].height = 32
-    sheet.sheet_view.showGridLines = False
-    sheet.page_setup.orientation = "landscape"
-    sheet.page_setup.fitToWidth, sheet.page_setup.fitToHeight = 1, 0
-    sheet.sheet_properties.pageSetUpPr.fitToPage = True
-    sheet.print_title_rows = f"{top}:{top}"
-
-
-def write_scores(sheet: Worksheet, board: Board) -> None:
-    """Every headline score that was found, the superseded ones too."""
-    columns = filled(SCORE_COLUMNS, board.entries)
-    write_table(sheet, columns or SCORE_COLUMNS, board.entries)
-
-
-def write_runs(sheet: Worksheet, board: Board) -> None:
-    """Provenance of every number."""
-    write_table(sheet, filled(RUN_COLUMNS, board.runs) or RUN_COLUMNS, board.runs)
-
-
-def write_problems(sheet: Worksheet, board: Board) -> None:
-    """What could not be read, joined or compared."""
-    write_table(sheet, PROBLEM_COLUMNS, board.problems)
-    if not board.problems:
-        put(sheet.cell(2, 1), "none", font=MUTED_FONT)
-        return
-    area = f"A2:A{len(board.problems) + 1}"
-    for severity, fill in (("error", ERROR_FILL), ("warning", WARNING_FILL)):
-        rule = FormulaRule(formula=[f'$A2="{severity}"'], fill=PatternFill("solid", bgColor=fill.start_color))
-        sheet.conditional_formatting.add(area, rule)
+        sheet.put(top, index, column.heading, look=HEADER_LOOK)
+        sheet.xlsx.set_column(index - 1, index - 1, column.width)
+    sheet.xlsx.set_row(top - 1, 32)
+    sheet.xlsx.set_landscape()
+    sheet.xlsx.fit_to_pages(1, 0)
+    sheet.xlsx.repeat_rows(top - 1)
