@@ -11,10 +11,10 @@ from mir_plugin.files.atomic import write_atomically
 from mir_plugin.reports.board.board import Board
 from mir_plugin.reports.board.config import ReportConfig
 from mir_plugin.reports.board.joint import join
-from mir_plugin.reports.board.paper import paper_config, paper_harvest
+from mir_plugin.reports.board.paper import paper_config, paper_sources
 from mir_plugin.reports.figures.figures import write_figures
 from mir_plugin.reports.page.page import write_page
-from mir_plugin.reports.read.sources import gather
+from mir_plugin.reports.read.sources import read_sources
 from mir_plugin.reports.text.tables import to_csv, to_latex, to_markdown
 from mir_plugin.reports.workbook.workbook import write_workbook
 
@@ -57,13 +57,13 @@ def build_report(sources: Sequence[Path | str], out_dir: Path, config: ReportCon
     """
     config = config or ReportConfig()
     chosen = chosen_formats(config)
-    return _write(join(gather(sources), config), out_dir, chosen)
+    return _write(join(read_sources(sources), config), out_dir, chosen)
 
 
 def build_paper_report(out_dir: Path, formats: Sequence[str] = ()) -> ReportFiles:
     """The report of the paper's own tables: published MIR against published scores."""
     chosen = chosen_formats(ReportConfig(formats=tuple(formats)))
-    return _write(join(paper_harvest(), paper_config()), out_dir, chosen)
+    return _write(join(paper_sources(), paper_config()), out_dir, chosen)
 
 
 def chosen_formats(config: ReportConfig) -> tuple[str, ...]:

@@ -21,7 +21,8 @@ from mir_plugin.reports.read.identity import (
     resolved,
     short_names,
 )
-from mir_plugin.reports.read.records import CheckpointRef, Harvest, Problem
+from mir_plugin.reports.read.records import CheckpointRef, ParsedSources, Problem
+from mir_plugin.selection.steps import step_in_name
 
 KEY_KINDS = (PATH, NAME, VLMEVALKIT_MODEL, WEIGHTS)  # the first kind that a checkpoint has names it
 
@@ -48,13 +49,13 @@ class Checkpoints:
         return self.by_key[reference.keys[0]]
 
 
-def find_checkpoints(harvest: Harvest, config: ReportConfig) -> Checkpoints:
+def find_checkpoints(parsed: ParsedSources, config: ReportConfig) -> Checkpoints:
     """Join the references of all records: those that share a key, and those that one ``match`` list names.
 
     Raises:
         MirError: if the configuration gives one name to two checkpoints.
     """
-    named = [score.checkpoint for score in harvest.scores] + [m.checkpoint for m in harvest.measurements]
+    named = [score.checkpoint for score in parsed.scores] + [m.checkpoint for m in parsed.measurements]
     references = {reference.keys: reference for reference in named}
     clusters: Clusters[str] = Clusters()
     for keys in references:

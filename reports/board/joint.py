@@ -26,8 +26,8 @@ from mir_plugin.reports.board.headlines import headline_entries
 from mir_plugin.reports.read.benchmarks import TABLE, Benchmark, weighted_average
 from mir_plugin.reports.read.identity import VLMEVALKIT_MODEL
 from mir_plugin.reports.read.records import (
-    Harvest,
     Measurement,
+    ParsedSources,
     Picture,
     Problem,
 )
@@ -35,7 +35,7 @@ from mir_plugin.reports.read.records import (
 SEVERITY_ORDER = ("error", "warning", "note")
 
 
-def join(harvest: Harvest, config: ReportConfig | None = None) -> Board:
+def join(parsed: ParsedSources, config: ReportConfig | None = None) -> Board:
     """Everything that was read, one row per checkpoint.
 
     Records belong to one checkpoint when they share a path, a name as given to the host tool, a weights fingerprint,
@@ -45,11 +45,11 @@ def join(harvest: Harvest, config: ReportConfig | None = None) -> Board:
         MirError: if the configuration gives one name to two checkpoints.
     """
     config = config or ReportConfig()
-    checkpoints = find_checkpoints(harvest, config)
-    scored = ((checkpoints.of(score.checkpoint), score) for score in harvest.scores)
+    checkpoints = find_checkpoints(parsed, config)
+    scored = ((checkpoints.of(score.checkpoint), score) for score in parsed.scores)
     entries, entry_problems = headline_entries(scored, config.benchmarks)
     measured: dict[str, list[Measurement]] = defaultdict(list)
-    for measurement in harvest.measurements:
+    for measurement in parsed.measurements:
         measured[checkpoints.of(measurement.checkpoint).identity].append(measurement)
     by_identity = {checkpoint.identity: checkpoint for checkpoint in checkpoints.by_key.values()}
     chosen, cohorts, cohort_problems = choose_measurements(measured, {i: c.name for i, c in by_identity.items()})
@@ -66,7 +66,7 @@ def join(harvest: Harvest, config: ReportConfig | None = None) -> Board:
         cohorts,
     )
     problems = (
-        *harvest.problems,
+        *parsed.problems,
         *checkpoints.problems,
         *cohort_problems,
         *unmatched(rows),
@@ -82,10 +82,10 @@ def join(harvest: Harvest, config: ReportConfig | None = None) -> Board:
         warnings=(*cohort_warnings(cohorts), *config.notes, *_score_warnings(entries, shown)),
         correlations=correlations(rows, cohorts, shown),
         entries=tuple(sorted(entries, key=lambda e: (e.name, e.benchmark, not e.used, e.date))),
-        runs=tuple(sorted(harvest.runs, key=lambda run: (run.checkpoint, run.date, run.source))),
+        runs=tuple(sorted(parsed.runs, key=lambda run: (run.checkpoint, run.date, run.source))),
         problems=tuple(sorted(map(_redacted, problems), key=lambda problem: SEVERITY_ORDER.index(problem.severity))),
-        pictures=tuple(_titled(picture, checkpoints.by_key) for picture in harvest.pictures),
-        robustness=harvest.robustness,
+        pictures=tuple(_titled(picture, checkpoints.by_key) for picture in parsed.pictures),
+        robustness=parsed.robustness,
     )
 
 

@@ -18,8 +18,8 @@ from mir_plugin.reports.read.identity import NAME
 from mir_plugin.reports.read.records import (
     CheckpointRef,
     Comparability,
-    Harvest,
     Measurement,
+    ParsedSources,
     Problem,
     Run,
     Score,
@@ -59,10 +59,10 @@ def paper_rows(file: str) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / file).read_text(encoding="utf-8").splitlines()))
 
 
-def paper_harvest() -> Harvest:
+def paper_sources() -> ParsedSources:
     """Published MIR and scores of every table that has them, one checkpoint per row."""
     rows = [_row(table, table.row_name.format(**row), row) for table in TABLES for row in paper_rows(table.file)]
-    return Harvest.total([*rows, *_scaling()])
+    return ParsedSources.total([*rows, *_scaling()])
 
 
 def paper_config() -> ReportConfig:
@@ -99,7 +99,7 @@ def _names() -> list[tuple[PaperTable, str]]:
     return names + [(SCALING, SCALING.row_name.format(scale=scale)) for scale in _scaling_columns()]
 
 
-def _row(table: PaperTable, name: str, row: Mapping[str, str]) -> Harvest:
+def _row(table: PaperTable, name: str, row: Mapping[str, str]) -> ParsedSources:
     checkpoint = CheckpointRef(name, (NAME + identity(table, name),))
     numbers = {column: float(text) for column, text in row.items() if find_column(column) and text}
     scores = tuple(
@@ -107,7 +107,7 @@ def _row(table: PaperTable, name: str, row: Mapping[str, str]) -> Harvest:
     )
     measurement = Measurement(checkpoint, float(row["MIR"]), COMPARABILITY, n_samples=100, run_id=table.file)
     run = Run(table.file, TABLE, name, f"arXiv 2410.07167, {table.group}", tasks=tuple(numbers))
-    return Harvest(scores, (measurement,), (run,), _average_problem(table, name, numbers))
+    return ParsedSources(scores, (measurement,), (run,), _average_problem(table, name, numbers))
 
 
 def _average_problem(table: PaperTable, name: str, numbers: Mapping[str, float]) -> tuple[Problem, ...]:
@@ -125,7 +125,7 @@ def _scaling_columns() -> list[str]:
     return [column for column in paper_rows(SCALING.file)[0] if column != "metric"]
 
 
-def _scaling() -> list[Harvest]:
+def _scaling() -> list[ParsedSources]:
     """This table is printed with one column per checkpoint."""
     by_metric = {row["metric"]: row for row in paper_rows(SCALING.file)}
     mir, average = by_metric["MIR"], by_metric["post_sft_average_7"]

@@ -23,7 +23,7 @@ from mir_plugin.reports.board.joint import join
 from mir_plugin.reports.figures.figures import layers_figure
 from mir_plugin.reports.figures.style import MUTED, STYLE, save
 from mir_plugin.reports.read.cell_text import storable
-from mir_plugin.reports.read.sources import gather
+from mir_plugin.reports.read.sources import read_sources
 from mir_plugin.reports.view.series import PALETTE
 
 COLOURS = {"vision": PALETTE[1], "text": PALETTE[0]}
@@ -49,7 +49,7 @@ def write_gaps(results: Sequence[Path], folder: Path) -> Path | None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
-        figure = layers_figure(join(gather(results), ReportConfig()))
+        figure = layers_figure(join(read_sources(results), ReportConfig()))
     if figure is None:
         return None
     save(figure, folder / GAPS)

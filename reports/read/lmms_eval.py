@@ -17,8 +17,8 @@ from mir_plugin.reports.read.mir_json import measurement_of
 from mir_plugin.reports.read.records import (
     CheckpointRef,
     Comparability,
-    Harvest,
     Measurement,
+    ParsedSources,
     Problem,
     Run,
     Score,
@@ -36,7 +36,7 @@ def is_results_file(path: Path) -> bool:
     return path.name.endswith(RESULTS_SUFFIX) and path.parent.name != SUBMISSIONS_DIR
 
 
-def read_results(path: Path) -> Harvest:
+def read_results(path: Path) -> ParsedSources:
     """Scores, a MIR value if the task ran, and the run's provenance; a damaged file becomes a problem."""
     try:
         data = json_document(path.read_text(encoding="utf-8"))
@@ -67,7 +67,7 @@ def read_results(path: Path) -> Harvest:
         versions=versions,
     )
     measurements, problems = _measurements(data, checkpoint, date, str(path))
-    return Harvest(scores, measurements, (run,), problems + _notes(data, path, scores))
+    return ParsedSources(scores, measurements, (run,), problems + _notes(data, path, scores))
 
 
 def _model_name(data: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -184,6 +184,6 @@ def _iso_date(text: str) -> str:
         return ""
 
 
-def _unreadable(path: Path, why: str) -> Harvest:
+def _unreadable(path: Path, why: str) -> ParsedSources:
     problem = Problem("error", "unreadable", str(path), f"not read: {why}", RERUN)
-    return Harvest(problems=(problem,))
+    return ParsedSources(problems=(problem,))

@@ -11,15 +11,15 @@ from mir_plugin.reports.read.records import (
     UNSTATED,
     CheckpointRef,
     Comparability,
-    Harvest,
     Measurement,
+    ParsedSources,
     Problem,
     Run,
 )
 from mir_plugin.results import MirResult
 
 
-def read_mir_json(path: Path, beside: CheckpointRef | None = None) -> Harvest:
+def read_mir_json(path: Path, beside: CheckpointRef | None = None) -> ParsedSources:
     """One measurement, or one problem that names the file.
 
     Args:
@@ -29,7 +29,7 @@ def read_mir_json(path: Path, beside: CheckpointRef | None = None) -> Harvest:
         result = MirResult.load(path)
     except MirError as error:
         what = str(error).removeprefix(f"{path} ")
-        return Harvest(problems=(Problem("error", "unreadable", str(path), what, "Or delete it."),))
+        return ParsedSources(problems=(Problem("error", "unreadable", str(path), what, "Or delete it."),))
     run = Run(
         run_id=str(path),
         host=result.host,
@@ -40,7 +40,7 @@ def read_mir_json(path: Path, beside: CheckpointRef | None = None) -> Harvest:
         fingerprints=result.fingerprints,
         versions=result.versions,
     )
-    return Harvest(measurements=(measurement_of(result, str(path), beside),), runs=(run,))
+    return ParsedSources(measurements=(measurement_of(result, str(path), beside),), runs=(run,))
 
 
 def measurement_of(result: MirResult, run_id: str, beside: CheckpointRef | None = None) -> Measurement:

@@ -7,7 +7,7 @@ from pathlib import Path
 from mir_plugin.errors import MirError
 from mir_plugin.pictures.data import METHODS, NORMS, Pictures
 from mir_plugin.reports.read.identity import checkpoint_ref
-from mir_plugin.reports.read.records import Harvest, Picture, Problem
+from mir_plugin.reports.read.records import ParsedSources, Picture, Problem
 from mir_plugin.robustness.results import Robustness
 
 CAPTIONS = {
@@ -16,20 +16,20 @@ CAPTIONS = {
 }
 
 
-def read_pictures(path: Path) -> Harvest:
+def read_pictures(path: Path) -> ParsedSources:
     """The pictures of one checkpoint, beside the pictures.json at ``path``; one problem where they are missing."""
     try:
         data = Pictures.load(path)
     except MirError as error:
         return _unreadable(path, str(error), "Draw them again with `mir pictures`.")
     checkpoint = checkpoint_ref(data.checkpoint)
-    return Harvest.total(
+    return ParsedSources.total(
         _picture(checkpoint.label, CAPTIONS[name], path.with_name(f"{name}.png"), checkpoint.keys)
         for name in data.file_names
     )
 
 
-def read_robustness(path: Path) -> Harvest:
+def read_robustness(path: Path) -> ParsedSources:
     """A robustness report and its figure."""
     try:
         report = Robustness.load(path)
@@ -38,17 +38,17 @@ def read_robustness(path: Path) -> Harvest:
     figure = _picture(
         "Robustness", "MIR under every condition, and over the number of samples", path.with_suffix(".png")
     )
-    return Harvest.total([Harvest(robustness=(report,)), figure])
+    return ParsedSources.total([ParsedSources(robustness=(report,)), figure])
 
 
-def _picture(title: str, caption: str, path: Path, keys: tuple[str, ...] = ()) -> Harvest:
+def _picture(title: str, caption: str, path: Path, keys: tuple[str, ...] = ()) -> ParsedSources:
     try:
-        return Harvest(pictures=(Picture(title, caption, path.read_bytes(), str(path), keys),))
+        return ParsedSources(pictures=(Picture(title, caption, path.read_bytes(), str(path), keys),))
     except OSError as error:
         return _unreadable(
             path, f"cannot read {path}: {error.strerror}", "Draw it again with the command that made it."
         )
 
 
-def _unreadable(path: Path, what: str, remedy: str) -> Harvest:
-    return Harvest(problems=(Problem("warning", "unreadable", str(path), what, remedy),))
+def _unreadable(path: Path, what: str, remedy: str) -> ParsedSources:
+    return ParsedSources(problems=(Problem("warning", "unreadable", str(path), what, remedy),))

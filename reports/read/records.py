@@ -134,7 +134,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Harvest:
+class ParsedSources:
     """All that the readers found in all sources, before anything is joined."""
 
     scores: tuple[Score, ...] = ()
@@ -145,7 +145,7 @@ class Harvest:
     robustness: tuple[Robustness, ...] = ()
 
     @classmethod
-    def total(cls, parts: Iterable[Harvest]) -> Harvest:
+    def total(cls, parts: Iterable[ParsedSources]) -> ParsedSources:
         """All parts as one."""
         parts = tuple(parts)
         return cls(

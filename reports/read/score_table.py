@@ -18,8 +18,8 @@ from mir_plugin.reports.read.records import (
     UNSTATED,
     CheckpointRef,
     Comparability,
-    Harvest,
     Measurement,
+    ParsedSources,
     Problem,
     Run,
     Score,
@@ -32,7 +32,7 @@ LARGEST_LOGARITHM = sys.float_info.max_10_exp  # a MIR beyond it would be that o
 EMPTY_CELLS = frozenset({"", "-", "–", "—", "n/a", "na", "nan", "none", "null"})
 
 
-def read_score_table(path: Path) -> Harvest:
+def read_score_table(path: Path) -> ParsedSources:
     """Scores and MIR values of a table; numbers are taken to be on the benchmark's own scale (percent, MME in points).
 
     The checkpoint is named by the column headed identity, or else checkpoint, pretrained, model_path, model or name.
@@ -44,7 +44,7 @@ def read_score_table(path: Path) -> Harvest:
         grid, unread = read_grid(path), further_sheets(path)
     except (OSError, ValueError) as error:
         problem = Problem("error", "unreadable", source, f"not read: {error}", "Save the table again as CSV or XLSX.")
-        return Harvest(problems=(problem,))
+        return ParsedSources(problems=(problem,))
     headings = [_text(cell) for cell in grid[0]] if grid else []
     lowered = [heading.casefold() for heading in headings]
     named_by = next((lowered.index(name) for name in IDENTITY_HEADINGS if name in lowered), None)
@@ -56,13 +56,13 @@ def read_score_table(path: Path) -> Harvest:
             f"no column names the checkpoint; columns are: {', '.join(headings) or 'none'}",
             f"Head one column {' or '.join(IDENTITY_HEADINGS)}.",
         )
-        return Harvest(problems=(problem,))
+        return ParsedSources(problems=(problem,))
     kept, ignored = _score_columns(headings, grid[1:])
     kept, problems = _without_doubles(kept, source)
     rows = list(enumerate(grid[1:], start=2))
     contradictory, contradictions = _contradictory_rows(rows, kept, named_by, source)
     problems += contradictions
-    harvests = [_read_row(source, n, kept, cells, named_by) for n, cells in rows if n not in contradictory]
+    parts = [_read_row(source, n, kept, cells, named_by) for n, cells in rows if n not in contradictory]
     if ignored:
         what = f"columns without a number are not scores: {', '.join(ignored)}"
         problems.append(Problem("note", "missing", source, what))
@@ -74,7 +74,7 @@ def read_score_table(path: Path) -> Harvest:
     if not ends_with_a_line(path):
         what = "its last line has no end; if the file was cut short, the last number is wrong"
         problems.append(Problem("note", "unreadable", source, what, "Compare the last row with its origin."))
-    return Harvest.total([*harvests, Harvest(problems=tuple(problems))])
+    return ParsedSources.total([*parts, ParsedSources(problems=tuple(problems))])
 
 
 def _without_doubles(headings: Sequence[str], source: str) -> tuple[list[str], list[Problem]]:
@@ -130,7 +130,7 @@ def _score_columns(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> tu
     return kept, ignored
 
 
-def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence[Any], named_by: int) -> Harvest:
+def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence[Any], named_by: int) -> ParsedSources:
     # Not strict: a row may end early; cells beyond the last heading are told below.
     row = {heading: cell for heading, cell in zip(headings, cells, strict=False) if heading}
     name = without_apostrophe(_text(cells[named_by])) if named_by < len(cells) else ""
@@ -138,9 +138,11 @@ def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence
     surplus = [_text(cell) for cell in cells[len(headings) :] if _text(cell)]
     if surplus:
         what = f"has more cells than there are headings: {', '.join(surplus)}; perhaps a comma in a cell without quotes"
-        return Harvest(problems=(Problem("error", "unreadable", where, what, "Not read. Correct the row."),))
+        return ParsedSources(problems=(Problem("error", "unreadable", where, what, "Not read. Correct the row."),))
     if not name:
-        return Harvest(problems=(Problem("error", "unreadable", where, "names no checkpoint", "Fill in its name."),))
+        return ParsedSources(
+            problems=(Problem("error", "unreadable", where, "names no checkpoint", "Fill in its name."),)
+        )
     facts = {heading.casefold(): _text(cell) for heading, cell in row.items()}
     checkpoint, date = checkpoint_ref(name), _date(facts.get("date", ""))
     scores, mir, problems = [], {}, []
@@ -161,7 +163,7 @@ def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence
             Problem("warning", "missing", where, f"{name} has no number", "Fill in its scores, or remove it.")
         )
     run = Run(source, TABLE, name, source, date, tuple(score.task for score in scores))
-    return Harvest(tuple(scores), _measurement(mir, facts, checkpoint, date, source), (run,), tuple(problems))
+    return ParsedSources(tuple(scores), _measurement(mir, facts, checkpoint, date, source), (run,), tuple(problems))
 
 
 def _measurement(

@@ -17,14 +17,14 @@ from mir_plugin.reports.read import vlmevalkit as vlmevalkit_tree
 from mir_plugin.reports.read.identity import vlmevalkit_ref
 from mir_plugin.reports.read.mir_json import read_mir_json
 from mir_plugin.reports.read.pictures import read_pictures, read_robustness
-from mir_plugin.reports.read.records import CheckpointRef, Harvest, Problem
+from mir_plugin.reports.read.records import CheckpointRef, ParsedSources, Problem
 from mir_plugin.reports.read.score_table import read_score_table
 from mir_plugin.robustness.results import FILE_NAME as ROBUSTNESS
 
 MIR_JSON_SUFFIX = "mir.json"
 
 
-def gather(sources: Sequence[Path | str]) -> Harvest:
+def read_sources(sources: Sequence[Path | str]) -> ParsedSources:
     """Read all sources: output folders of host tools, ``mir.json`` files, score tables, and globs of these.
 
     Folders are searched for host trees and ``*mir.json``; tables of scores are read only when they are named.
@@ -40,7 +40,7 @@ def gather(sources: Sequence[Path | str]) -> Harvest:
     parts = []
     for path in tqdm(paths, desc="reading", unit="source", disable=None, leave=False):
         parts.append(_read_folder(path) if path.is_dir() else _read_file(path))
-    return Harvest.total(parts)
+    return ParsedSources.total(parts)
 
 
 def _expand(source: str) -> list[Path]:
@@ -54,7 +54,7 @@ def _expand(source: str) -> list[Path]:
     return [Path(match) for match in matches]
 
 
-def _read_file(path: Path) -> Harvest:
+def _read_file(path: Path) -> ParsedSources:
     if not path.is_file():
         return _problem(path, "is no regular file: a pipe, or a link that leads nowhere", "Give a file or a folder.")
     if path.suffix.lower() in spreadsheet.SUFFIXES:
@@ -69,12 +69,12 @@ def _read_file(path: Path) -> Harvest:
     return _problem(path, what, "Give .json, .csv, .tsv or .xlsx files, or folders.")
 
 
-def _problem(path: Path, what: str, remedy: str) -> Harvest:
-    return Harvest(problems=(Problem("error", "unreadable", str(path), what, remedy),))
+def _problem(path: Path, what: str, remedy: str) -> ParsedSources:
+    return ParsedSources(problems=(Problem("error", "unreadable", str(path), what, remedy),))
 
 
-def _read_folder(folder: Path) -> Harvest:
-    parts: list[Harvest] = []
+def _read_folder(folder: Path) -> ParsedSources:
+    parts: list[ParsedSources] = []
 
     def not_listed(error: OSError) -> None:
         what = f"cannot be listed: {error.strerror}"
@@ -103,14 +103,14 @@ def _read_folder(folder: Path) -> Harvest:
         beside = _only_checkpoint(read)
         parts += read
         parts += [read_mir_json(here / name, beside) for name in files if name.endswith(MIR_JSON_SUFFIX)]
-    total = Harvest.total(parts)
-    if total == Harvest():
+    total = ParsedSources.total(parts)
+    if total == ParsedSources():
         what = "holds no lmms-eval results, no VLMEvalKit scores and no mir.json"
-        return Harvest(problems=(Problem("warning", "missing", str(folder), what, "Check the path."),))
+        return ParsedSources(problems=(Problem("warning", "missing", str(folder), what, "Check the path."),))
     return total
 
 
-def _only_checkpoint(read: Sequence[Harvest]) -> CheckpointRef | None:
+def _only_checkpoint(read: Sequence[ParsedSources]) -> CheckpointRef | None:
     """The one checkpoint that a folder of lmms-eval is about; its name holds only two path parts and may be shared."""
     references = [score.checkpoint for part in read for score in part.scores]
     references += [measurement.checkpoint for part in read for measurement in part.measurements]

@@ -18,7 +18,7 @@ from mir_plugin.files.strict_json import json_document
 from mir_plugin.reports.read.benchmarks import BENCHMARKS, VLMEVALKIT
 from mir_plugin.reports.read.identity import vlmevalkit_ref
 from mir_plugin.reports.read.records import (
-    Harvest,
+    ParsedSources,
     Problem,
     Run,
     Score,
@@ -58,18 +58,18 @@ def is_model_dir(folder: Path) -> bool:
     return any(child.name.startswith(prefix) and SCORE_FILE.match(child.name) for child in children)
 
 
-def read_model_dir(folder: Path) -> Harvest:
+def read_model_dir(folder: Path) -> ParsedSources:
     """All scores of one model: every run folder, and the files of the flat layout."""
     run_dirs = sorted(child for child in folder.iterdir() if RUN_DIR.match(child.name) and child.is_dir())
-    harvest = Harvest.total(_read_run(run_dir, folder.name) for run_dir in [*run_dirs, folder])
-    unscored = [problem for problem in harvest.problems if problem.kind == "missing"]
-    scored = {score.task for score in harvest.scores}
-    kept = [problem for problem in harvest.problems if problem not in unscored]
+    parsed = ParsedSources.total(_read_run(run_dir, folder.name) for run_dir in [*run_dirs, folder])
+    unscored = [problem for problem in parsed.problems if problem.kind == "missing"]
+    scored = {score.task for score in parsed.scores}
+    kept = [problem for problem in parsed.problems if problem not in unscored]
     kept += {p.where: p for p in unscored if p.where.rsplit(" ", 1)[-1] not in scored}.values()
-    return Harvest(harvest.scores, harvest.measurements, harvest.runs, tuple(kept))
+    return ParsedSources(parsed.scores, parsed.measurements, parsed.runs, tuple(kept))
 
 
-def _read_run(folder: Path, model: str) -> Harvest:
+def _read_run(folder: Path, model: str) -> ParsedSources:
     status, problems = _read_status(folder / "status.json")
     run = _RunFolder(folder, model, _date_of(folder.name), status)
     scores: list[Score] = []
@@ -99,7 +99,7 @@ def _read_run(folder: Path, model: str) -> Harvest:
         if name not in scored and name != MIR_DATA_SET and isinstance(entry, dict)
     ]
     if not scores and not problems and not run.data_sets:
-        return Harvest()
+        return ParsedSources()
     commit = status.get("commit")
     provenance = Run(
         run_id=str(folder),
@@ -110,7 +110,7 @@ def _read_run(folder: Path, model: str) -> Harvest:
         tasks=tuple(sorted(scored)),
         versions={"vlmevalkit": str(commit)} if commit else {},
     )
-    return Harvest(tuple(scores), (), (provenance,), tuple(problems))
+    return ParsedSources(tuple(scores), (), (provenance,), tuple(problems))
 
 
 def _score(run: _RunFolder, data_set: str, metric: str, value: float) -> Score:

@@ -26,7 +26,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.reports.board.config import ReportConfig
 from mir_plugin.reports.board.joint import join
 from mir_plugin.reports.build import build_report
-from mir_plugin.reports.read.sources import gather
+from mir_plugin.reports.read.sources import read_sources
 from mir_plugin.results import MirResult
 
 from golden_data import require_golden
@@ -732,11 +732,11 @@ def damaged_bytes(content: bytes, steps: list[tuple[str, float, bytes]]) -> byte
 
 def all_shown(path: Path, out: Path | None = None) -> dict[str, tuple[float | None, dict[str, float]]]:
     """What a report shows of a file: name → MIR and scores; whatever is in the file, nothing but MirError is raised."""
-    harvest = gather([path])
-    board = join(harvest)
+    parsed = read_sources([path])
+    board = join(parsed)
     if out is not None:
         build_report([path], out, ReportConfig(formats=("csv", "md", "tex", "html", "xlsx")))
-    assert board.rows or harvest.problems, "neither shown nor told"
+    assert board.rows or parsed.problems, "neither shown nor told"
     return {row.name: (row.mir, dict(row.scores)) for row in board.rows}
 
 
@@ -836,10 +836,10 @@ def test_a_table_that_was_cut_shows_its_own_numbers_or_says_so(bench: Bench) -> 
     text = "checkpoint,MMStar\n" + "".join(f"{name},{value}\n" for name, value in whole.items())
     for length in range(len(text)):
         path.write_text(text[:length])
-        harvest = gather([path])
-        for row in join(harvest).rows:
+        parsed = read_sources([path])
+        for row in join(parsed).rows:
             own = row.scores.get("mmstar") in (None, whole.get(row.name))
-            assert own or any("cut short" in problem.what for problem in harvest.problems), text[:length]
+            assert own or any("cut short" in problem.what for problem in parsed.problems), text[:length]
     noted(bench, f"a table cut at each of its {len(text)} bytes", "its own numbers, or a note that it was cut short")
 
 

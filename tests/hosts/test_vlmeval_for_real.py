@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mir_plugin.reports.read.sources import gather
+from mir_plugin.reports.read.sources import read_sources
 from mir_plugin.results import MirResult
 from mir_plugin.tasks.vlmevalkit.data_set import METRICS
 
@@ -70,7 +70,7 @@ def test_one_run_measures_mir_and_scores_a_benchmark_with_the_same_model(tmp_pat
     assert "metrics" in status["MyBench"]
     assert (tree / "stage1_MIR_score.csv").resolve() == run_dir / "stage1_MIR_score.csv"
 
-    harvest = gather([tmp_path / "outputs"])
-    assert [measurement.mir for measurement in harvest.measurements] == [whole.mir]
-    assert {score.task for score in harvest.scores} == {"MyBench"}
-    assert harvest.problems == ()
+    parsed = read_sources([tmp_path / "outputs"])
+    assert [measurement.mir for measurement in parsed.measurements] == [whole.mir]
+    assert {score.task for score in parsed.scores} == {"MyBench"}
+    assert parsed.problems == ()

@@ -11,8 +11,8 @@ import pytest
 from mir_plugin.reports.board.headlines import headline_entries
 from mir_plugin.reports.board.joint import join
 from mir_plugin.reports.read.benchmarks import BENCHMARKS
-from mir_plugin.reports.read.records import Harvest
-from mir_plugin.reports.read.sources import gather
+from mir_plugin.reports.read.records import ParsedSources
+from mir_plugin.reports.read.sources import read_sources
 from mir_plugin.reports.read.vlmevalkit import data_set_name, read_model_dir
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -26,7 +26,7 @@ def recorded_headlines() -> list[tuple[str, str, dict]]:
 
 @pytest.fixture(scope="module")
 def lmms_board():
-    return join(gather([LMMS / "results"]))
+    return join(read_sources([LMMS / "results"]))
 
 
 @pytest.mark.parametrize(("model", "task", "line"), recorded_headlines())
@@ -44,7 +44,7 @@ def test_a_newer_partial_run_does_not_replace_a_complete_one_and_that_is_stated(
 
 
 def test_submissions_are_not_results_files():
-    assert gather([LMMS / "results"]).problems == ()
+    assert read_sources([LMMS / "results"]).problems == ()
 
 
 def expected_values() -> list[tuple[str, str, str, str, dict]]:
@@ -74,11 +74,11 @@ NAMES_OF_FIELDS = {
 
 @pytest.mark.parametrize(("tree", "model", "data_set", "run", "line"), expected_values())
 def test_every_recorded_vlmevalkit_value_is_read(tree, model, data_set, run, line):
-    harvest = read_model_dir(VLM / tree / model)
-    found = {s.metric: s.value for s in harvest.scores if s.task == data_set and Path(s.run_id).name == run}
+    parsed = read_model_dir(VLM / tree / model)
+    found = {s.metric: s.value for s in parsed.scores if s.task == data_set and Path(s.run_id).name == run}
     if line["values"] is None:
         assert not found
-        assert any(p.where == f"{model} {data_set}" and p.kind == "missing" for p in harvest.problems)
+        assert any(p.where == f"{model} {data_set}" and p.kind == "missing" for p in parsed.problems)
         return
     for field, value in line["values"].items():
         if NAMES_OF_FIELDS[field]:
@@ -86,7 +86,7 @@ def test_every_recorded_vlmevalkit_value_is_read(tree, model, data_set, run, lin
 
 
 def test_vlmevalkit_scores_come_to_the_scale_of_the_benchmark():
-    board = join(gather([VLM / "outputs"]))
+    board = join(read_sources([VLM / "outputs"]))
     row = next(row for row in board.rows if row.name == "llava_v1.5_tiny")
     assert row.scores == pytest.approx(
         {
@@ -108,14 +108,14 @@ def test_the_flat_layout_is_read(tmp_path):
     run = VLM / "outputs" / "llava_v1.5_tiny" / "T20261121-004534"
     for name in ("MMStar_acc.csv", "MME_score.csv"):
         shutil.copy(run / f"llava_v1.5_tiny_{name}", model)
-    assert {score.task for score in gather([tmp_path]).scores} == {"MMStar", "MME"}
+    assert {score.task for score in read_sources([tmp_path]).scores} == {"MMStar", "MME"}
 
 
 def test_a_judge_between_data_set_and_suffix_is_not_part_of_the_name(tmp_path):
     run = tmp_path / "m" / "T20261121-004534"
     run.mkdir(parents=True)
     (run / "m_MMVet_gpt-4-turbo_score.csv").write_text("Category,tot,acc\nrec,10,20.0\nOverall,30,31.1\n")
-    board = join(gather([tmp_path]))
+    board = join(read_sources([tmp_path]))
     assert board.rows[0].scores == {"mmvet": 31.1}
 
 
@@ -127,7 +127,7 @@ def test_multiple_choice_with_a_verifier_is_in_percent(tmp_path):
     run = tmp_path / "m" / "T20261121-004534"
     run.mkdir(parents=True)
     (run / "m_MMStar_acc.csv").write_text("Category,Total,Hit,Accuracy\nmath,2,1,50.0\nOverall,4,3,75.0\n")
-    assert join(gather([tmp_path])).rows[0].scores == {"mmstar": 75.0}
+    assert join(read_sources([tmp_path])).rows[0].scores == {"mmstar": 75.0}
 
 
 def test_argv_of_status_files_is_never_copied(tmp_path):
@@ -135,7 +135,7 @@ def test_argv_of_status_files_is_never_copied(tmp_path):
     run.mkdir(parents=True)
     (run / "status.json").write_text(json.dumps({"datasets": {}, "argv": ["--key", "sk-secret"], "commit": "abc"}))
     (run / "m_MMStar_acc.csv").write_text("split,Overall\nnone,0.5\n")
-    assert "sk-secret" not in repr(gather([tmp_path]))
+    assert "sk-secret" not in repr(read_sources([tmp_path]))
 
 
 @pytest.mark.parametrize("cut", [10, 2000, 15000])
@@ -144,7 +144,7 @@ def test_a_half_written_results_file_is_named_and_the_rest_goes_through(tmp_path
     shutil.copytree(LMMS / "results", tree)
     damaged = tree / "models__tiny-llava-a" / "20261121_095319_results.json"
     damaged.write_text(damaged.read_text()[:cut])
-    board = join(gather([tree]))
+    board = join(read_sources([tree]))
     assert {row.identity for row in board.rows} == {"models/tiny-llava-b", "models/tiny-llava-c"}
     assert [p.where for p in board.problems if p.kind == "unreadable"] == [str(damaged)]
 
@@ -156,9 +156,9 @@ def test_results_files_of_any_content_become_problems(tmp_path, content):
     path = tmp_path / "m" / "20261121_095319_results.json"
     path.parent.mkdir()
     path.write_bytes(content)
-    harvest = gather([tmp_path])
-    assert [p.where for p in harvest.problems] == [str(path)]
-    assert harvest.scores == ()
+    parsed = read_sources([tmp_path])
+    assert [p.where for p in parsed.problems] == [str(path)]
+    assert parsed.scores == ()
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\0", b'"split","Overa', b"split,Overall\nnone,\n"])
@@ -167,9 +167,9 @@ def test_damaged_vlmevalkit_scores_are_named_and_the_rest_goes_through(tmp_path,
     shutil.copytree(VLM / "outputs", tree)
     damaged = tree / "sharegpt4v_tiny" / "T20261121-004534" / "sharegpt4v_tiny_MMStar_acc.csv"
     damaged.write_bytes(content)
-    harvest = gather([tree])
-    assert str(damaged) in [p.where for p in harvest.problems if p.kind == "unreadable"]
-    assert {"MME", "POPE"} <= {s.task for s in harvest.scores if s.checkpoint.label == "sharegpt4v_tiny"}
+    parsed = read_sources([tree])
+    assert str(damaged) in [p.where for p in parsed.problems if p.kind == "unreadable"]
+    assert {"MME", "POPE"} <= {s.task for s in parsed.scores if s.checkpoint.label == "sharegpt4v_tiny"}
 
 
 def test_values_that_are_no_scores_are_left_out(tmp_path):
@@ -190,16 +190,16 @@ def test_values_that_are_no_scores_are_left_out(tmp_path):
     }
     data = {"results": {"mmstar": metrics, "group": {" ": ""}}, "group_subtasks": {"group": ["mmstar"]}}
     path.write_text(json.dumps(data | {"model_name": "m", "config": {"limit": None}, "date": "20261121_095319"}))
-    harvest = gather([tmp_path])
-    assert {s.metric: s.value for s in harvest.scores} == {"average,none": 0.25, "science & technology,none": 0.0}
-    assert harvest.problems == ()
+    parsed = read_sources([tmp_path])
+    assert {s.metric: s.value for s in parsed.scores} == {"average,none": 0.25, "science & technology,none": 0.0}
+    assert parsed.problems == ()
 
 
 def test_a_task_without_any_score_is_listed_once(tmp_path):
     path = tmp_path / "m" / "20261121_095319_results.json"
     path.parent.mkdir()
     path.write_text(json.dumps({"results": {"mmvet": {"gpt_eval_score,none": "N/A"}}, "model_name": "m", "config": {}}))
-    assert [p.kind for p in gather([tmp_path]).problems] == ["missing"]
+    assert [p.kind for p in read_sources([tmp_path]).problems] == ["missing"]
 
 
 def test_headlines_of_a_benchmark_are_declared_once_per_host():
@@ -211,4 +211,4 @@ def test_headlines_of_a_benchmark_are_declared_once_per_host():
 
 def test_nothing_gives_no_entries():
     assert headline_entries([], BENCHMARKS) == ([], [])
-    assert join(Harvest()).rows == ()
+    assert join(ParsedSources()).rows == ()

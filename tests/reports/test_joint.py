@@ -11,7 +11,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.reports.board.config import ReportConfig
 from mir_plugin.reports.board.joint import join
 from mir_plugin.reports.read.identity import short_names
-from mir_plugin.reports.read.sources import gather
+from mir_plugin.reports.read.sources import read_sources
 
 
 def scores_csv(folder, *lines, header="checkpoint,MMStar,MME"):
@@ -25,21 +25,21 @@ def test_mir_and_scores_meet_on_the_checkpoint_however_its_path_is_written(tmp_p
     (tmp_path / "ckpts" / "a").mkdir(parents=True)
     save_mir(tmp_path / "out" / "mir.json", str(tmp_path / "ckpts" / "a"), 100.0)
     table = scores_csv(tmp_path, "./ckpts/a/,40,1500")
-    (row,) = join(gather([tmp_path / "out", table])).rows
+    (row,) = join(read_sources([tmp_path / "out", table])).rows
     assert (row.mir is not None, row.scores) == (True, {"mmstar": 40.0, "mme": 1500.0})
 
 
 def test_copies_of_one_checkpoint_are_joined_by_the_fingerprint_of_their_weights(tmp_path):
     save_mir(tmp_path / "1" / "mir.json", "/a/model", 100.0, weights="same", created="2026-01-01T00:00:00+00:00")
     save_mir(tmp_path / "2" / "mir.json", "/b/model", 200.0, weights="same", created="2026-02-01T00:00:00+00:00")
-    board = join(gather([tmp_path]))
+    board = join(read_sources([tmp_path]))
     assert [row.mir for row in board.rows] == [pytest.approx(2.602, abs=1e-3)]  # log10(400): the newest counts
     assert any(p.kind == "superseded" and "2.301" in p.what for p in board.problems)
 
 
 def test_equal_display_names_do_not_join(tmp_path):
     save_mir(tmp_path / "mir.json", "/runs/1/model", 100.0)
-    board = join(gather([tmp_path / "mir.json", scores_csv(tmp_path, "/runs/2/model,40,1500")]))
+    board = join(read_sources([tmp_path / "mir.json", scores_csv(tmp_path, "/runs/2/model,40,1500")]))
     assert {row.name for row in board.rows} == {"1/model", "2/model"}
     unmatched = {p.where: p.what for p in board.problems if p.kind == "unmatched"}
     assert set(unmatched) == {"1/model", "2/model"}
@@ -52,16 +52,18 @@ def test_a_name_in_a_table_and_the_same_name_in_vlmevalkit_are_two_until_the_use
     (model / "T20261121-004534").mkdir(parents=True)
     (model / "T20261121-004534" / "llava_MMStar_acc.csv").write_text("split,Overall\nnone,0.25\n")
     sources = [tmp_path / "eval", scores_csv(tmp_path, "llava,40,1500")]
-    board = join(gather(sources))
+    board = join(read_sources(sources))
     assert {(row.name, row.identity): row.scores for row in board.rows} == {
         ("llava", "llava"): {"mmstar": 40.0, "mme": 1500.0},
         ("llava (vlmevalkit)", "vlmevalkit:llava"): {"mmstar": 25.0},
     }
     assert {entry.name for entry in board.entries} == {row.name for row in board.rows}
-    joined = join(gather(sources), ReportConfig.from_mapping({"models": [{"match": "llava", "name": "LLaVA"}]}))
+    joined = join(read_sources(sources), ReportConfig.from_mapping({"models": [{"match": "llava", "name": "LLaVA"}]}))
     assert [row.name for row in joined.rows] == ["LLaVA"]
     measured = scores_csv(tmp_path, "llava,3.1", header="checkpoint,MIR")
-    unmatched = {p.where: p.what for p in join(gather([tmp_path / "eval", measured])).problems if p.kind == "unmatched"}
+    unmatched = {
+        p.where: p.what for p in join(read_sources([tmp_path / "eval", measured])).problems if p.kind == "unmatched"
+    }
     assert "llava (vlmevalkit) (vlmevalkit:llava) looks alike" in unmatched["llava"]
     assert "llava (llava) looks alike" in unmatched["llava (vlmevalkit)"]
 
@@ -72,14 +74,14 @@ def test_a_match_list_joins_what_the_user_knows_to_be_one(tmp_path):
         {"models": [{"match": ["/runs/1/model", "llava_v1.5_7b"], "name": "LLaVA", "group": "7B", "step": 30}]}
     )
     sources = [tmp_path / "mir.json", scores_csv(tmp_path, "llava_v1.5_7b,40,1500")]
-    (row,) = join(gather(sources), config).rows
+    (row,) = join(read_sources(sources), config).rows
     assert (row.name, row.group, row.step, row.scores["mmstar"]) == ("LLaVA", "7B", 30, 40.0)
 
 
 def test_a_match_that_fits_nothing_is_listed(tmp_path):
     save_mir(tmp_path / "mir.json", "/runs/1/model", 100.0)
     config = ReportConfig.from_mapping({"models": [{"match": "nowhere", "name": "x"}]})
-    assert any("'nowhere'" in p.what for p in join(gather([tmp_path / "mir.json"]), config).problems)
+    assert any("'nowhere'" in p.what for p in join(read_sources([tmp_path / "mir.json"]), config).problems)
 
 
 def test_one_name_for_two_checkpoints_is_refused(tmp_path):
@@ -87,7 +89,7 @@ def test_one_name_for_two_checkpoints_is_refused(tmp_path):
     save_mir(tmp_path / "b" / "mir.json", "/b", 100.0)
     config = ReportConfig.from_mapping({"models": [{"match": "/a", "name": "x"}, {"match": "/b", "name": "x"}]})
     with pytest.raises(MirError, match="calls different checkpoints 'x'"):
-        join(gather([tmp_path]), config)
+        join(read_sources([tmp_path]), config)
 
 
 @pytest.mark.parametrize("change", [{"samples": "s2"}, {"protocol": "p2"}, {"estimator": "reference_fast"}])
@@ -95,7 +97,7 @@ def test_incomparable_values_never_share_a_ranking_without_a_warning(tmp_path, c
     for name, distance in (("a", 100.0), ("b", 200.0)):
         save_mir(tmp_path / name / "mir.json", f"/{name}", distance)
     save_mir(tmp_path / "c" / "mir.json", "/c", 50.0, **change)
-    board = join(gather([tmp_path]))
+    board = join(read_sources([tmp_path]))
     assert [(row.name, row.cohort, row.rank) for row in board.rows] == [("a", "A", 1), ("b", "A", 2), ("c", "B", 1)]
     assert len(board.cohorts) == 2
     assert next(iter(change)) in board.warnings[0]
@@ -106,7 +108,7 @@ def test_a_checkpoint_measured_twice_stands_in_the_larger_cohort_and_the_other_v
     save_mir(tmp_path / "a" / "mir.json", "/a", 100.0)
     save_mir(tmp_path / "b" / "mir.json", "/b", 200.0)
     save_mir(tmp_path / "b2" / "mir.json", "/b", 50.0, samples="s2", created="2027-01-01T00:00:00+00:00")
-    board = join(gather([tmp_path]))
+    board = join(read_sources([tmp_path]))
     assert [(row.name, row.cohort) for row in board.rows] == [("a", "A"), ("b", "A")]
     assert any(p.kind == "incomparable" and "differs in samples" in p.what for p in board.problems)
 
@@ -114,11 +116,11 @@ def test_a_checkpoint_measured_twice_stands_in_the_larger_cohort_and_the_other_v
 def test_equal_values_share_a_rank_and_the_next_rank_is_skipped(tmp_path):
     for name, distance in (("a", 100.0), ("b", 100.0), ("c", 300.0)):
         save_mir(tmp_path / name / "mir.json", f"/{name}", distance)
-    assert [row.rank for row in join(gather([tmp_path])).rows] == [1, 1, 3]
+    assert [row.rank for row in join(read_sources([tmp_path])).rows] == [1, 1, 3]
 
 
 def test_an_average_needs_every_weighted_benchmark_and_divides_mme_by_twenty(tmp_path):
-    board = join(gather([scores_csv(tmp_path, "a,40,1500", "b,50,", "c,60,N/A", "d,20,1000")]))
+    board = join(read_sources([scores_csv(tmp_path, "a,40,1500", "b,50,", "c,60,N/A", "d,20,1000")]))
     assert {row.name: row.average for row in board.rows} == {"a": 57.5, "b": None, "c": None, "d": 35.0}
     assert all("mme" not in row.scores for row in board.rows if row.name in "bc")
     assert {p.where for p in board.problems if "no average: it lacks MME" in p.what} == {"b", "c"}
@@ -126,7 +128,7 @@ def test_an_average_needs_every_weighted_benchmark_and_divides_mme_by_twenty(tmp
 
 def test_weights_of_the_configuration_count(tmp_path):
     config = ReportConfig.from_mapping({"weights": {"mmstar": 3, "mme": 1}})
-    (row,) = join(gather([scores_csv(tmp_path, "a,40,1500")]), config).rows
+    (row,) = join(read_sources([scores_csv(tmp_path, "a,40,1500")]), config).rows
     assert row.average == (3 * 40 + 75) / 4
 
 
@@ -135,9 +137,11 @@ def test_a_benchmark_of_the_users_own_is_read_where_the_configuration_says(tmp_p
     path.parent.mkdir()
     data = {"results": {"my_task": {"acc,flexible": 0.5}}, "model_name": "m", "config": {"limit": None}}
     path.write_text(json.dumps(data))
-    assert any("my_task" in p.what and "no declared headline" in p.what for p in join(gather([tmp_path])).problems)
+    assert any(
+        "my_task" in p.what and "no declared headline" in p.what for p in join(read_sources([tmp_path])).problems
+    )
     own = {"key": "mine", "name": "Mine", "lmms_eval": {"task": "my_task", "metric": "acc", "scale": "fraction"}}
-    (row,) = join(gather([tmp_path]), ReportConfig.from_mapping({"define": [own]})).rows
+    (row,) = join(read_sources([tmp_path]), ReportConfig.from_mapping({"define": [own]})).rows
     assert row.scores == {"mine": 50.0}
 
 
@@ -146,7 +150,7 @@ def test_only_partial_runs_are_shown_with_a_warning(tmp_path):
     path.parent.mkdir()
     data = {"results": {"gqa": {"exact_match,none": 0.5}}, "model_name": "m", "config": {"limit": 8}}
     path.write_text(json.dumps(data))
-    board = join(gather([tmp_path]))
+    board = join(read_sources([tmp_path]))
     assert board.rows[0].scores == {"gqa": 50.0}
     assert any("partial" in warning for warning in board.warnings)
 
@@ -158,7 +162,7 @@ def test_scores_of_two_hosts_in_one_column_are_pointed_out(tmp_path):
     path = tmp_path / "m" / "20261121_095319_results.json"
     path.parent.mkdir()
     path.write_text(json.dumps({"results": {"mmstar": {"average,none": 0.5}}, "model_name": "m", "config": {}}))
-    assert any("MMStar mixes" in warning for warning in join(gather([tmp_path])).warnings)
+    assert any("MMStar mixes" in warning for warning in join(read_sources([tmp_path])).warnings)
 
 
 def test_the_mir_task_of_lmms_eval_and_the_full_result_beside_it_are_one_measurement(tmp_path):
@@ -167,7 +171,7 @@ def test_the_mir_task_of_lmms_eval_and_the_full_result_beside_it_are_one_measure
     metrics = {"mir,none": result.mir, "mir_published,none": result.mir_published, "mir_stderr,none": "N/A"}
     data = {"results": {"mir": metrics, "gqa": {"exact_match,none": 0.5}}, "model_name": "models/m", "config": {}}
     (folder / "20261121_095319_results.json").write_text(json.dumps(data))
-    board = join(gather([tmp_path]))
+    board = join(read_sources([tmp_path]))
     (row,) = board.rows
     assert (row.mir, row.scores, len(row.layers), row.cohort) == (result.mir, {"gqa": 50.0}, 2, "A")
     assert board.warnings == ()
@@ -178,7 +182,7 @@ def test_the_mir_task_alone_is_enough(tmp_path):
     path = tmp_path / "m" / "20261121_095319_results.json"
     path.parent.mkdir()
     path.write_text(json.dumps({"results": {"mir": {"mir,none": 2.5}}, "model_name": "m", "config": {}}))
-    assert join(gather([tmp_path])).rows[0].mir == 2.5
+    assert join(read_sources([tmp_path])).rows[0].mir == 2.5
 
 
 def test_mir_json_in_a_vlmevalkit_tree_joins_the_model_of_the_folder(tmp_path):
@@ -187,7 +191,7 @@ def test_mir_json_in_a_vlmevalkit_tree_joins_the_model_of_the_folder(tmp_path):
     (run / "llava_MMStar_acc.csv").write_text("split,Overall\nnone,0.5\n")
     (run / "llava_MIR_score.csv").write_text("mir\n2.5\n")
     save_mir(run / "llava_MIR_mir.json", "/data/llava", 100.0)
-    (row,) = join(gather([tmp_path])).rows
+    (row,) = join(read_sources([tmp_path])).rows
     assert (row.mir is not None, row.scores) == (True, {"mmstar": 50.0})
 
 
@@ -203,7 +207,7 @@ def test_mir_json_in_a_vlmevalkit_tree_joins_the_model_of_the_folder(tmp_path):
 )
 def test_a_training_step_is_read_from_the_checkpoints_name(tmp_path, checkpoint, name, step):
     save_mir(tmp_path / "mir.json", checkpoint, 100.0)
-    (row,) = join(gather([tmp_path])).rows
+    (row,) = join(read_sources([tmp_path])).rows
     assert (row.name, row.step) == (name, step)
 
 
@@ -212,7 +216,7 @@ def test_a_damaged_mir_json_is_named_and_the_rest_goes_through(tmp_path, content
     save_mir(tmp_path / "good" / "mir.json", "/a", 100.0)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "mir.json").write_bytes(content)
-    board = join(gather([tmp_path]))
+    board = join(read_sources([tmp_path]))
     assert len(board.rows) == 1
     assert [p.where for p in board.problems if p.severity == "error"] == [str(tmp_path / "bad" / "mir.json")]
 
@@ -229,19 +233,19 @@ def test_a_damaged_mir_json_is_named_and_the_rest_goes_through(tmp_path, content
 )
 def test_what_is_wrong_with_a_table_is_told(tmp_path, text, told):
     (tmp_path / "t.csv").write_text(text)
-    assert any(told in problem.what for problem in gather([tmp_path / "t.csv"]).problems)
+    assert any(told in problem.what for problem in read_sources([tmp_path / "t.csv"]).problems)
 
 
 def test_a_source_that_matches_nothing_is_refused(tmp_path):
     with pytest.raises(MirError, match="matches nothing"):
-        gather([tmp_path / "nowhere*"])
+        read_sources([tmp_path / "nowhere*"])
     with pytest.raises(MirError, match="no source"):
-        gather([])
+        read_sources([])
 
 
 def test_globs_are_expanded_and_a_file_is_read_once(tmp_path):
     save_mir(tmp_path / "a" / "mir.json", "/a", 100.0)
-    assert len(gather([str(tmp_path / "*" / "mir.json"), tmp_path / "a" / "mir.json"]).measurements) == 1
+    assert len(read_sources([str(tmp_path / "*" / "mir.json"), tmp_path / "a" / "mir.json"]).measurements) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ from mir_plugin.reports.board.joint import join
 from mir_plugin.reports.board.paper import (
     TABLES,
     paper_config,
-    paper_harvest,
     paper_rows,
+    paper_sources,
 )
 from mir_plugin.reports.read.benchmarks import BENCHMARKS, find_column, weighted_average
 
 
 @pytest.fixture(scope="module")
 def paper():
-    return join(paper_harvest(), paper_config())
+    return join(paper_sources(), paper_config())
 
 
 @pytest.mark.parametrize("table", [t for t in TABLES if "Average" in paper_rows(t.file)[0]], ids=lambda t: t.file)

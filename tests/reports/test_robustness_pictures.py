@@ -23,7 +23,7 @@ from mir_plugin.reports.figures.pictures import (
 from mir_plugin.reports.figures.robustness import robustness_figure, write_robustness_figure
 from mir_plugin.reports.page.page import MAX_PICTURES, render_page
 from mir_plugin.reports.read.records import Picture
-from mir_plugin.reports.read.sources import gather
+from mir_plugin.reports.read.sources import read_sources
 from mir_plugin.reports.workbook.robustness import (
     CONDITION_COLUMNS,
     NUMBER_COLUMNS,
@@ -139,10 +139,10 @@ def test_a_report_takes_the_study_in_and_leaves_its_measurements_off_the_leaderb
 def test_what_cannot_be_read_is_a_problem_and_not_the_end(tmp_path):
     (tmp_path / "pictures.json").write_text("{}")
     (tmp_path / "robustness.json").write_text("[]")
-    problems = gather([tmp_path / "pictures.json", tmp_path / "robustness.json"]).problems
+    problems = read_sources([tmp_path / "pictures.json", tmp_path / "robustness.json"]).problems
     assert [problem.kind for problem in problems] == ["unreadable", "unreadable"]
     pictures().save(tmp_path / "pictures.json")
-    assert "tokens-pca.png" in gather([tmp_path / "pictures.json"]).problems[0].what
+    assert "tokens-pca.png" in read_sources([tmp_path / "pictures.json"]).problems[0].what
 
 
 def test_the_page_shows_so_many_pictures_and_counts_the_rest():

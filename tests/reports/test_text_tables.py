@@ -15,7 +15,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.reports.board.config import ReportConfig
 from mir_plugin.reports.board.joint import join
 from mir_plugin.reports.build import FORMATS, build_report
-from mir_plugin.reports.read.sources import gather
+from mir_plugin.reports.read.sources import read_sources
 from mir_plugin.reports.text.tables import to_csv, to_latex, to_markdown
 from mir_plugin.reports.view.columns import rounded
 from mir_plugin.reports.view.tables import leaderboard_sections
@@ -65,7 +65,7 @@ def test_a_report_can_be_made_from_the_csv_of_a_report(tmp_path):
     save_mir(tmp_path / "mir" / "mir.json", "=evil", 100.0)
     (tmp_path / "scores.csv").write_text("checkpoint,MMStar,MME\n=evil,40,1500\n")
     first = build_report([tmp_path / "mir", tmp_path / "scores.csv"], tmp_path / "out", ReportConfig(formats=("csv",)))
-    again = join(gather([first.paths["csv"]]))
+    again = join(read_sources([first.paths["csv"]]))
     assert [(r.identity, r.mir, r.average, r.cohort) for r in again.rows] == [
         (r.identity, r.mir, r.average, r.cohort) for r in first.board.rows
     ]

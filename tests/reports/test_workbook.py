@@ -17,7 +17,7 @@ from report_boards import board
 
 from mir_plugin.reports.board.board import Cohort
 from mir_plugin.reports.board.joint import join
-from mir_plugin.reports.board.paper import paper_config, paper_harvest
+from mir_plugin.reports.board.paper import paper_config, paper_sources
 from mir_plugin.reports.read.cell_text import starts_a_formula
 from mir_plugin.reports.read.records import Comparability
 from mir_plugin.reports.view.columns import layer_columns, layer_rows
@@ -274,7 +274,7 @@ def test_libreoffice_computes_the_averages_of_changed_weights(tmp_path):
 @pytest.mark.host
 @needs_libreoffice
 def test_libreoffice_computes_the_averages_of_the_paper(tmp_path):
-    paper = join(paper_harvest(), paper_config())
+    paper = join(paper_sources(), paper_config())
     averages = computed_by_libreoffice(paper, tmp_path)
     assert averages == [None if row.average is None else pytest.approx(row.average, abs=1e-9) for row in paper.rows]
     assert sum(average is not None for average in averages) == 25
