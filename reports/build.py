@@ -28,7 +28,7 @@ def _text_writer(render: Callable[[Board], str]) -> Callable[[Board, Path], Path
 
 
 # Format → name of its file, or of its folder, and what writes it.
-FORMATS: dict[str, tuple[str, Callable[[Board, Path], Path]]] = {
+FORMATS: dict[str, tuple[str, Callable[[Board, Path], Path | None]]] = {
     "xlsx": ("report.xlsx", write_workbook),
     "html": ("report.html", write_page),
     "csv": ("report.csv", _text_writer(to_csv)),
@@ -40,7 +40,7 @@ FORMATS: dict[str, tuple[str, Callable[[Board, Path], Path]]] = {
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """A finished report: what it shows, and the file (for figures the folder) of each format."""
+    """A finished report: what it shows, and the file (for figures the folder) of each format that has something."""
 
     board: Board
     paths: dict[str, Path]
@@ -75,8 +75,10 @@ def chosen_formats(config: ReportConfig) -> tuple[str, ...]:
 
 
 def _write(board: Board, out_dir: Path, formats: Sequence[str]) -> ReportFiles:
-    def write(name: str) -> Path:
+    paths = {}
+    for name in formats:
         file_name, write_format = FORMATS[name]
-        return write_format(board, out_dir / file_name)
-
-    return ReportFiles(board, {name: write(name) for name in formats})
+        path = write_format(board, out_dir / file_name)
+        if path is not None:
+            paths[name] = path
+    return ReportFiles(board, paths)

@@ -14,7 +14,7 @@ from mir_plugin.reports.board.board import (
     Correlation,
     ScoreEntry,
 )
-from mir_plugin.reports.read.benchmarks import BENCHMARKS
+from mir_plugin.reports.read.headline_table import BENCHMARKS
 from mir_plugin.reports.read.records import Comparability, Problem, Run
 from mir_plugin.results import LayerDistance, MirConfig, MirResult
 

@@ -30,6 +30,10 @@ def report(
     paper: Annotated[
         bool, typer.Option("--paper", help="Report the paper's own tables of published MIR and scores.")
     ] = False,
+    average: Annotated[
+        str,
+        typer.Option(metavar="SET|KEY,…", help="What the average is over: paper-7, paper-9, openvlm-8, or benchmarks."),
+    ] = "",
     formats: Annotated[
         str, typer.Option(metavar="NAME,…", help="Write only these of xlsx, html, csv, md, tex, figures.")
     ] = "",
@@ -43,7 +47,7 @@ def report(
 
       mir report 'runs/*/eval' --config names.yaml --open
 
-      mir report results/ --formats html,tex
+      mir report results/ --average openvlm-8 --formats html,tex
 
       mir report --paper
 
@@ -51,11 +55,15 @@ def report(
     """
     if bool(sources) == paper:
         raise MirError("name files or folders of results, or --paper alone.")
+    if paper and average:
+        raise MirError("--paper averages what all of the paper's tables have; leave out --average.")
     from mir_plugin.files.atomic import only_writer
     from mir_plugin.reports.board.config import ReportConfig
     from mir_plugin.reports.build import build_paper_report, build_report
 
     chosen = ReportConfig.load(config) if config else ReportConfig()
+    if average:
+        chosen = chosen.averaging(average)
     if formats:
         chosen = replace(chosen, formats=tuple(name.strip() for name in formats.split(",")))
     if open_page and chosen.formats and "html" not in chosen.formats:
@@ -87,6 +95,7 @@ def print_report(files: ReportFiles) -> None:
     from rich.markup import escape
 
     from mir_plugin.reports.view.columns import rounded
+    from mir_plugin.reports.view.tables import average_rule
 
     console, board = Console(soft_wrap=True, highlight=False), files.board
     n_with_mir = sum(row.mir is not None for row in board.rows)
@@ -105,6 +114,8 @@ def print_report(files: ReportFiles) -> None:
         ]
         shown += [f"average {rounded(row.average, 1)}"] if row.average is not None else []
         console.print(f"  {escape(on_a_line(row.name))}: {escape(', '.join(shown))}")
+    if rule := average_rule(board):
+        console.print(escape(on_a_line(rule)))
     for warning in board.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(on_a_line(warning))}")
     errors = ["mir: not everything could be used:"]

@@ -131,6 +131,9 @@ class Board:
     Attributes:
         benchmarks: those that any row has, in the declared order.
         weights: benchmark key → weight in the average; a benchmark that is not averaged has no key.
+        average_set: name of the set that the average is over, ``own`` for one's own; empty for no average.
+        average_title: what the set is, as it follows "mean of".
+        absent: benchmarks of the average that no row has.
         cohorts: largest first. More than one means that ranks are not comparable across rows: ``warnings`` says so.
         warnings: sentences that must be visible wherever the ranking is shown.
         entries: headline scores in the long form, the unused ones too.
@@ -141,6 +144,9 @@ class Board:
     rows: tuple[BoardRow, ...] = ()
     benchmarks: tuple[Benchmark, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
+    average_set: str = ""
+    average_title: str = ""
+    absent: tuple[Benchmark, ...] = ()
     cohorts: tuple[Cohort, ...] = ()
     warnings: tuple[str, ...] = ()
     correlations: tuple[Correlation, ...] = ()
@@ -165,12 +171,12 @@ class Board:
         raise KeyError(key)
 
     def best(self, column: str) -> float | None:
-        """Best value of a score column: a benchmark key, or ``AVERAGE``. None when nobody has one."""
+        """Best value of a score column: a benchmark key, or ``AVERAGE``. None without values, or without direction."""
         if column == AVERAGE:
             return max((row.average for row in self.rows if row.average is not None), default=None)
+        higher = self.benchmark(column).higher_is_better
         values = [row.scores[column] for row in self.rows if column in row.scores]
-        pick = max if self.benchmark(column).higher_is_better else min
-        return pick(values, default=None)
+        return None if higher is None else (max if higher else min)(values, default=None)
 
     def lowest_mir(self, cohort: str) -> float | None:
         """Best MIR of a cohort; values of different cohorts are never compared."""

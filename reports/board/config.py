@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,18 @@ import yaml
 from mir_plugin.errors import MirError
 from mir_plugin.files.strict_json import is_number
 from mir_plugin.reports.read.benchmarks import (
-    BENCHMARKS,
+    AVERAGE_SETS,
+    DEFAULT_AVERAGE,
     FRACTION,
     LMMS_EVAL,
+    OWN_AVERAGE,
     PERCENT,
     VLMEVALKIT,
+    AverageSet,
     Benchmark,
     Headline,
 )
+from mir_plugin.reports.read.headline_table import BENCHMARKS
 
 SCALES = {"fraction": FRACTION, "percent": PERCENT, "points": 1.0}
 
@@ -57,8 +61,9 @@ class ReportConfig:
         models: joins, display names, groups and training steps.
         benchmarks: all that are known, the user's own included.
         shown: keys of the benchmarks to show, in order; empty for all that have scores.
-        weights: benchmark key → weight in the average. Empty: weight 1 for every averaged benchmark that at least half
-            of the scored checkpoints have.
+        average: the benchmarks that the average is over, all with the same weight. It depends on nothing else: a
+            checkpoint that lacks one of them has no average, whatever the others have.
+        weights: benchmark key → weight in the average, in place of ``average``.
         formats: which files are written; see ``build.FORMATS``. Empty: all.
         notes: sentences to show with the report's own warnings.
     """
@@ -67,9 +72,26 @@ class ReportConfig:
     models: tuple[ModelEntry, ...] = ()
     benchmarks: tuple[Benchmark, ...] = BENCHMARKS
     shown: tuple[str, ...] = ()
+    average: AverageSet = AVERAGE_SETS[DEFAULT_AVERAGE]
     weights: Mapping[str, float] = field(default_factory=dict)
     formats: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def average_weights(self) -> Mapping[str, float]:
+        """Benchmark key → weight in the average."""
+        return self.weights or dict.fromkeys(self.average.keys, 1.0)
+
+    def averaging(self, text: str) -> ReportConfig:
+        """The same with another average: the name of a set, or keys of benchmarks with commas between.
+
+        Raises:
+            MirError: for a name that is neither.
+        """
+        keys = [key.strip() for key in text.split(",")]
+        chosen = keys[0] if len(keys) == 1 and keys[0] in AVERAGE_SETS else keys
+        known = [benchmark.key for benchmark in self.benchmarks]
+        return replace(self, average=_average(_Reader("--average"), chosen, known), weights={})
 
     @classmethod
     def load(cls, path: Path) -> ReportConfig:
@@ -84,7 +106,7 @@ class ReportConfig:
     def from_mapping(cls, data: Any, source: str = "configuration") -> ReportConfig:
         """The same from plain values. Raises MirError for unknown keys, unknown benchmarks and wrong types."""
         reader = _Reader(source)
-        data = reader.mapping(data, "", ("title", "models", "benchmarks", "weights", "define", "formats", "notes"))
+        data = reader.mapping(data, "", KEYS)
         own = tuple(_benchmark(reader, item, i) for i, item in enumerate(reader.sequence(data, "define")))
         own_keys = {benchmark.key for benchmark in own}
         known = (*(b for b in BENCHMARKS if b.key not in own_keys), *own)
@@ -96,15 +118,29 @@ class ReportConfig:
             dict.fromkeys(reader.one_of(one, "benchmarks", keys) for one in reader.sequence(data, "benchmarks"))
         )
         weights = reader.mapping(data.get("weights") or {}, "weights", keys)
+        if weights and data.get("average"):
+            raise MirError(f"{source}: average and weights both say what the average is over; give one of them.")
         return cls(
             title=str(data.get("title") or cls.title),
             models=tuple(_model(reader, item, i) for i, item in enumerate(reader.sequence(data, "models"))),
             benchmarks=known,
             shown=shown,
+            average=_average(reader, data.get("average") or DEFAULT_AVERAGE, keys),
             weights={key: reader.weight(value, f"weights.{key}") for key, value in weights.items()},
             formats=tuple(str(item) for item in reader.sequence(data, "formats")),
             notes=tuple(str(item) for item in reader.sequence(data, "notes")),
         )
+
+
+KEYS = ("title", "models", "benchmarks", "average", "weights", "define", "formats", "notes")
+
+
+def _average(reader: _Reader, value: Any, keys: Sequence[str]) -> AverageSet:
+    """A named set, or one's own list of keys."""
+    if isinstance(value, list):
+        own = tuple(dict.fromkeys(reader.one_of(key, "average", keys) for key in value))
+        return AverageSet(OWN_AVERAGE, f"{len(own)} chosen benchmark{'s' * (len(own) != 1)}", own)
+    return AVERAGE_SETS[reader.one_of(value, "average", tuple(AVERAGE_SETS))]
 
 
 def _model(reader: _Reader, item: Any, index: int) -> ModelEntry:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mir_plugin.reports.board.board import ScoreEntry
 from mir_plugin.reports.board.checkpoints import Checkpoint
+from mir_plugin.reports.board.scales import DECLARE, read_columns
 from mir_plugin.reports.read.benchmarks import (
+    LMMS_EVAL,
     TABLE,
     VLMEVALKIT,
     Benchmark,
     Headline,
-    find_column,
+    as_written,
     find_headlines,
 )
 from mir_plugin.reports.read.records import Problem, Score
@@ -22,78 +24,158 @@ from mir_plugin.reports.read.records import Problem, Score
 WHOLE_SPLITS = ("none", "Overall")
 
 
-def headline_entries(
-    scores: Iterable[tuple[Checkpoint, Score]], benchmarks: Sequence[Benchmark]
-) -> tuple[list[ScoreEntry], list[Problem]]:
-    """Headline scores of all runs, with those marked that a board uses; and what could not be used or was superseded.
+@dataclass(frozen=True)
+class Headlines:
+    """What a board shows of all scores.
+
+    Attributes:
+        entries: headline scores of all runs, those marked that the board uses.
+        undeclared: columns that are shown as they are.
+        problems: what could not be used or was superseded.
+    """
+
+    entries: tuple[ScoreEntry, ...]
+    undeclared: tuple[Benchmark, ...]
+    problems: tuple[Problem, ...]
+
+
+Metrics = Mapping[str, Score]
+Wanted = Sequence[tuple[Benchmark, Headline]]
+
+
+def headline_entries(scores: Sequence[tuple[Checkpoint, Score]], benchmarks: Sequence[Benchmark]) -> Headlines:
+    """Headline scores of all runs.
 
     For each checkpoint and benchmark a complete run beats a partial one, the host and task that most checkpoints have
     beat the others (their prompts differ), and then the newest wins.
     """
+    readings, problems = read_columns((score for _, score in scores), benchmarks)
     # With the date: rows of one table may tell of several.
     tasks: dict[tuple[Checkpoint, str, str, str, str], dict[str, Score]] = defaultdict(dict)
     for checkpoint, score in scores:
-        tasks[checkpoint, score.run_id, score.host, score.task, score.date][score.metric] = score
+        if score.host != TABLE or readings[score.run_id, score.task].accepts(score):
+            tasks[checkpoint, score.run_id, score.host, score.task, score.date][score.metric] = score
+    wanted, undeclared, notes = _wanted_of_hosts(tasks, benchmarks)
+    problems += notes
+    undeclared += [reading.benchmark for reading in readings.values()]
     entries: list[ScoreEntry] = []
-    unknown: Counter[tuple[str, str]] = Counter()
-    problems: list[Problem] = []
-    wanted: dict[tuple[str, str], Sequence[tuple[Benchmark, Headline]]] = {}
-    for (checkpoint, _, host, task, _), metrics in tasks.items():
-        if (host, task) not in wanted:
-            wanted[host, task] = _wanted(host, task, benchmarks)
-        found = _headlines_of(metrics, wanted[host, task])
+    for (checkpoint, run_id, host, task, _), metrics in tasks.items():
+        if host == TABLE:
+            reading = readings[run_id, task]
+            looked_for: Wanted = [(reading.benchmark, Headline(TABLE, (task,), "", reading.factor))]
+        else:
+            looked_for = wanted[host, task]
+        found = _headlines_of(metrics, looked_for)
         for benchmark, headline, score in found:
             entry = _entry(checkpoint, benchmark, headline, score)
             if benchmark.can_be(entry.value):
                 entries.append(entry)
             else:
                 problems.append(_off_scale(benchmark, entry))
-        if not wanted[host, task]:
-            unknown[host, task] += 1
-        elif not found:
-            needed = ", ".join(dict.fromkeys(headline.metric for _, headline in wanted[host, task]))
+        if looked_for and not found:
+            needed = ", ".join(dict.fromkeys(headline.metric for _, headline in looked_for))
             what = f"{task} has no {needed}; it has {', '.join(sorted(metrics))}"
             problems.append(Problem("warning", "missing", checkpoint.name, what, "Declare its metric under `define:`."))
-    problems += [_unknown_task(host, task, count) for (host, task), count in sorted(unknown.items())]
     chosen, superseded = _choose(entries)
-    return chosen, problems + superseded
+    known = {benchmark.key for benchmark in benchmarks}
+    added = {benchmark.key: benchmark for benchmark in undeclared if benchmark.key not in known}
+    return Headlines(tuple(chosen), tuple(added.values()), (*problems, *superseded))
 
 
-def _wanted(host: str, task: str, benchmarks: Sequence[Benchmark]) -> Sequence[tuple[Benchmark, Headline]]:
-    if host != TABLE:
-        return find_headlines(host, task, benchmarks)
-    benchmark = find_column(task, benchmarks)
-    return [(benchmark, Headline(TABLE, (task,), task, 1.0))] if benchmark else []
+def _wanted_of_hosts(
+    tasks: Mapping[tuple[Checkpoint, str, str, str, str], Metrics], benchmarks: Sequence[Benchmark]
+) -> tuple[dict[tuple[str, str], Wanted], list[Benchmark], list[Problem]]:
+    """(host, task) → the benchmarks it feeds; a task that nobody declared feeds a column of its own name."""
+    by_task: dict[tuple[str, str], list[Metrics]] = defaultdict(list)
+    for (_, _, host, task, _), metrics in tasks.items():
+        if host != TABLE:
+            by_task[host, task].append(metrics)
+    wanted: dict[tuple[str, str], Wanted] = {}
+    undeclared, problems = [], []
+    for (host, task), of_checkpoints in sorted(by_task.items(), key=lambda item: item[0]):
+        wanted[host, task] = find_headlines(host, task, benchmarks)
+        if wanted[host, task]:
+            continue
+        metric = _undeclared_metric(host, task, of_checkpoints)
+        if metric is None:
+            problems.append(_several_metrics(host, task, of_checkpoints))
+            continue
+        headline = Headline(host, (task,), metric, 1.0)
+        values = [
+            score.value for metrics in of_checkpoints for _, _, score in _headlines_of(metrics, [(_ANY, headline)])
+        ]
+        column = as_written(task, values)
+        wanted[host, task] = [(column, headline)]
+        undeclared.append(column)
+        what = f"{task} is no benchmark that is known; its {metric} is shown as it is"
+        problems.append(Problem("note", "missing", host, what, DECLARE))
+    return wanted, undeclared, problems
 
 
-def _headlines_of(
-    metrics: Mapping[str, Score], wanted: Sequence[tuple[Benchmark, Headline]]
-) -> list[tuple[Benchmark, Headline, Score]]:
+_ANY = Benchmark("any", "any")
+# Of a task that nobody declared, in the order in which they are taken for its headline.
+USUAL_METRICS = {
+    LMMS_EVAL: ("exact_match", "acc", "accuracy", "score", "overall", "average"),
+    VLMEVALKIT: ("*|Overall", "Overall|Accuracy", "Overall|acc", "*|acc", "*|score"),
+}
+
+
+def _undeclared_metric(host: str, task: str, of_checkpoints: Sequence[Metrics]) -> str | None:
+    """The only metric of a task, else the first usual one; None where nobody can tell."""
+    names = {metric for metrics in of_checkpoints for metric in metrics}
+    if len(names) == 1:
+        return next(iter(names))
+    for metric in USUAL_METRICS.get(host, ()):
+        if any(_headlines_of(metrics, [(_ANY, Headline(host, (task,), metric))]) for metrics in of_checkpoints):
+            return metric
+    return None
+
+
+def _several_metrics(host: str, task: str, of_checkpoints: Sequence[Metrics]) -> Problem:
+    names = sorted({metric for metrics in of_checkpoints for metric in metrics})
+    what = f"{task} has no declared headline and several metrics ({', '.join(names)}); not shown"
+    return Problem("note", "missing", host, what, "Name one under `define:` in the report's configuration.")
+
+
+def _headlines_of(metrics: Metrics, wanted: Wanted) -> list[tuple[Benchmark, Headline, Score]]:
     found: dict[str, tuple[Benchmark, Headline, Score]] = {}
     for benchmark, headline in wanted:
-        metric = _metric_of(headline, metrics)
-        if metric is not None:
-            found.setdefault(benchmark.key, (benchmark, headline, metrics[metric]))
+        if headline.host == TABLE:
+            parts = list(metrics.values())[:1]
+        else:
+            names = [_metric_of(headline.host, metric, metrics) for metric in headline.metrics]
+            parts = [metrics[name] for name in names if name is not None]
+            if len(parts) < len(names):
+                continue
+        if parts:
+            found.setdefault(benchmark.key, (benchmark, headline, _mean(parts)))
     return list(found.values())
 
 
-def _metric_of(headline: Headline, metrics: Mapping[str, Score]) -> str | None:
+def _mean(parts: Sequence[Score]) -> Score:
+    if len(parts) == 1:
+        return parts[0]
+    value = sum(part.value for part in parts) / len(parts)
+    return replace(parts[0], value=value, metric=f"mean of {', '.join(part.metric for part in parts)}")
+
+
+def _metric_of(host: str, wanted: str, metrics: Metrics) -> str | None:
     """The metric that a headline means, or None.
 
     lmms-eval appends ``,filter``: "none" where nothing was filtered. In VLMEvalKit ``*`` stands for the split that
     covers the whole data set, or for the only one.
     """
-    if headline.metric in metrics:
-        return headline.metric
-    if headline.host == VLMEVALKIT:
-        if not headline.metric.startswith("*|"):
+    if wanted in metrics:
+        return wanted
+    if host == VLMEVALKIT:
+        if not wanted.startswith("*|"):
             return None
-        column = headline.metric[2:]
+        column = wanted[2:]
         fitting = [metric for metric in metrics if metric.split("|", 1)[-1] == column]
         whole = (f"{split}|{column}" for split in WHOLE_SPLITS)
         return next((metric for metric in whole if metric in metrics), fitting[0] if len(fitting) == 1 else None)
-    filtered = sorted(metric for metric in metrics if metric.rsplit(",", 1)[0] == headline.metric)
-    unfiltered = f"{headline.metric},none"
+    filtered = sorted(metric for metric in metrics if metric.rsplit(",", 1)[0] == wanted)
+    unfiltered = f"{wanted},none"
     return unfiltered if unfiltered in filtered else next(iter(filtered), None)
 
 
@@ -155,8 +237,3 @@ def _superseded(used: ScoreEntry, others: Sequence[ScoreEntry]) -> Problem:
 def _described(entry: ScoreEntry) -> str:
     extent = "complete" if entry.complete else "partial"
     return f"{entry.value:.2f} ({entry.host} {entry.task}, {extent}, {entry.date or 'no date'})"
-
-
-def _unknown_task(host: str, task: str, count: int) -> Problem:
-    what = f"{task} has scores of {count} checkpoint{'s' if count > 1 else ''}, but no declared headline; not shown"
-    return Problem("note", "missing", host, what, "Declare it under `define:` in the report's configuration.")

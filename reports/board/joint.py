@@ -23,7 +23,7 @@ from mir_plugin.reports.board.cohorts import choose_measurements, cohort_warning
 from mir_plugin.reports.board.config import ReportConfig
 from mir_plugin.reports.board.correlation import correlate
 from mir_plugin.reports.board.headlines import headline_entries
-from mir_plugin.reports.read.benchmarks import TABLE, Benchmark, weighted_average
+from mir_plugin.reports.read.benchmarks import AVERAGE_SETS, OWN_AVERAGE, TABLE, Benchmark, weighted_average
 from mir_plugin.reports.read.identity import VLMEVALKIT_MODEL
 from mir_plugin.reports.read.records import (
     Measurement,
@@ -33,6 +33,7 @@ from mir_plugin.reports.read.records import (
 )
 
 SEVERITY_ORDER = ("error", "warning", "note")
+N_LISTED = 8  # names in one message
 
 
 def join(parsed: ParsedSources, config: ReportConfig | None = None) -> Board:
@@ -46,17 +47,18 @@ def join(parsed: ParsedSources, config: ReportConfig | None = None) -> Board:
     """
     config = config or ReportConfig()
     checkpoints = find_checkpoints(parsed, config)
-    scored = ((checkpoints.of(score.checkpoint), score) for score in parsed.scores)
-    entries, entry_problems = headline_entries(scored, config.benchmarks)
+    scored = [(checkpoints.of(score.checkpoint), score) for score in parsed.scores]
+    headlines = headline_entries(scored, config.benchmarks)
+    entries = headlines.entries
     measured: dict[str, list[Measurement]] = defaultdict(list)
     for measurement in parsed.measurements:
         measured[checkpoints.of(measurement.checkpoint).identity].append(measurement)
     by_identity = {checkpoint.identity: checkpoint for checkpoint in checkpoints.by_key.values()}
     chosen, cohorts, cohort_problems = choose_measurements(measured, {i: c.name for i, c in by_identity.items()})
 
-    shown = shown_benchmarks(entries, config)
+    shown = shown_benchmarks(entries, config, headlines.undeclared)
     scores = _used_scores(entries, shown)
-    weights = dict(config.weights) or default_weights(scores, shown)
+    weights = config.average_weights
     sources = _sources(entries, chosen.items())
     rows = ranked(
         (
@@ -70,14 +72,17 @@ def join(parsed: ParsedSources, config: ReportConfig | None = None) -> Board:
         *checkpoints.problems,
         *cohort_problems,
         *unmatched(rows),
-        *_without_average(rows, weights, shown),
-        *entry_problems,
+        *_without_average(rows, weights, config.benchmarks),
+        *headlines.problems,
     )
     return Board(
         title=config.title,
         rows=rows,
         benchmarks=shown,
         weights=weights,
+        average_set=OWN_AVERAGE if config.weights else config.average.name,
+        average_title="" if config.weights else config.average.title,
+        absent=_absent(weights, shown, config.benchmarks),
         cohorts=cohorts,
         warnings=(*cohort_warnings(cohorts), *config.notes, *_score_warnings(entries, shown)),
         correlations=correlations(rows, cohorts, shown),
@@ -100,17 +105,21 @@ def _titled(picture: Picture, by_key: Mapping[str, Checkpoint]) -> Picture:
     return replace(picture, title=name)
 
 
-def shown_benchmarks(entries: Iterable[ScoreEntry], config: ReportConfig) -> tuple[Benchmark, ...]:
-    """The configured benchmarks in their order, else all that have a score, in the declared order."""
-    by_key = {benchmark.key: benchmark for benchmark in config.benchmarks}
+def shown_benchmarks(
+    entries: Iterable[ScoreEntry], config: ReportConfig, undeclared: Sequence[Benchmark] = ()
+) -> tuple[Benchmark, ...]:
+    """The configured benchmarks in their order, else all that have a score, in the declared order; undeclared last."""
+    by_key = {benchmark.key: benchmark for benchmark in (*config.benchmarks, *undeclared)}
     present = {entry.benchmark for entry in entries}
     return tuple(by_key[key] for key in config.shown or by_key if key in present)
 
 
-def default_weights(scores: Mapping[str, Mapping[str, float]], shown: Sequence[Benchmark]) -> dict[str, float]:
-    """Weight 1 for every averaged benchmark that at least half of the scored checkpoints have."""
-    counts = Counter(key for row in scores.values() for key in row)
-    return {b.key: 1.0 for b in shown if b.averaged and 2 * counts[b.key] >= len(scores) > 0}
+def _absent(
+    weights: Mapping[str, float], shown: Sequence[Benchmark], known: Sequence[Benchmark]
+) -> tuple[Benchmark, ...]:
+    """Benchmarks of the average that no checkpoint has."""
+    present = {benchmark.key for benchmark in shown}
+    return tuple(one for one in known if weights.get(one.key, 0) > 0 and one.key not in present)
 
 
 def _used_scores(entries: Iterable[ScoreEntry], shown: Sequence[Benchmark]) -> dict[str, dict[str, float]]:
@@ -222,27 +231,30 @@ def score_of(row: BoardRow, column: str) -> float | None:
 
 
 def unmatched(rows: Sequence[BoardRow]) -> list[Problem]:
-    """Checkpoints that have only a MIR, or only scores, with the names on the other side that look alike."""
+    """Checkpoints that have only a MIR, or only scores, with the names on the other side that look alike.
+
+    Nobody evaluates every checkpoint, so what is missing is no warning; two spellings of one name are.
+    """
     without_scores = {row.name: row for row in rows if not row.scores}
     without_mir = {row.name: row for row in rows if row.mir is None}
-    if len(without_mir) == len(rows):
-        return (
-            [Problem("warning", "missing", "report", "no MIR was found in the sources", "Run `mir run`.")]
-            if rows
-            else []
-        )
+    if rows and len(without_mir) == len(rows):
+        return [Problem("warning", "missing", "report", "no MIR was found in the sources", "Run `mir run`.")]
     problems = []
     for here, there, lacking, what_to_do in (
-        (without_scores, without_mir, "no score", "Evaluate it, or name its results among the sources."),
-        (without_mir, without_scores, "no MIR", "Measure it with `mir run`, or name its mir.json among the sources."),
+        (without_scores, without_mir, "no score", "Evaluate them, or name their results among the sources."),
+        (without_mir, without_scores, "no MIR", "Measure them with `mir run`, or name their mir.json files."),
     ):
         alike = {_letters_of(row): row for row in there.values()}
-        for name, row in here.items():
-            twin = alike.get(_letters_of(row))
-            hint = f"; {twin.name} ({twin.identity}) looks alike" if twin else ""
+        twins = {name: twin for name, row in here.items() if (twin := alike.get(_letters_of(row)))}
+        for name, twin in twins.items():
+            what = f"has {lacking}; {twin.name} ({twin.identity}) looks alike ({here[name].identity})"
             join = "If that is this checkpoint under another name, put both under one `match:` list."
-            what = f"has {lacking}{hint} ({row.identity})"
-            problems.append(Problem("warning", "unmatched", name, what, join if twin else what_to_do))
+            problems.append(Problem("warning", "unmatched", name, what, join))
+        rest = [name for name in here if name not in twins]
+        if rest and len(rest) < len(rows):
+            listed = ", ".join(rest[:N_LISTED]) + (", …" if len(rest) > N_LISTED else "")
+            what = f"{len(rest)} of {len(rows)} checkpoints {'has' if len(rest) == 1 else 'have'} {lacking}: {listed}"
+            problems.append(Problem("note", "unmatched", "report", what, what_to_do))
     return problems
 
 
@@ -253,15 +265,22 @@ def _letters_of(row: BoardRow) -> str:
 
 
 def _without_average(
-    rows: Iterable[BoardRow], weights: Mapping[str, float], shown: Sequence[Benchmark]
+    rows: Sequence[BoardRow], weights: Mapping[str, float], known: Sequence[Benchmark]
 ) -> list[Problem]:
-    names = {benchmark.key: benchmark.name for benchmark in shown}
+    """Which checkpoints with scores have no average, and what they lack; what all of them lack is told once."""
+    names = {one.key: one.name for one in known if weights.get(one.key, 0) > 0}
+    scored = [row for row in rows if row.scores]
+    absent = [name for key, name in names.items() if not any(key in row.scores for row in scored)]
+    if scored and absent:
+        what = f"no average: no checkpoint has {', '.join(absent)}"
+        remedy = f"Evaluate, or choose what the average is over: --average {', '.join(AVERAGE_SETS)} or KEY,KEY,…"
+        return [Problem("note", "missing", "report", what, remedy)]
     problems = []
-    for row in rows:
-        lacking = [names.get(key, key) for key, weight in weights.items() if weight > 0 and key not in row.scores]
-        if row.scores and lacking:
+    for row in scored:
+        lacking = [name for key, name in names.items() if key not in row.scores]
+        if lacking:
             what = f"no average: it lacks {', '.join(lacking)}"
-            problems.append(Problem("warning", "missing", row.name, what, "Evaluate it, or set the weight to 0."))
+            problems.append(Problem("note", "missing", row.name, what, "Evaluate it there, or average without."))
     return problems
 
 

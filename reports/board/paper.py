@@ -8,12 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mir_plugin.reports.board.config import ModelEntry, ReportConfig
-from mir_plugin.reports.read.benchmarks import (
-    BENCHMARKS,
-    TABLE,
-    find_column,
-    weighted_average,
-)
+from mir_plugin.reports.read.benchmarks import TABLE, AverageSet, find_column, weighted_average
+from mir_plugin.reports.read.headline_table import BENCHMARKS
 from mir_plugin.reports.read.identity import NAME
 from mir_plugin.reports.read.records import (
     CheckpointRef,
@@ -76,7 +72,7 @@ def paper_config() -> ReportConfig:
     return ReportConfig(
         title="MIR and benchmark scores, as the paper prints them",
         models=models,
-        weights=dict.fromkeys(COMMON_BENCHMARKS, 1.0),
+        average=AverageSet("common-4", "the four benchmarks that all of the paper's tables have", COMMON_BENCHMARKS),
         notes=(
             f"The paper gives two MIR values for the same nominal model, LLaVA-v1.5 7B with a two-layer MLP: "
             f"{connector} (tables 2 and 4) and {base} (tables 5 and 7). Their difference is as large as most effects "
@@ -101,7 +97,7 @@ def _names() -> list[tuple[PaperTable, str]]:
 
 def _row(table: PaperTable, name: str, row: Mapping[str, str]) -> ParsedSources:
     checkpoint = CheckpointRef(name, (NAME + identity(table, name),))
-    numbers = {column: float(text) for column, text in row.items() if find_column(column) and text}
+    numbers = {column: float(text) for column, text in row.items() if find_column(column, BENCHMARKS) and text}
     scores = tuple(
         Score(checkpoint, TABLE, column, column, value, run_id=table.file) for column, value in numbers.items()
     )
@@ -112,7 +108,9 @@ def _row(table: PaperTable, name: str, row: Mapping[str, str]) -> ParsedSources:
 
 def _average_problem(table: PaperTable, name: str, numbers: Mapping[str, float]) -> tuple[Problem, ...]:
     """Whether the printed average follows from the printed scores by the paper's rule."""
-    scores = {b.key: value for column, value in numbers.items() if (b := find_column(column)) and b.averaged}
+    scores = {
+        b.key: value for column, value in numbers.items() if (b := find_column(column, BENCHMARKS)) and b.averaged
+    }
     computed = weighted_average(scores, dict.fromkeys(scores, 1.0), BENCHMARKS)
     if computed is None or abs(computed - numbers[STATED]) <= ROUNDING:
         return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mir_plugin.reports.board.board import Board, BoardRow
+from mir_plugin.reports.board.board import Board
 from mir_plugin.reports.figures.scatter import score_figure, scores_figure
 from mir_plugin.reports.figures.style import (
     DASHES,
@@ -23,37 +24,46 @@ from mir_plugin.reports.figures.style import (
     save,
 )
 from mir_plugin.reports.read.cell_text import storable
-from mir_plugin.reports.view.series import LAYER_METRICS, PALETTE, scopes
+from mir_plugin.reports.view.series import LAYER_METRICS, PALETTE, main_scope
 from mir_plugin.reports.view.training import TrainingRun, training_quantities, training_runs
 
 ROOM_FOR_EVERY_TICK = 4  # largest ÷ smallest value of a log axis
 
 
-def write_figures(board: Board, folder: Path) -> Path:
-    """Write every figure that the board has data for; the same board gives the same files.
+def write_figures(board: Board, folder: Path) -> Path | None:
+    """Write every figure that the board has data for; the same board gives the same files. None without any.
 
-    Only the largest cohort is drawn, as MIR values of different cohorts must not share an axis. Figures of an earlier
-    report that this board has no data for are removed.
+    A figure shows one cohort, the one that it has most to show of: MIR values of different cohorts must not share an
+    axis. Figures of an earlier report that this board has no data for are removed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    n_drawn = 0
     for name, draw in FIGURES:
         with matplotlib.rc_context(STYLE):
             figure = draw(board)
         if figure is not None:
+            folder.mkdir(parents=True, exist_ok=True)
             save(figure, folder / name)
+            n_drawn += 1
             continue
         for suffix in (".png", ".svg"):
             (folder / f"{name}{suffix}").unlink(missing_ok=True)
+    if n_drawn == 0:
+        with contextlib.suppress(OSError):  # it is not there, or holds something of the user's
+            folder.rmdir()
+        return None
     return folder
 
 
 def layers_figure(board: Board) -> Figure | None:
     """Distance over layers, one line for each of the first checkpoints of the leaderboard; None without layers."""
-    rows = [row for row in _largest_cohort(board) if row.layers][: len(PALETTE)]
-    if not rows:
+    scope = main_scope(board, lambda row: bool(row.layers))
+    if scope is None:
         return None
+    with_layers = [row for row in scope.rows if row.layers]
+    rows = with_layers[: len(PALETTE)]
     metric = LAYER_METRICS[0]
-    figure = new_figure(board, 6.4, 3.8)
+    note = f"The first {len(rows)} of {len(with_layers)} checkpoints." if len(with_layers) > len(rows) else ""
+    figure = new_figure(board, scope.key, 6.4, 3.8, note)
     axes = figure.subplots()
     curves = [[math.nan if (v := metric.value(layer)) is None else v for layer in row.layers] for row in rows]
     for place, (row, curve) in enumerate(zip(rows, curves, strict=True)):
@@ -90,7 +100,7 @@ def training_figure(board: Board) -> Figure | None:
     if not runs:
         return None
     quantities = training_quantities(board, runs)
-    figure = new_figure(board, 6.4, 1.1 + 1.75 * len(quantities))
+    figure = new_figure(board, runs[0].rows[0].cohort, 6.4, 1.1 + 1.75 * len(quantities))
     panels = list(figure.subplots(len(quantities), 1, sharex=True, squeeze=False).flat)
     for axes, (key, label) in zip(panels, quantities, strict=True):
         for place, run in enumerate(runs):
@@ -118,10 +128,6 @@ def _draw_mir_intervals(axes: Axes, run: TrainingRun, colour: str) -> None:
     if measured:
         steps, low, high = zip(*measured, strict=True)
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-
-
-def _largest_cohort(board: Board) -> tuple[BoardRow, ...]:
-    return scopes(board)[0].rows if board.cohorts else ()
 
 
 FIGURES: tuple[tuple[str, Callable[[Board], Figure | None]], ...] = (

@@ -22,14 +22,15 @@ from mir_plugin.reports.view.series import (
     PALETTE,
     Scatter,
     main_column,
+    main_scope,
     scatter,
-    scopes,
     score_columns,
 )
 from mir_plugin.reports.view.tables import display
 
 N_NAMED = 16  # points; with more, names cover each other
 N_PANELS = 12
+MIN_POINTS = 2  # one point says nothing about two quantities
 PLACES = (  # of a name around its point: offset in points, horizontal and vertical alignment
     (6, 0, "left", "center"),
     (-6, 0, "right", "center"),
@@ -44,13 +45,12 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
 
 
 def score_figure(board: Board) -> Figure | None:
-    """MIR against the main score, large; None without a score."""
-    key = main_column(board)
-    if key is None:
+    """MIR against the main score, large, of the cohort with most points; None with fewer than two points."""
+    key, scope = main_column(board), main_scope(board)
+    if key is None or scope is None or len(scatter(scope, key).rows) < MIN_POINTS:
         return None
-    figure = new_figure(board, 6.4, 4.2)
+    figure = new_figure(board, scope.key, 6.4, 4.2)
     axes = figure.subplots()
-    scope = scopes(board)[0]
     points = scatter(scope, key)
     places = _places(board)
     _draw_points(axes, points, places, size=42)
@@ -68,15 +68,20 @@ def score_figure(board: Board) -> Figure | None:
 
 
 def scores_figure(board: Board) -> Figure | None:
-    """MIR against every score, as small panels; None for fewer than two scores."""
-    columns = score_columns(board)[:N_PANELS]
+    """MIR against every score of the cohort with most points, as small panels; None for fewer than two scores."""
+    scope = main_scope(board)
+    if scope is None:
+        return None
+    drawn = [(key, label) for key, label in score_columns(board) if len(scatter(scope, key).rows) >= MIN_POINTS]
+    columns = drawn[:N_PANELS]
     if len(columns) < 2:
         return None
     across = min(4, len(columns))
     down = math.ceil(len(columns) / across)
-    figure = new_figure(board, 2.5 * across, 2.2 * down + 0.5)
+    note = f"{len(columns)} of {len(drawn)} scores." if len(drawn) > len(columns) else ""
+    figure = new_figure(board, scope.key, 2.5 * across, 2.2 * down + 0.5, note)
     panels = list(figure.subplots(down, across, squeeze=False).flat)
-    scope, places = scopes(board)[0], _places(board)
+    places = _places(board)
     rho = {c.benchmark: c.spearman.value for c in board.correlations if c.scope == scope.key}
     for (key, label), axes in zip(columns, panels, strict=False):  # the last row may not be full
         points = scatter(scope, key)
@@ -85,6 +90,7 @@ def scores_figure(board: Board) -> Figure | None:
         found = "" if rho.get(key) is None else f"ρ = {display(rho[key], '0.00')}, "
         axes.set_title(f"{storable(label)}\n{found}n = {len(points.rows)}", fontsize=8)
         axes.tick_params(labelsize=7)
+        axes.set_xlabel("MIR", fontsize=7)
         axes.locator_params(nbins=4)  # small panels have room for few, and laying them out takes most of the time
     for axes in panels[len(columns) :]:
         axes.set_visible(False)
@@ -98,7 +104,8 @@ def scores_figure(board: Board) -> Figure | None:
 
 def _places(board: Board) -> dict[str, int]:
     """Group → place in palette and markers, the same in all panels."""
-    groups = sorted({row.group for row in scopes(board)[0].rows if row.mir is not None and row.scores})
+    scope = main_scope(board)
+    groups = sorted({row.group for row in scope.rows if row.mir is not None and row.scores}) if scope else []
     return {group: place for place, group in enumerate(groups)}
 
 

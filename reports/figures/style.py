@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from mir_plugin.files.atomic import replacing
 from mir_plugin.reports.board.board import Board
-from mir_plugin.reports.board.cohorts import briefly
 from mir_plugin.reports.read.cell_text import storable
 
 MARKERS = ("o", "D", "^", "s", "v", "P", "X", "h")
@@ -41,12 +40,13 @@ STYLE: dict[Any, Any] = {  # matplotlib's parameters
 }
 
 
-def new_figure(board: Board, width: float, height: float) -> Figure:
-    """An empty figure (inches) whose footnote says what its MIR values have in common."""
+def new_figure(board: Board, cohort: str, width: float, height: float, note: str = "") -> Figure:
+    """An empty figure (inches) whose footnote says which cohort it shows, where there are several."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    if board.cohorts:
-        only = f"Only the largest of {len(board.cohorts)} cohorts. " if len(board.cohorts) > 1 else ""
-        figure.supxlabel(storable(only + briefly(board.cohorts[0])), fontsize=7, color=MUTED)
+    only = f"Cohort {cohort} of {len(board.cohorts)}." if len(board.cohorts) > 1 else ""
+    footnote = " ".join(filter(None, (only, note)))
+    if footnote:
+        figure.supxlabel(storable(footnote), fontsize=7, color=MUTED)
     return figure
 
 

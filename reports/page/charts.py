@@ -19,6 +19,7 @@ from mir_plugin.reports.view.columns import COEFFICIENTS, MAX_DETAILED_ROWS
 from mir_plugin.reports.view.series import (
     LAYER_METRICS,
     main_column,
+    main_scope,
     scatter,
     scopes,
     score_columns,
@@ -46,6 +47,7 @@ def chart_data(board: Board) -> dict[str, Any]:
             for key, label in columns
         ],
         "mainColumn": main_column(board),
+        "mainScope": scope.key if (scope := main_scope(board)) else None,
         "metrics": [{"key": metric.key, "label": metric.label} for metric in metrics],
         "scopes": [
             {

@@ -2,7 +2,7 @@
 
 (() => {
   const section = document.getElementById("scatter-section");
-  if (data.columns.length === 0 || data.scopes.length === 0) return;
+  if (data.columns.length === 0 || data.mainScope === null) return;
   section.hidden = false;
   const columnSelect = document.getElementById("scatter-column");
   const scopeSelect = document.getElementById("scatter-scope");
@@ -12,7 +12,7 @@
   const BAND_STEPS = 40;
 
   for (const { key, label } of data.columns) columnSelect.append(new Option(label, key, false, key === data.mainColumn));
-  for (const { key, label, rows } of data.scopes) scopeSelect.append(new Option(`${label} (${rows.length})`, key));
+  for (const { key, label, rows } of data.scopes) scopeSelect.append(new Option(`${label} (${rows.length})`, key, false, key === data.mainScope));
   scopeSelect.parentElement.hidden = data.scopes.length === 1;
 
   const scope = () => data.scopes[scopeSelect.selectedIndex];
@@ -94,7 +94,7 @@
     const inner = { includeBounds: false };
     return {
       x: axis("MIR (lower is better)", { type: "linear", ticks: inner, ...x }),
-      y: axis(`${column().label}${column().higherIsBetter ? "" : ", lower is better"}`, { ticks: inner, ...y }),
+      y: axis(`${column().label}${column().higherIsBetter === false ? ", lower is better" : ""}`, { ticks: inner, ...y }),
     };
   }
 

@@ -1,11 +1,8 @@
-"""Which number of which benchmark counts: one declared table of headline fields, scales and column names.
-
-Scales were read in lmms-eval 0.7.3 and VLMEvalKit e8e78f05; the recorded trees under tests/golden hold them.
-"""
+"""What a benchmark of a report is, where each host writes its headline number, and what an average is over."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +14,7 @@ FRACTION = 100.0  # factor from 0-1 to percent
 PERCENT = 1.0
 POINTS = 1.0
 ROUNDING = 1e-6
-
-TRAINING_LOSS = "train_loss"
+MEAN_OF = " + "
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,8 @@ class Headline:
 
     Attributes:
         tasks: names of the benchmark in that host; compared without regard to case.
-        metric: lmms-eval: the metric before the comma; VLMEvalKit: ``split|column``, ``*`` for any split.
+        metric: lmms-eval: the metric before the comma; VLMEvalKit: ``split|column``, ``*`` for any split. Several,
+            joined by `` + ``, mean their mean.
         factor: what brings the host's number to the benchmark's own scale.
     """
 
@@ -35,6 +32,11 @@ class Headline:
     tasks: tuple[str, ...]
     metric: str
     factor: float = FRACTION
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics whose mean is the headline number; mostly one."""
+        return tuple(self.metric.split(MEAN_OF))
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Benchmark:
         columns: headings under which plain tables give it, on the benchmark's own scale.
         unit: "percent" (0-100) or "points".
         to_percent: factor that enters the average; MME's 2000 points of perception count as percent after / 20.
-        higher_is_better: direction of "best".
-        averaged: whether it may enter the average.
+        higher_is_better: direction of "best"; None where nobody has said, and no value is marked as the best.
+        averaged: whether it may enter an average: its scale is known.
         decimals: with which it is shown.
         points: how many there are to reach, in the unit "points"; None where there is no limit.
     """
@@ -60,7 +62,7 @@ class Benchmark:
     columns: tuple[str, ...] = ()
     unit: Literal["percent", "points"] = "percent"
     to_percent: float = 1.0
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
     averaged: bool = True
     decimals: int = 1
     points: float | None = None
@@ -71,152 +73,38 @@ class Benchmark:
         return highest is None or -ROUNDING <= value <= highest + ROUNDING
 
 
-def _accuracy(key: str, name: str, lmms: str, metric: str, vlm: Sequence[str] = (), *columns: str) -> Benchmark:
-    headlines = (
-        Headline(LMMS_EVAL, (lmms,), metric),
-        Headline(VLMEVALKIT, tuple(vlm), "*|Overall"),
-        Headline(VLMEVALKIT, tuple(vlm), "Overall|Accuracy", PERCENT),
+@dataclass(frozen=True)
+class AverageSet:
+    """A named choice of benchmarks to average over.
+
+    Attributes:
+        title: what the set is, as it follows "mean of".
+        keys: of its benchmarks, all with the same weight.
+    """
+
+    name: str
+    title: str
+    keys: tuple[str, ...]
+
+
+PAPER_7 = ("mmstar", "mmbench", "mmbench_cn", "seed_image", "textvqa", "scienceqa_image", "gqa")
+AVERAGE_SETS = {
+    one.name: one
+    for one in (
+        AverageSet("paper-7", "the seven benchmarks of the paper's table 2", PAPER_7),
+        AverageSet("paper-9", "the nine benchmarks of the paper's tables 1, 3 and 4", (*PAPER_7, "mme", "pope")),
+        AverageSet(
+            "openvlm-8",
+            "the eight benchmarks of the OpenVLM leaderboard (MMBench v1.1 on its English dev split)",
+            ("mmbench_v11", "mmstar", "mmmu", "mathvista", "hallusionbench", "ai2d", "ocrbench", "mmvet"),
+        ),
     )
-    return Benchmark(key, name, headlines, columns)
+}
+DEFAULT_AVERAGE = "paper-7"
+OWN_AVERAGE = "own"
 
 
-BENCHMARKS: tuple[Benchmark, ...] = (
-    _accuracy("mmstar", "MMStar", "mmstar", "average", ["MMStar"]),
-    Benchmark(
-        "mme",
-        "MME",
-        (
-            Headline(LMMS_EVAL, ("mme",), "mme_perception_score", POINTS),
-            Headline(VLMEVALKIT, ("MME",), "*|perception", POINTS),
-        ),
-        ("MME-P", "MME perception"),
-        unit="points",
-        to_percent=1 / 20,
-        points=2000.0,
-    ),
-    Benchmark(
-        "mme_cognition",
-        "MME-C",
-        (
-            Headline(LMMS_EVAL, ("mme",), "mme_cognition_score", POINTS),
-            Headline(VLMEVALKIT, ("MME",), "*|reasoning", POINTS),
-        ),
-        ("MME cognition", "MME reasoning"),
-        unit="points",
-        averaged=False,
-        points=800.0,
-    ),
-    Benchmark(
-        "mmbench",
-        "MMBench",
-        (
-            Headline(LMMS_EVAL, ("mmbench_en_dev", "mmbench_en_dev_static"), "gpt_eval_score", PERCENT),
-            Headline(VLMEVALKIT, ("MMBench_DEV_EN", "MMBench"), "dev|Overall"),
-        ),
-        ("MMB", "MMBench-EN"),
-    ),
-    Benchmark(
-        "mmbench_v11",
-        "MMBench v1.1",
-        (Headline(VLMEVALKIT, ("MMBench_DEV_EN_V11", "MMBench_V11"), "dev|Overall"),),
-        averaged=False,
-    ),
-    Benchmark(
-        "mmbench_cn",
-        "MMBench-CN",
-        (
-            Headline(LMMS_EVAL, ("mmbench_cn_dev",), "gpt_eval_score", PERCENT),
-            Headline(VLMEVALKIT, ("MMBench_DEV_CN", "MMBench_CN"), "dev|Overall"),
-        ),
-        ("MMB_CN", "MMB-CN"),
-    ),
-    _accuracy("seed_image", "SEED-Image", "seedbench", "seed_image", ["SEEDBench_IMG"], "SEED_I", "SEED-I", "SEED"),
-    Benchmark(
-        "textvqa",
-        "TextVQA",
-        (
-            Headline(LMMS_EVAL, ("textvqa_val",), "exact_match"),
-            Headline(VLMEVALKIT, ("TextVQA_VAL",), "*|Overall", PERCENT),
-        ),
-        ("TQA", "VQA-T"),
-    ),
-    Benchmark(
-        "scienceqa_image",
-        "ScienceQA-Image",
-        (
-            Headline(LMMS_EVAL, ("scienceqa_img",), "exact_match"),
-            Headline(VLMEVALKIT, ("ScienceQA_TEST",), "*|Overall"),
-        ),
-        ("SQA_I", "SQA-I", "ScienceQA"),
-    ),
-    Benchmark(
-        "pope",
-        "POPE",
-        (Headline(LMMS_EVAL, ("pope",), "pope_f1_score"), Headline(VLMEVALKIT, ("POPE",), "Overall|Overall", PERCENT)),
-        ("POPE F1",),
-    ),
-    Benchmark(
-        "gqa",
-        "GQA",
-        (
-            Headline(LMMS_EVAL, ("gqa",), "exact_match"),
-            Headline(VLMEVALKIT, ("GQA_TestDev_Balanced",), "*|Overall", PERCENT),
-        ),
-    ),
-    Benchmark(
-        "mmvet",
-        "MM-Vet",
-        (
-            Headline(LMMS_EVAL, ("mmvet",), "gpt_eval_score", PERCENT),
-            Headline(VLMEVALKIT, ("MMVet",), "Overall|acc", PERCENT),
-        ),
-        ("MM_Vet", "MMVet"),
-    ),
-    _accuracy("mmmu", "MMMU", "mmmu_val", "mmmu_acc", ["MMMU_DEV_VAL"]),
-    _accuracy("ai2d", "AI2D", "ai2d", "exact_match", ["AI2D_TEST"]),
-    _accuracy("realworldqa", "RealWorldQA", "realworldqa", "exact_match", ["RealWorldQA"]),
-    Benchmark(
-        "chartqa",
-        "ChartQA",
-        (
-            Headline(LMMS_EVAL, ("chartqa",), "relaxed_overall"),
-            Headline(VLMEVALKIT, ("ChartQA_TEST",), "*|Overall", PERCENT),
-        ),
-    ),
-    Benchmark(
-        "docvqa",
-        "DocVQA",
-        (
-            Headline(LMMS_EVAL, ("docvqa_val",), "anls"),
-            Headline(VLMEVALKIT, ("DocVQA_VAL",), "*|val", PERCENT),
-        ),
-    ),
-    Benchmark("ocrbench", "OCRBench", (Headline(LMMS_EVAL, ("ocrbench",), "ocrbench_accuracy"),)),
-    Benchmark("vizwiz", "VizWiz", (Headline(LMMS_EVAL, ("vizwiz_vqa_val",), "exact_match"),)),
-    Benchmark("vqav2", "VQAv2", (Headline(LMMS_EVAL, ("vqav2_val",), "exact_match"),)),
-    Benchmark(
-        "average_stated",
-        "Average (as stated)",
-        columns=("Average", "Avg", "Avg."),
-        averaged=False,
-    ),
-    Benchmark(
-        TRAINING_LOSS,
-        "Training loss",
-        columns=("loss", "train_loss"),
-        unit="points",
-        higher_is_better=False,
-        averaged=False,
-        decimals=3,
-    ),
-    # The small benchmark that ships with this package; no part of anybody's average.
-    Benchmark("mir_digits", "Digits", (Headline(LMMS_EVAL, ("mir_digits",), "exact_match"),), averaged=False),
-)
-
-
-def find_headlines(
-    host: str, task: str, benchmarks: Sequence[Benchmark] = BENCHMARKS
-) -> Sequence[tuple[Benchmark, Headline]]:
+def find_headlines(host: str, task: str, benchmarks: Sequence[Benchmark]) -> Sequence[tuple[Benchmark, Headline]]:
     """Benchmarks that a host's task feeds (MME feeds two), each with the headline to read."""
     wanted = task.casefold()
     return [
@@ -227,13 +115,30 @@ def find_headlines(
     ]
 
 
-def find_column(heading: str, benchmarks: Sequence[Benchmark] = BENCHMARKS) -> Benchmark | None:
-    """The benchmark that a plain table means by this heading: its key, name or one of its other headings."""
-    wanted = heading.strip().casefold()
-    for benchmark in benchmarks:
-        if wanted in (text.casefold() for text in (benchmark.key, benchmark.name, *benchmark.columns)):
+def find_column(heading: str, benchmarks: Sequence[Benchmark]) -> Benchmark | None:
+    """The benchmark that a plain table means by this heading: its key, name or one of its other headings.
+
+    Spaces, hyphens and underscores do not count. Of several that fit, the last wins: one's own come last.
+    """
+    wanted = _letters(heading)
+    for benchmark in reversed(benchmarks):
+        if wanted in map(_letters, (benchmark.key, benchmark.name, *benchmark.columns)):
             return benchmark
     return None
+
+
+def _letters(heading: str) -> str:
+    """
+    >>> _letters("SEED-Bench IMG"), _letters("MMB_CN"), _letters("Avg.")
+    ('seedbenchimg', 'mmbcn', 'avg')
+    """
+    return "".join(filter(str.isalnum, heading.casefold()))
+
+
+def as_written(heading: str, values: Iterable[float], key: str = "") -> Benchmark:
+    """The column of a score whose scale and direction nobody has declared: shown as it is, in no average."""
+    decimals = max((len(f"{value:.4f}".rstrip("0").partition(".")[2]) for value in values), default=0)
+    return Benchmark(key or heading, heading, unit="points", higher_is_better=None, averaged=False, decimals=decimals)
 
 
 def weighted_average(

@@ -12,7 +12,7 @@ from mir_plugin.robustness.results import Robustness
 UNSTATED = "unstated"
 
 Severity = Literal["error", "warning", "note"]
-ProblemKind = Literal["unreadable", "unmatched", "incomparable", "missing", "superseded"]
+ProblemKind = Literal["unreadable", "unmatched", "incomparable", "missing", "superseded", "converted"]
 
 
 @dataclass(frozen=True)

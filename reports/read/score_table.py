@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from mir_plugin.reports.read.benchmarks import TABLE, find_column
 from mir_plugin.reports.read.cell_text import without_apostrophe
+from mir_plugin.reports.read.headline_table import BENCHMARKS
 from mir_plugin.reports.read.identity import checkpoint_ref
 from mir_plugin.reports.read.records import (
     COMPARABILITY_PARTS,
@@ -29,15 +31,24 @@ from mir_plugin.reports.read.spreadsheet import ends_with_a_line, further_sheets
 IDENTITY_HEADINGS = ("identity", "checkpoint", "pretrained", "model_path", "model", "name")
 MIR_HEADINGS = ("mir", "mir_published", "mir_published_upper")
 LARGEST_LOGARITHM = sys.float_info.max_10_exp  # a MIR beyond it would be that of distances that no number can hold
+# Columns of our own tables that are neither scores nor MIR.
+NOT_SCORES = frozenset(
+    {"rank", "run", "group", "step", "cohort", "mir_±", "mir_low", "mir_high", "mir_standard_error", "n_samples"}
+)
+MARKUP = "*` "  # of Markdown
+IN_PERCENT = " (%)"  # behind the field of a score whose cell has a percent sign
+WITH_COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+\.\d+")  # 1,510.7; without the point, 1,510 may be 1.51
+UNCERTAINTY = re.compile(r"\s*(?:±|\+/-).*")
 EMPTY_CELLS = frozenset({"", "-", "–", "—", "n/a", "na", "nan", "none", "null"})
 
 
 def read_score_table(path: Path) -> ParsedSources:
-    """Scores and MIR values of a table; numbers are taken to be on the benchmark's own scale (percent, MME in points).
+    """Scores and MIR values of a table, as they are written: on which scale a column is, ``board.scales`` decides.
 
     The checkpoint is named by the column headed identity, or else checkpoint, pretrained, model_path, model or name.
     Columns headed estimator, samples, protocol and date say what a MIR may be compared with. Empty cells and "N/A" are
-    no scores; other text in a score's column is a problem.
+    no scores; other text in a score's column is a problem. Percent signs, bold marks, thousands separators before a
+    decimal point and "± 0.2" are read over.
     """
     source = str(path)
     try:
@@ -119,11 +130,12 @@ def _contradictory_rows(
 def _score_columns(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[str]]:
     """Headings with those of text columns blanked, and which these are. Columns that have a meaning stay."""
     known = {*IDENTITY_HEADINGS, *MIR_HEADINGS, *COMPARABILITY_PARTS, "date"}
+    headings = ["" if _field(heading) in NOT_SCORES else heading for heading in headings]
     kept, ignored = [], []
     for index, heading in enumerate(headings):
         cells = [row[index] for row in rows if index < len(row) and _text(row[index]).casefold() not in EMPTY_CELLS]
         text_only = bool(cells) and all(_number(cell) is None for cell in cells)
-        if heading and text_only and heading.casefold() not in known and find_column(heading) is None:
+        if heading and text_only and heading.casefold() not in known and find_column(heading, BENCHMARKS) is None:
             ignored.append(heading)
             heading = ""
         kept.append(heading)
@@ -157,7 +169,8 @@ def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence
         elif _field(heading) in MIR_HEADINGS:
             mir[_field(heading)] = value
         else:
-            scores.append(Score(checkpoint, TABLE, heading, heading, value, date=date, run_id=source))
+            field = heading + (IN_PERCENT if _text(cell).strip(MARKUP).endswith("%") else "")
+            scores.append(Score(checkpoint, TABLE, heading, field, value, date=date, run_id=source))
     if not scores and not mir and not problems:
         problems.append(
             Problem("warning", "missing", where, f"{name} has no number", "Fill in its scores, or remove it.")
@@ -200,12 +213,20 @@ def _text(cell: Any) -> str:
 
 
 def _number(cell: Any) -> float | None:
+    """
+    >>> _number("33.1%"), _number("**65.0**"), _number("67.1 ± 0.2"), _number("1,510.7"), _number("1,5"), _number("3_4")
+    (33.1, 65.0, 67.1, 1510.7, None, None)
+    """
     if isinstance(cell, bool):
         return None
-    if isinstance(cell, str) and "_" in cell:  # Python reads 3_4 as 34
-        return None
+    if isinstance(cell, str):
+        if "_" in cell:  # Python reads 3_4 as 34
+            return None
+        cell = UNCERTAINTY.sub("", cell.strip().strip(MARKUP)).removesuffix("%")
+        if WITH_COMMAS.fullmatch(cell):
+            cell = cell.replace(",", "")
     try:
-        number = float(cell.strip().removesuffix("%") if isinstance(cell, str) else cell)
+        number = float(cell)
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

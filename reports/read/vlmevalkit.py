@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mir_plugin.files.strict_json import json_document
-from mir_plugin.reports.read.benchmarks import BENCHMARKS, VLMEVALKIT
+from mir_plugin.reports.read.benchmarks import VLMEVALKIT
+from mir_plugin.reports.read.headline_table import BENCHMARKS
 from mir_plugin.reports.read.identity import vlmevalkit_ref
 from mir_plugin.reports.read.records import (
     ParsedSources,
@@ -28,7 +29,13 @@ from mir_plugin.reports.read.spreadsheet import read_grid
 RUN_DIR = re.compile(r"T(\d{8})(?:-(\d{6})|_G[0-9a-f]{8})$")
 SCORE_FILE = re.compile(r"(?P<rest>.+)_(?:acc|score)\.(?:csv|tsv|xlsx|json)$")
 ANSWER_SUFFIXES = frozenset({".xlsx", ".tsv", ".json", ".pkl"})
-LABEL_COLUMNS = ("split", "category")
+LABEL_COLUMNS = ("split", "category", "task&skill")
+# What a judge's name starts with in file names: <data set>_<judge>_score.csv.
+JUDGE = re.compile(
+    r"_(?:chat)?(?:gpt|exact_matching|o\d|openai|claude|gemini|gemma|qwen|llama|deepseek|glm|kimi|internlm|mistral|"
+    r"compassjudger|xfinder|doubao|judge)",
+    re.IGNORECASE,
+)
 MIR_DATA_SET = "MIR"
 DECLARED_TASKS = frozenset(
     task for benchmark in BENCHMARKS for line in benchmark.headlines if line.host == VLMEVALKIT for task in line.tasks
@@ -79,7 +86,7 @@ def _read_run(folder: Path, model: str) -> ParsedSources:
         match = SCORE_FILE.match(_strip(path.name, model))
         if not path.name.startswith(f"{model}_") or not match:
             continue
-        data_set = data_set_name(match["rest"], {*run.data_sets, *answered, *DECLARED_TASKS})
+        data_set = data_set_name(match["rest"], {*run.data_sets, *DECLARED_TASKS}, answered)
         if data_set == MIR_DATA_SET:
             continue  # the full result lies beside it as mir.json
         try:
@@ -134,16 +141,23 @@ def _not_scored(run: _RunFolder, data_set: str, entry: Mapping[str, Any]) -> Pro
     return Problem("warning", "missing", f"{run.model} {data_set}", what, "Score it with `--mode eval --reuse`.")
 
 
-def data_set_name(rest: str, known: Iterable[str]) -> str:
+def data_set_name(rest: str, known: Iterable[str], answered: Iterable[str] = ()) -> str:
     """Data set of a score file's name without model and suffix; judges put their own name in between.
 
-    >>> data_set_name("MMVet_gpt-4-turbo", ["MMVet", "MMBench_DEV_EN"])
-    'MMVet'
+    Args:
+        known: data sets that are surely ones.
+        answered: names of the files of answers; a judge's file beside them is named after the judge, too.
+
+    >>> data_set_name("MMVet_gpt-4-turbo", ["MMVet"]), data_set_name("Mine_gpt-4o", [], ["Mine", "Mine_gpt-4o"])
+    ('MMVet', 'Mine')
+    >>> data_set_name("AI2D_TEST_NO_MASK", ["AI2D_TEST"])
+    'AI2D_TEST_NO_MASK'
     """
-    candidates = set(known) - {""}
-    if rest in candidates:
+    sure = set(known)
+    if rest in sure:
         return rest
-    return max((name for name in candidates if rest.startswith(f"{name}_")), key=len, default=rest)
+    judged = {name for name in {*sure, *answered} - {""} if rest.startswith(name) and JUDGE.match(rest[len(name) :])}
+    return max(judged, key=len, default=rest)
 
 
 def score_values(path: Path) -> Iterator[tuple[str, float]]:

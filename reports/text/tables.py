@@ -19,6 +19,7 @@ from mir_plugin.reports.view.columns import (
     leaderboard_columns,
     rounded,
 )
+from mir_plugin.reports.view.tables import average_rule
 
 R = TypeVar("R")
 
@@ -39,7 +40,8 @@ def to_csv(board: Board) -> str:
     measured = {cohort.name: cohort.comparability for cohort in board.cohorts}
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
-    writer.writerow([*(column.heading for column in columns), *COMPARABILITY_PARTS])
+    over = {AVERAGE: f" ({board.average_set})"} if board.average_set else {}
+    writer.writerow([*(column.heading + over.get(column.key, "") for column in columns), *COMPARABILITY_PARTS])
     for row in board.rows:
         how = [getattr(measured[row.cohort], name) if row.cohort else None for name in COMPARABILITY_PARTS]
         writer.writerow([_csv_cell(value) for value in [*(column.value(row) for column in columns), *how]])
@@ -56,6 +58,7 @@ def to_markdown(board: Board) -> str:
     columns = _printed(board)
     best = BestValues.of(board)
     parts.append(_markdown_table(columns, [_cells(best, columns, row, markdown_text, "**{}**") for row in board.rows]))
+    parts += [markdown_text(text) for text in (average_rule(board),) if text]
     parts += [f"Cohort {markdown_text(briefly(cohort))}." for cohort in board.cohorts]
     if board.correlations:
         printed = [column for column in correlation_columns(board) if column.heading in PRINTED_CORRELATION]
@@ -81,7 +84,8 @@ def to_latex(board: Board) -> str:
     best = BestValues.of(board)
     rows = [_cells(best, columns, row, latex_text, r"\textbf{{{}}}") for row in board.rows]
     measured = [f"MIR: {briefly(cohort)}." for cohort in board.cohorts]
-    caption = " ".join(latex_text(text) for text in (f"{board.title}.", *measured, *board.warnings))
+    texts = (f"{board.title}.", average_rule(board), *measured, *board.warnings)
+    caption = " ".join(latex_text(text) for text in texts if text)
     lines = [
         r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
         r"\begin{table}[t]",
@@ -107,7 +111,7 @@ def _direction(board: Board, column: Column[BoardRow]) -> str:
     if column.key == AVERAGE:
         return r" $\uparrow$"
     if column.key:
-        return r" $\uparrow$" if board.benchmark(column.key).higher_is_better else r" $\downarrow$"
+        return {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}[board.benchmark(column.key).higher_is_better]
     return ""
 
 

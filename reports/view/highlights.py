@@ -9,7 +9,7 @@ from mir_plugin.reports.board.board import AVERAGE, Board
 from mir_plugin.reports.board.joint import score_of
 from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.columns import leaderboard_columns
-from mir_plugin.reports.view.series import main_column
+from mir_plugin.reports.view.series import main_column, main_scope
 from mir_plugin.reports.view.tables import display, interval
 
 
@@ -23,10 +23,14 @@ class Highlight:
 
 
 def highlights(board: Board) -> Iterator[Highlight]:
-    """Of the largest cohort: lowest MIR, best average (without one: best main score), and their rank correlation."""
+    """Lowest MIR, best average (without one: best main score), and their rank correlation.
+
+    Of the cohort with most points, without points of the largest.
+    """
     if not board.cohorts:
         return
-    cohort = board.cohorts[0].name
+    scope = main_scope(board)
+    cohort = scope.key if scope else board.cohorts[0].name
     of = f" of cohort {cohort}" if len(board.cohorts) > 1 else ""
     members = [row for row in board.rows if row.cohort == cohort]
     lowest = board.lowest_mir(cohort)
@@ -39,7 +43,9 @@ def highlights(board: Board) -> Iterator[Highlight]:
         return
     column = next(column for column in leaderboard_columns(board) if column.key == key)
     heading = "average" if key == AVERAGE else storable(column.heading)
-    higher = key == AVERAGE or board.benchmark(key).higher_is_better
+    higher = True if key == AVERAGE else board.benchmark(key).higher_is_better
+    if higher is None:
+        return
     best = max(scores) if higher else min(scores)
     names = [storable(row.name) for row in members if score_of(row, key) == best]
     label = f"{'Highest' if higher else 'Lowest'} {heading}{of}"

@@ -6,7 +6,8 @@ import csv
 import io
 from collections.abc import Collection, Iterable, Mapping
 
-from mir_plugin.reports.read.benchmarks import BENCHMARKS, TRAINING_LOSS, Benchmark
+from mir_plugin.reports.read.benchmarks import Benchmark
+from mir_plugin.reports.read.headline_table import BENCHMARKS, TRAINING_LOSS
 
 # What every report has already: from mir.json, or under another name.
 IN_MIR_JSON = frozenset({"mir", "mir_published", "mir_published_upper"})

@@ -64,6 +64,18 @@ def scatter(scope: Scope, column: str) -> Scatter:
     return Scatter(tuple(row for row, _, _ in points), mir, score, fit_line(mir, score))
 
 
+def main_scope(board: Board, counts: Callable[[BoardRow], bool] | None = None) -> Scope | None:
+    """The cohort with most rows that count, the larger one of several; None where no row does.
+
+    Args:
+        counts: whether a row counts; without it those that have MIR and a score.
+    """
+    counts = counts or (lambda row: row.mir is not None and bool(row.scores))
+    cohorts = [scope for scope in scopes(board) if scope.key in {cohort.name for cohort in board.cohorts}]
+    best = max(cohorts, key=lambda scope: sum(map(counts, scope.rows)), default=None)
+    return best if best is not None and any(map(counts, best.rows)) else None
+
+
 def score_columns(board: Board) -> tuple[tuple[str, str], ...]:
     """(key, axis label) of every score that a row with MIR has; the average first."""
     with_mir = [row for row in board.rows if row.mir is not None]
@@ -73,9 +85,14 @@ def score_columns(board: Board) -> tuple[tuple[str, str], ...]:
 
 
 def main_column(board: Board) -> str | None:
-    """The score to show first: the average if three rows have it, else what most rows have. None without scores."""
-    with_mir = [row for row in board.rows if row.mir is not None]
-    counts = {key: sum(score_of(row, key) is not None for row in with_mir) for key, _ in score_columns(board)}
+    """The score to show first: the average if three rows of the main scope have it, else what most of them have.
+
+    None where no row has MIR and a score.
+    """
+    scope = main_scope(board)
+    if scope is None:
+        return None
+    counts = {key: sum(score_of(row, key) is not None for row in scope.rows) for key, _ in score_columns(board)}
     if counts.get(AVERAGE, 0) >= 3:
         return AVERAGE
     return max(counts, key=lambda key: counts[key], default=None)

@@ -107,10 +107,12 @@ def page_columns(board: Board) -> tuple[Column[BoardRow], ...]:
 
 def leaderboard_headings(board: Board) -> list[Heading]:
     """Headings with the direction that sorts first when a reader clicks."""
-    lower_scores = {benchmark.key for benchmark in board.benchmarks if not benchmark.higher_is_better}
+    lower_scores = {benchmark.key for benchmark in board.benchmarks if benchmark.higher_is_better is False}
+    undirected = {benchmark.key for benchmark in board.benchmarks if benchmark.higher_is_better is None}
     headings = []
     for column in page_columns(board):
         best = "low" if column.heading in LOW_IS_BEST or column.key in lower_scores else "high" if column.key else ""
+        best = "" if column.key in undirected else best
         hidden = column.heading in HIDDEN_AT_FIRST
         headings.append(Heading(column.heading, column.number_format != TEXT, best, hidden))
     return headings
@@ -161,8 +163,9 @@ def _cell(
 def _ranges(board: Board) -> dict[tuple[str, str], tuple[float, float]]:
     """(score column, "") and ("MIR", cohort) → worst and best value; only where there are two different ones."""
     found = {}
-    lower = {benchmark.key for benchmark in board.benchmarks if not benchmark.higher_is_better}
-    for key in (AVERAGE, *(benchmark.key for benchmark in board.benchmarks)):
+    directed = [benchmark for benchmark in board.benchmarks if benchmark.higher_is_better is not None]
+    lower = {benchmark.key for benchmark in directed if not benchmark.higher_is_better}
+    for key in (AVERAGE, *(benchmark.key for benchmark in directed)):
         values = [value for row in board.rows if (value := score_of(row, key)) is not None]
         if len(set(values)) > 1:
             found[key, ""] = (max(values), min(values)) if key in lower else (min(values), max(values))
@@ -176,12 +179,16 @@ def _ranges(board: Board) -> dict[tuple[str, str], tuple[float, float]]:
 def average_rule(board: Board) -> str:
     """How the average comes about, in words; empty when there is none."""
     parts = []
-    for benchmark in board.benchmarks:
+    for benchmark in (*board.benchmarks, *board.absent):
         weight = board.weights.get(benchmark.key, 0)
         if weight > 0:
-            scale = f" × {benchmark.to_percent:g}" if benchmark.to_percent != 1 else ""
+            scale = f" ÷ {1 / benchmark.to_percent:g}" if benchmark.to_percent not in (0, 1) else ""
             parts.append(benchmark.name + scale + (f" (weight {weight:g})" if weight != 1 else ""))
-    return storable(f"Average: mean of {', '.join(parts)}.") if parts else ""
+    if not parts or not board.benchmarks:
+        return ""
+    title = f"{board.average_title} ({board.average_set}): " if board.average_title else ""
+    absent = f" No checkpoint here has {', '.join(one.name for one in board.absent)}." if board.absent else ""
+    return storable(f"Average: mean of {title}{', '.join(parts)}; empty where one is missing.{absent}")
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 from mir_plugin.measurement.checkpoint_names import run_of, step_in_name
 from mir_plugin.reports.board.board import Board, BoardRow
 from mir_plugin.reports.board.joint import score_of
-from mir_plugin.reports.read.benchmarks import TRAINING_LOSS
+from mir_plugin.reports.read.headline_table import TRAINING_LOSS
 from mir_plugin.reports.read.identity import short_names
 from mir_plugin.reports.view.series import (
     PALETTE,
     main_column,
-    scopes,
+    main_scope,
     score_columns,
 )
 
@@ -41,13 +41,14 @@ def value_of(row: BoardRow, quantity: str) -> float | None:
 
 
 def training_runs(board: Board) -> tuple[TrainingRun, ...]:
-    """Runs of the largest cohort with at least two steps, each within one group.
+    """Runs with at least two steps, each within one group, of the cohort that has most checkpoints with steps.
 
     Checkpoints named after a step belong to the run that the name or its folder says; others of known step to the run
     of their folder.
     """
     found: dict[tuple[str, str], list[BoardRow]] = {}
-    for row in scopes(board)[0].rows if board.cohorts else ():
+    scope = main_scope(board, lambda row: row.step is not None)
+    for row in scope.rows if scope else ():
         if row.step is not None:
             found.setdefault((row.group, _run(row.identity)), []).append(row)
     found = {key: rows for key, rows in found.items() if len({row.step for row in rows}) > 1}

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mir_plugin.reports.board.board import Board, BoardRow
-from mir_plugin.reports.view.columns import COEFFICIENT_COLUMNS, COEFFICIENTS, correlation_columns
+from mir_plugin.reports.board.board import AVERAGE, Board, BoardRow
+from mir_plugin.reports.board.joint import score_of
+from mir_plugin.reports.read.cell_text import storable
+from mir_plugin.reports.view.columns import AVERAGE_COLUMN, COEFFICIENT_COLUMNS, COEFFICIENTS, correlation_columns
+from mir_plugin.reports.view.series import main_column, score_columns
 from mir_plugin.reports.workbook.leaderboard import layout
 from mir_plugin.reports.workbook.sheets import (
     BOLD_LOOK,
@@ -41,7 +44,8 @@ COEFFICIENT_SCALE = {
 def write_correlation(sheet: Sheet, board: Board) -> None:
     """Fill the sheet: the chart, the table below it, and the chart's data to the right of the table."""
     columns = correlation_columns(board)
-    has_chart = any(_plotted(row) for row in board.rows)
+    key = main_column(board)
+    has_chart = key is not None and any(_plotted(row, key) for row in board.rows)
     top = HEADER_ROW_BELOW_CHART if has_chart else HEADER_ROW
     sheet.put(1, 1, EXPLANATION, look=MUTED_LOOK)
     write_table(sheet, columns, board.correlations, top=top)
@@ -53,18 +57,22 @@ def write_correlation(sheet: Sheet, board: Board) -> None:
             sheet.xlsx.conditional_format(f"{letter}{top + 1}:{letter}{last}", COEFFICIENT_SCALE)
     else:
         sheet.put(top + 1, 1, "No two checkpoints have both MIR and a score.", look=MUTED_LOOK)
-    if has_chart:
-        _write_chart(sheet, board, top, left=len(columns) + 2)
+    if key is not None and has_chart:
+        _write_chart(sheet, board, key, top, left=len(columns) + 2)
 
 
-def _write_chart(sheet: Sheet, board: Board, top: int, left: int) -> None:
-    by_cohort = _write_points(sheet, board, top, left)
-    plotted = [row for row in board.rows if _plotted(row)]
+def _write_chart(sheet: Sheet, board: Board, key: str, top: int, left: int) -> None:
+    by_cohort = _write_points(sheet, board, key, top, left)
+    plotted = [row for row in board.rows if _plotted(row, key)]
+    label = storable(dict(score_columns(board))[key])
+    label = f"'{label}" if label.startswith("=") else label  # XlsxWriter takes the rest for a reference
     chart = sheet.book.chart({"type": "scatter"})
-    chart.set_title({"name": "MIR against the average score", "name_font": {"size": 13}})
+    chart.set_title(
+        {"name": f"MIR against {'the average score' if key == AVERAGE else label}", "name_font": {"size": 13}}
+    )
     for set_axis, name, values, number_format, grid in (
         (chart.set_x_axis, "MIR (lower is better)", [row.mir for row in plotted], "0.0", {"visible": False}),
-        (chart.set_y_axis, "Average (%)", [row.average for row in plotted], "0", GRID),
+        (chart.set_y_axis, label, [score_of(row, key) for row in plotted], "0", GRID),
     ):
         low, high = _limits([float(value or 0) for value in values])
         # Axes cross at their lower ends: at 0, the default, one would stand in the middle of negative values.
@@ -88,20 +96,21 @@ def _write_chart(sheet: Sheet, board: Board, top: int, left: int) -> None:
     sheet.xlsx.insert_chart(f"A{HEADER_ROW}", chart)
 
 
-def _write_points(sheet: Sheet, board: Board, top: int, left: int) -> dict[str, tuple[int, int]]:
+def _write_points(sheet: Sheet, board: Board, key: str, top: int, left: int) -> dict[str, tuple[int, int]]:
     """Write the chart's data from column ``left`` on; first and last row of every cohort, which stand together."""
     plan = layout(board)
-    mir, average = plan.letter("MIR"), plan.letter("Average")
-    for index, heading in enumerate(("Charted", "Cohort", "MIR", "Average"), start=left):
-        sheet.put(top, index, heading, look=BOLD_LOOK)
+    heading = AVERAGE_COLUMN.heading if key == AVERAGE else board.benchmark(key).name
+    mir, score = plan.letter("MIR"), plan.letter(heading)
+    for index, text in enumerate(("Charted", "Cohort", "MIR", heading), start=left):
+        sheet.put(top, index, text, look=BOLD_LOOK)
     sheet.xlsx.set_column(left - 1, left - 1, 38)
     spans: dict[str, tuple[int, int]] = {}
-    points = [(number, row) for number, row in enumerate(board.rows, start=plan.first_row) if _plotted(row)]
+    points = [(number, row) for number, row in enumerate(board.rows, start=plan.first_row) if _plotted(row, key)]
     for at, (number, row) in enumerate(points, start=top + 1):
         sheet.put(at, left, row.name)
         sheet.put(at, left + 1, row.cohort)
         sheet.put_formula(at, left + 2, f"=Leaderboard!{mir}{number}", row.mir, "0.000")
-        sheet.put_formula(at, left + 3, or_no_point(f"Leaderboard!{average}{number}"), row.average, "0.0")
+        sheet.put_formula(at, left + 3, or_no_point(f"Leaderboard!{score}{number}"), score_of(row, key), "0.0")
         spans[row.cohort] = (spans.get(row.cohort, (at, at))[0], at)
     return spans
 
@@ -123,5 +132,5 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return round(min(values) - margin, digits), round(max(values) + margin, digits)
 
 
-def _plotted(row: BoardRow) -> bool:
-    return row.mir is not None and row.average is not None
+def _plotted(row: BoardRow, key: str) -> bool:
+    return row.mir is not None and score_of(row, key) is not None

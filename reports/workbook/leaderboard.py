@@ -9,6 +9,7 @@ from typing import Any
 from mir_plugin.reports.board.board import AVERAGE, Board, BoardRow
 from mir_plugin.reports.board.cohorts import describe
 from mir_plugin.reports.view.columns import AVERAGE_COLUMN, BestValues, Column, leaderboard_columns
+from mir_plugin.reports.view.tables import average_rule
 from mir_plugin.reports.workbook.sheets import (
     BOLD_LOOK,
     INPUT_FILL,
@@ -100,7 +101,7 @@ def _write_rows(sheet: Sheet, board: Board, plan: Layout) -> None:
 def _write_preamble(sheet: Sheet, board: Board) -> None:
     sheet.put(1, 1, board.title, look={**TITLE_LOOK, "indent": 0})
     sheet.xlsx.set_row(0, 26)
-    sheet.put(2, 1, board.subtitle, look=MUTED_LOOK)
+    sheet.put(2, 1, f"{board.subtitle} {average_rule(board)}".strip(), look=MUTED_LOOK)
     for number, cohort in enumerate(board.cohorts, start=3):
         sheet.put(number, 1, f"Cohort {describe(cohort)}", look=MUTED_LOOK)
     for number, warning in enumerate(board.warnings, start=3 + len(board.cohorts)):
@@ -117,7 +118,8 @@ def _write_weights(sheet: Sheet, board: Board, plan: Layout) -> None:
     for index, column in enumerate(plan.columns, start=1):
         if column.key in by_key:
             sheet.put(plan.factor_row, index, by_key[column.key].to_percent, "0.###", MUTED_LOOK)
-            weight = board.weights.get(column.key)
+            # With a benchmark missing the average is empty; whoever wants another one writes weights.
+            weight = None if board.absent else board.weights.get(column.key)
             sheet.put(plan.weight_row, index, weight, "0.##", {**PLAIN_LOOK, **INPUT_FILL})
 
 
@@ -136,8 +138,9 @@ def _colour(sheet: Sheet, board: Board, plan: Layout, last: int) -> None:
     for index, column in enumerate(plan.columns, start=1):
         letter = column_letter(index)
         area = f"{letter}{plan.first_row}:{letter}{last}"
-        if column.key:
-            sheet.xlsx.conditional_format(area, _scale(directions[column.key]))
+        higher_is_better = directions.get(column.key)
+        if higher_is_better is not None:
+            sheet.xlsx.conditional_format(area, _scale(higher_is_better))
         if column.key == AVERAGE:
             fixed, first = area.replace(letter, f"${letter}$"), f"{letter}{plan.first_row}"
             criteria = f"=AND(ISNUMBER({first}),{first}=MAX({fixed}))"

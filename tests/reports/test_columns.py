@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mir_plugin.reports.read.benchmarks import BENCHMARKS
+from mir_plugin.reports.read.headline_table import BENCHMARKS
 from mir_plugin.reports.view import columns as declared
 
 

@@ -14,8 +14,9 @@ from mir_plugin.reports.figures import figures
 from mir_plugin.reports.figures.figures import layers_figure, training_figure, write_figures
 from mir_plugin.reports.figures.scatter import score_figure, scores_figure
 from mir_plugin.reports.figures.style import STYLE
-from mir_plugin.reports.read.benchmarks import BENCHMARKS, TRAINING_LOSS
+from mir_plugin.reports.read.headline_table import BENCHMARKS, TRAINING_LOSS
 from mir_plugin.reports.read.records import Comparability
+from mir_plugin.reports.view.series import main_column, main_scope, scatter
 from mir_plugin.reports.view.training import training_runs
 
 pytestmark = pytest.mark.slow
@@ -148,3 +149,27 @@ def test_only_the_largest_cohort_is_drawn_and_the_figure_says_so():
     figure = layers_figure(board(rows=tuple(rows), cohorts=cohorts))
     assert set(lines_of(figure.axes[0])) == {"alpha", "beta"}
     assert figure.get_supxlabel().startswith("Only the largest of 2 cohorts. A: 2 checkpoints, estimator exact")
+
+
+def test_figures_are_of_the_cohort_that_has_points(tmp_path):
+    rows = [dataclasses.replace(row, scores={}, average=None) for row in board().rows]
+    rows += [
+        dataclasses.replace(row, name=f"{row.name} b", identity=f"{row.identity}/b", cohort="B")
+        for row in board().rows[:2]
+    ]
+    other = Cohort("B", Comparability("unstated"), 2)
+    mixed = board(rows=tuple(rows), cohorts=(*board().cohorts, other))
+    assert [len(points.rows) for points in [scatter(main_scope(mixed), main_column(mixed))]] == [2]
+    assert score_figure(mixed).axes[0].collections
+    assert all(axes.collections for axes in scores_figure(mixed).axes if axes.get_visible())
+
+
+def test_a_board_without_scores_has_no_scatter_and_one_without_anything_no_folder(tmp_path):
+    unscored = board(rows=tuple(dataclasses.replace(row, scores={}, average=None) for row in board().rows))
+    assert score_figure(unscored) is None
+    assert scores_figure(unscored) is None
+    bare = tuple(dataclasses.replace(row, scores={}, average=None, layers=()) for row in board().rows)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "mir-vs-score.png").touch()
+    assert write_figures(board(rows=bare), tmp_path / "figures") is None
+    assert not (tmp_path / "figures").exists()

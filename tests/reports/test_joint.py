@@ -120,7 +120,8 @@ def test_equal_values_share_a_rank_and_the_next_rank_is_skipped(tmp_path):
 
 
 def test_an_average_needs_every_weighted_benchmark_and_divides_mme_by_twenty(tmp_path):
-    board = join(read_sources([scores_csv(tmp_path, "a,40,1500", "b,50,", "c,60,N/A", "d,20,1000")]))
+    config = ReportConfig.from_mapping({"average": ["mmstar", "mme"]})
+    board = join(read_sources([scores_csv(tmp_path, "a,40,1500", "b,50,", "c,60,N/A", "d,20,1000")]), config)
     assert {row.name: row.average for row in board.rows} == {"a": 57.5, "b": None, "c": None, "d": 35.0}
     assert all("mme" not in row.scores for row in board.rows if row.name in "bc")
     assert {p.where for p in board.problems if "no average: it lacks MME" in p.what} == {"b", "c"}
@@ -137,9 +138,9 @@ def test_a_benchmark_of_the_users_own_is_read_where_the_configuration_says(tmp_p
     path.parent.mkdir()
     data = {"results": {"my_task": {"acc,flexible": 0.5}}, "model_name": "m", "config": {"limit": None}}
     path.write_text(json.dumps(data))
-    assert any(
-        "my_task" in p.what and "no declared headline" in p.what for p in join(read_sources([tmp_path])).problems
-    )
+    board = join(read_sources([tmp_path]))
+    assert board.rows[0].scores == {"my_task": 0.5}  # shown as it is
+    assert any("my_task" in p.what and "define:" in p.remedy for p in board.problems)
     own = {"key": "mine", "name": "Mine", "lmms_eval": {"task": "my_task", "metric": "acc", "scale": "fraction"}}
     (row,) = join(read_sources([tmp_path]), ReportConfig.from_mapping({"define": [own]})).rows
     assert row.scores == {"mine": 50.0}

@@ -17,7 +17,8 @@ from mir_plugin.reports.board.board import (
 )
 from mir_plugin.reports.board.correlation import correlate
 from mir_plugin.reports.page.page import write_page
-from mir_plugin.reports.read.benchmarks import TRAINING_LOSS, Benchmark
+from mir_plugin.reports.read.benchmarks import Benchmark
+from mir_plugin.reports.read.headline_table import TRAINING_LOSS
 from mir_plugin.reports.read.records import Comparability
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install '.[dev]')")
