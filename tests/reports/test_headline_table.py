@@ -113,7 +113,7 @@ def metrics_of_tasks() -> dict[str, set[str]]:
     folder = Path(importlib.util.find_spec("lmms_eval").submodule_search_locations[0]) / "tasks"
     found: dict[str, set[str]] = {}
     for path in folder.rglob("*.yaml"):
-        if not any(name in path.read_text() for name in wanted):
+        if not any(name in f"{path}{path.read_text()}" for name in wanted):
             continue
         task = read_task(path)
         name = task.get("task") if isinstance(task.get("task"), str) else task.get("group")
