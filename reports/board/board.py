@@ -94,6 +94,8 @@ class ScoreEntry:
 class Coefficient:
     """A correlation coefficient with its p-value (two-sided), 95 % bootstrap interval and leave-one-out range.
 
+    ``p_holm`` is the p-value corrected by Holm's method for all scores of the same scope.
+
     All are None where the coefficient does not exist (a constant column, too few rows).
     """
 
@@ -103,6 +105,7 @@ class Coefficient:
     high: float | None = None
     leave_one_out_low: float | None = None
     leave_one_out_high: float | None = None
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -82,9 +82,9 @@ def find_checkpoints(parsed: ParsedSources, config: ReportConfig) -> Checkpoints
             identity=identities[root],
             name=names[root],
             group=entries[root].group if root in entries else "",
-            step=_step(labels[root], entries.get(root)),
+            step=_step(keys, entries.get(root)),
         )
-        for root in members
+        for root, keys in members.items()
     }
     problems += _changed_weights(members, names)
     by_key = {key: found_checkpoints[root] for root, keys in members.items() for key in keys}
@@ -97,7 +97,7 @@ def _identities(members: Mapping[str, list[str]]) -> dict[str, str]:
     >>> _identities({"1": ["name:a", "path:/m/a"], "2": ["name:llava"], "3": ["vlmevalkit:llava"]})
     {'1': '/m/a', '2': 'llava', '3': 'vlmevalkit:llava'}
     """
-    keys = {root: min(keys, key=_kind_order) for root, keys in members.items()}
+    keys = {root: min(keys, key=_identity_order) for root, keys in members.items()}
     counts = Counter(map(plain, keys.values()))
     return {
         root: key if counts[plain(key)] > 1 and key.startswith(VLMEVALKIT_MODEL) else plain(key)
@@ -105,8 +105,10 @@ def _identities(members: Mapping[str, list[str]]) -> dict[str, str]:
     }
 
 
-def _kind_order(key: str) -> tuple[int, str]:
-    return next(i for i, kind in enumerate(KEY_KINDS) if key.startswith(kind)), key
+def _identity_order(key: str) -> tuple[int, bool, str]:
+    """By kind; a place among the steps of a run comes before a name that says nothing about training."""
+    kind = next(i for i, kind in enumerate(KEY_KINDS) if key.startswith(kind))
+    return kind, step_in_name(PurePosixPath(plain(key)).name) is None, key
 
 
 def _matching(text: str, everything: list[str], clusters: Clusters[str], problems: list[Problem]) -> list[str]:
@@ -153,10 +155,12 @@ def _names(labels: Mapping[str, str], entries: Mapping[str, ModelEntry]) -> dict
     }
 
 
-def _step(label: str, entry: ModelEntry | None) -> int | None:
+def _step(keys: Sequence[str], entry: ModelEntry | None) -> int | None:
+    """The configured step, else that of the first of a checkpoint's names that says one."""
     if entry and entry.step is not None:
         return entry.step
-    return step_in_name(PurePosixPath(label).name)
+    named = sorted((key for key in keys if not key.startswith(WEIGHTS)), key=_identity_order)
+    return next((step for key in named if (step := step_in_name(PurePosixPath(plain(key)).name)) is not None), None)
 
 
 def _changed_weights(members: Mapping[str, list[str]], names: Mapping[str, str]) -> list[Problem]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import string
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,6 @@ from mir_plugin.reports.read.records import (
     Measurement,
     Problem,
 )
-
-LONG_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{5,}\b")
 
 
 def choose_measurements(
@@ -107,8 +104,9 @@ def describe(cohort: Cohort) -> str:
 
 
 def briefly(cohort: Cohort) -> str:
-    """``describe``, with long fingerprints cut short; the tables of runs hold them whole."""
-    return LONG_HASH.sub(r"\1…", describe(cohort))
+    """Name, size and estimator; fingerprints stand in the footnote of the page and in the table of runs."""
+    count = f"{cohort.n_rows} checkpoint{'' if cohort.n_rows == 1 else 's'}"
+    return f"{cohort.name}: {count}, estimator {cohort.comparability.estimator}"
 
 
 def _letters(index: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,13 +55,42 @@ def correlate(scope: str, benchmark: str, x: Sequence[float], y: Sequence[float]
     )
 
 
+def with_holm(correlations: Sequence[Correlation]) -> list[Correlation]:
+    """The same with p-values corrected for how many scores of one scope stand side by side."""
+    corrected = list(correlations)
+    for scope in dict.fromkeys(one.scope for one in correlations):
+        for name in ("pearson", "spearman", "kendall"):
+            places = [
+                i for i, one in enumerate(corrected) if one.scope == scope and getattr(one, name).p_value is not None
+            ]
+            values = holm([getattr(corrected[i], name).p_value for i in places])
+            for i, value in zip(places, values, strict=True):
+                coefficient = replace(getattr(corrected[i], name), p_holm=value)
+                corrected[i] = replace(corrected[i], **{name: coefficient})
+    return corrected
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction, in the order of the arguments.
+
+    >>> [round(p, 9) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    corrected = [1.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
 def _note(a: Vector, b: Vector) -> str:
     n = len(a)
     if n < MIN_ROWS:
-        return f"n = {n}: no correlation below {MIN_ROWS} rows"
+        return f"n = {n}: at least {MIN_ROWS} checkpoints are needed for a correlation"
     if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return ("MIR" if np.ptp(a) == 0 else "The score") + " is the same in all rows: no correlation exists"
-    return f"n = {n}: too few rows for a conclusion; no interval" if n < FEW_ROWS else ""
+        return ("MIR" if np.ptp(a) == 0 else "The score") + " is the same for all checkpoints: no correlation exists"
+    return f"n = {n}: too few checkpoints for a conclusion; no interval" if n < FEW_ROWS else ""
 
 
 def _spearman(a: Vector, b: Vector) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from mir_plugin.reports.board.board import (
 from mir_plugin.reports.board.checkpoints import Checkpoint, find_checkpoints
 from mir_plugin.reports.board.cohorts import choose_measurements, cohort_warnings
 from mir_plugin.reports.board.config import ReportConfig
-from mir_plugin.reports.board.correlation import correlate
+from mir_plugin.reports.board.correlation import correlate, with_holm
 from mir_plugin.reports.board.headlines import headline_entries
 from mir_plugin.reports.read.benchmarks import AVERAGE_SETS, OWN_AVERAGE, TABLE, Benchmark, weighted_average
 from mir_plugin.reports.read.identity import VLMEVALKIT_MODEL
@@ -222,7 +222,7 @@ def correlations(
     for scope, key, pairs in tqdm(wanted, desc="correlating", unit="pair", disable=None, leave=False):
         if len(pairs) > 1:
             found.append(correlate(scope, key, [float(mir or 0) for mir, _ in pairs], [value for _, value in pairs]))
-    return tuple(found)
+    return tuple(with_holm(found))
 
 
 def score_of(row: BoardRow, column: str) -> float | None:

@@ -15,7 +15,7 @@ from mir_plugin.reports.board.board import (
 )
 from mir_plugin.reports.board.fit import Line
 from mir_plugin.reports.read.cell_text import storable
-from mir_plugin.reports.view.columns import COEFFICIENTS, MAX_DETAILED_ROWS
+from mir_plugin.reports.view.columns import COEFFICIENTS, MAX_DETAILED_ROWS, P_VALUE
 from mir_plugin.reports.view.series import (
     LAYER_METRICS,
     main_column,
@@ -138,6 +138,6 @@ def _coefficient(name: str, coefficient: Coefficient) -> dict[str, str]:
         "name": name,
         "value": display(coefficient.value, "0.00"),
         "interval": interval(coefficient.low, coefficient.high, "0.00"),
-        "p": display(coefficient.p_value, "[<0.001]0.000"),
+        "p": display(coefficient.p_value, P_VALUE),
         "leftOut": interval(coefficient.leave_one_out_low, coefficient.leave_one_out_high, "0.00"),
     }

@@ -34,19 +34,23 @@
       pointRadius: curve(index).length > 12 ? 0 : 3,
       pointHoverRadius: 5,
       pointHitRadius: 8,
+      clip: false, // the first and last layer stand on the edges
     }));
   }
 
   function options() {
     const log = logBox.checked && canBeLog();
     const few = (value) => numberText(value);
+    const values = shown().flatMap(curve).filter((value) => value > 0);
+    const wide = Math.max(...values) > 4 * Math.min(...values);
+    const spaced = (value) => ([1, 2, 5].includes(Number(value.toExponential().slice(0, 1))) && /^\de/.test(value.toExponential()) ? few(value) : null);
     return {
       interaction: { mode: "index", intersect: false },
       scales: {
         x: axis("Layer", { type: "linear", min: 1, max: longest(), ticks: { precision: 0 } }),
         y: axis(metric().label, {
           type: log ? "logarithmic" : "linear",
-          ticks: log ? { callback: few, autoSkip: true, maxTicksLimit: 9 } : { callback: few },
+          ticks: log ? { callback: wide ? spaced : few, autoSkip: true, maxTicksLimit: 9 } : { callback: few },
         }),
       },
       plugins: {

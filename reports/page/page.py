@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from mir_plugin.files.atomic import write_atomically
 from mir_plugin.reports.board.board import Board
+from mir_plugin.reports.board.cohorts import describe
 from mir_plugin.reports.page.charts import as_script_data, chart_data
 from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.columns import (
@@ -28,13 +29,14 @@ from mir_plugin.reports.view.columns import (
 )
 from mir_plugin.reports.view.highlights import highlights
 from mir_plugin.reports.view.tables import (
+    NEGATIVE_AGREES,
     average_rule,
     correlation_rows,
     leaderboard_headings,
     leaderboard_sections,
     plain_table,
 )
-from mir_plugin.reports.view.training import training_runs
+from mir_plugin.reports.view.training import dependence, training_runs
 
 SCRIPTS = ("theme.js", "tables.js", "selection.js", "chart_parts.js", "scatter.js", "layers.js", "training.js")
 MAX_PICTURES = 24  # some hundred kilobytes each
@@ -70,6 +72,9 @@ def render_page(board: Board) -> str:
         names=[storable(row.name) for row in board.rows],
         groups=sorted({storable(row.group) for row in board.rows if row.group}),
         average_rule=average_rule(board),
+        minor=("Rank", "Step"),
+        cohort_lines=[storable(f"Cohort {describe(cohort)}.") for cohort in board.cohorts],
+        correlation_note=" ".join((NEGATIVE_AGREES, *dependence(board))),
         coefficients=[f"{name} {symbol}" for name, symbol, _ in COEFFICIENTS],
         correlations=correlation_rows(board),
         has_notes=any(correlation.note for correlation in board.correlations),

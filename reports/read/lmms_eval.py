@@ -55,7 +55,9 @@ def read_results(path: Path) -> ParsedSources:
     date = _iso_date(str(data.get("date") or path.name))
     whole = _whole_run(config)
     scores = tuple(_scores(data, checkpoint, whole, date, str(path)))
-    versions = {"lmms-eval": str(data["lmms_eval_version"])} if data.get("lmms_eval_version") else {}
+    version = str(data.get("lmms_eval_version") or "")
+    # lmms-eval writes branch@commit of the working directory, whatever repository that is.
+    versions = {"lmms-eval": version} if version and "@" not in version else {}
     run = Run(
         run_id=str(path),
         host=LMMS_EVAL,

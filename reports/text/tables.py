@@ -13,21 +13,25 @@ from mir_plugin.reports.read.cell_text import csv_text, latex_text, markdown_tex
 from mir_plugin.reports.read.records import COMPARABILITY_PARTS
 from mir_plugin.reports.view.columns import (
     COEFFICIENTS,
+    P_VALUE,
     BestValues,
     Column,
     correlation_columns,
     leaderboard_columns,
     rounded,
 )
-from mir_plugin.reports.view.tables import average_rule
+from mir_plugin.reports.view.tables import NEGATIVE_AGREES, average_rule, display
+from mir_plugin.reports.view.training import dependence
 
 R = TypeVar("R")
 
 LEFT_OUT_OF_PRINT = frozenset({"Identity", "n samples", "MIR low", "MIR high"})
+LEFT_OUT_OF_LATEX = frozenset({"Group", "Step", "MIR SE", "MIR published upper"})
+MAX_LATEX_SCORES = 9
 ALIGNED_LEFT = frozenset({"Checkpoint", "Group", "Cohort", "Rows", "MIR against", "Note"})
 PRINTED_CORRELATION = frozenset(
     {"Rows", "MIR against", "n", "Note", *(f"{name} {symbol}" for name, symbol, _ in COEFFICIENTS)}
-    | {f"p of {symbol}" for _, symbol, _ in COEFFICIENTS}
+    | {f"p of {symbol}{holm}" for _, symbol, _ in COEFFICIENTS for holm in ("", ", Holm")}
 )
 
 
@@ -65,7 +69,7 @@ def to_markdown(board: Board) -> str:
         rows = [[_plain(column, c, markdown_text) for column in printed] for c in board.correlations]
         parts += [
             "## Correlation of MIR with scores",
-            "Lower MIR is better, so a negative correlation means that a lower MIR goes with higher scores.",
+            " ".join((NEGATIVE_AGREES, *dependence(board))),
             _markdown_table(printed, rows),
         ]
     return "\n\n".join(parts) + "\n"
@@ -78,8 +82,11 @@ def _markdown_table(columns: Sequence[Column[R]], rows: Iterable[Sequence[str]])
 
 
 def to_latex(board: Board) -> str:
-    """The leaderboard as a ``booktabs`` table, best values in bold; warnings stand in the caption."""
-    columns = _printed(board)
+    """The leaderboard as a ``booktabs`` table, best values in bold; warnings stand in the caption.
+
+    As many scores as fit on a page: those of the average, else the first ones. The CSV file holds all.
+    """
+    columns = _printed_in_latex(board)
     shape = "".join("l" if column.heading in ALIGNED_LEFT else "r" for column in columns)
     best = BestValues.of(board)
     rows = [_cells(best, columns, row, latex_text, r"\textbf{{{}}}") for row in board.rows]
@@ -87,26 +94,33 @@ def to_latex(board: Board) -> str:
     texts = (f"{board.title}.", average_rule(board), *measured, *board.warnings)
     caption = " ".join(latex_text(text) for text in texts if text)
     lines = [
-        r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
+        r"% needs \usepackage{booktabs}; report.csv holds all columns",
         r"\begin{table}[t]",
         r"\centering",
         rf"\caption{{{caption}}}",
-        r"\resizebox{\linewidth}{!}{%",
+        r"\label{tab:mir}",
         rf"\begin{{tabular}}{{{shape}}}",
         r"\toprule",
-        " & ".join(latex_text(column.heading).replace("±", r"$\pm$") + _direction(board, column) for column in columns)
-        + r" \\",
+        " & ".join(latex_text(column.heading) + _direction(board, column) for column in columns) + r" \\",
         r"\midrule",
         *(" & ".join(row) + r" \\" for row in rows),
         r"\bottomrule",
-        r"\end{tabular}}",
+        r"\end{tabular}",
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
 
 
+def _printed_in_latex(board: Board) -> list[Column[BoardRow]]:
+    columns = [column for column in _printed(board) if column.heading not in LEFT_OUT_OF_LATEX]
+    scores = [column for column in columns if column.key not in ("", AVERAGE)]
+    averaged = [column for column in scores if board.weights.get(column.key, 0) > 0]
+    chosen = (averaged or scores)[:MAX_LATEX_SCORES]
+    return [column for column in columns if column not in scores or column in chosen]
+
+
 def _direction(board: Board, column: Column[BoardRow]) -> str:
-    if column.heading.startswith("MIR") and column.heading != "MIR ±":
+    if column.heading.startswith("MIR") and column.heading != "MIR SE":
         return r" $\downarrow$"
     if column.key == AVERAGE:
         return r" $\uparrow$"
@@ -134,6 +148,8 @@ def _plain(column: Column[R], row: R, text: Callable[[str], str]) -> str:
     if value is None or value == "":
         return ""
     if isinstance(value, float):
+        if column.number_format == P_VALUE:
+            return text(display(value, P_VALUE))
         places = len(column.number_format.rpartition(".")[2]) if "." in column.number_format else 0
         return rounded(value, places)
     return text(str(value))

@@ -23,7 +23,7 @@ from mir_plugin.results import LayerDistance
 R = TypeVar("R")
 
 THREE_PLACES, TWO_PLACES, ONE_PLACE, WHOLE, TEXT = "0.000", "0.00", "0.0", "0", "@"
-P_VALUE = "[<0.001]0.0E+00;0.000"
+P_VALUE = '[<0.001]"< 0.001";0.000'
 
 
 EXACT_BELOW = 1e15  # floats hold 15 digits
@@ -39,6 +39,16 @@ def rounded(value: float, places: int, separator: str = "") -> str:
         return f"{value:{separator}.{places}f}"
     exact = Decimal(f"{value:.15g}").quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
     return f"{exact:{separator}.{places}f}"
+
+
+def dated(date: str) -> str:
+    """The date, with a remark where it is a time that no zone was recorded for.
+
+    >>> dated("2026-11-21T09:53:19"), dated("2026-11-21T09:53:19+00:00"), dated("2026-11-21")
+    ('2026-11-21T09:53:19 (local time)', '2026-11-21T09:53:19+00:00', '2026-11-21')
+    """
+    zoned = date.endswith("Z") or "+" in date or date[10:].count("-") > 0
+    return date if "T" not in date or zoned else f"{date} (local time)"
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ PLACE_COLUMNS: tuple[Column[BoardRow], ...] = (
 )
 MIR_COLUMNS: tuple[Column[BoardRow], ...] = (
     Column("MIR", lambda row: row.mir, THREE_PLACES, 9),
-    Column("MIR ±", lambda row: row.mir_standard_error, THREE_PLACES, 9),
+    Column("MIR SE", lambda row: row.mir_standard_error, THREE_PLACES, 9),
     Column("MIR low", lambda row: row.mir_interval[0] if row.mir_interval else None, THREE_PLACES, 10),
     Column("MIR high", lambda row: row.mir_interval[1] if row.mir_interval else None, THREE_PLACES, 10),
     Column("MIR published", lambda row: row.mir_published, THREE_PLACES, 15),
@@ -145,7 +155,7 @@ SCORE_COLUMNS: tuple[Column[ScoreEntry], ...] = (
     Column("Field", lambda e: e.metric, TEXT, 24),
     Column("As written", lambda e: e.raw_value, "0.0000", 12),
     Column("Rows", lambda e: e.n_samples, WHOLE, 9),
-    Column("Date", lambda e: e.date, TEXT, 21),
+    Column("Date", lambda e: dated(e.date), TEXT, 34),
     Column("Source", lambda e: e.run_id, TEXT, 60),
 )
 
@@ -157,6 +167,7 @@ COEFFICIENTS: tuple[tuple[str, str, Callable[[Correlation], Coefficient]], ...] 
 COEFFICIENT_COLUMNS: tuple[Column[Coefficient], ...] = (
     Column("{name} {symbol}", lambda c: c.value, THREE_PLACES, 11),
     Column("p of {symbol}", lambda c: c.p_value, P_VALUE, 10),
+    Column("p of {symbol}, Holm", lambda c: c.p_holm, P_VALUE, 10),
     Column("{symbol} 95 % low", lambda c: c.low, THREE_PLACES, 9),
     Column("{symbol} 95 % high", lambda c: c.high, THREE_PLACES, 9),
     Column("{symbol} LOO low", lambda c: c.leave_one_out_low, THREE_PLACES, 9),
@@ -239,7 +250,7 @@ def layer_rows(board: Board) -> list[LayerRow]:
 RUN_COLUMNS: tuple[Column[Run], ...] = (
     Column("Checkpoint", lambda r: r.checkpoint, TEXT, 44),
     Column("Host", lambda r: r.host, TEXT, 12),
-    Column("Date", lambda r: r.date, TEXT, 27),
+    Column("Date", lambda r: dated(r.date), TEXT, 34),
     Column("Run", lambda r: "complete" if r.complete else "partial", TEXT, 11),
     Column("Tasks", lambda r: ", ".join(r.tasks), TEXT, 44),
     Column("Samples", lambda r: r.fingerprints.get("samples"), TEXT, 19),

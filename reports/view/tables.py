@@ -17,6 +17,7 @@ from mir_plugin.reports.board.joint import score_of
 from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.columns import (
     COEFFICIENTS,
+    P_VALUE,
     TEXT,
     BestValues,
     Column,
@@ -27,8 +28,12 @@ from mir_plugin.reports.view.series import scopes
 
 R = TypeVar("R")
 
+NEGATIVE_AGREES = (
+    "Negative correlations agree with the paper: a lower MIR goes with higher scores (positive where lower scores are "
+    "better)."
+)
 HIDDEN_AT_FIRST = frozenset({"MIR low", "MIR high", "MIR published upper", "n samples", "Identity", "Group"})
-LOW_IS_BEST = frozenset({"Rank", "MIR", "MIR ±", "MIR low", "MIR high", "MIR published", "MIR published upper"})
+LOW_IS_BEST = frozenset({"Rank", "MIR", "MIR SE", "MIR low", "MIR high", "MIR published", "MIR published upper"})
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,14 @@ class Section:
 def display(value: Any, number_format: str) -> str:
     """The value as a reader sees it: the column's decimals, a real minus sign, and nothing for a missing value.
 
-    >>> display(-0.7126, "0.000"), display(1234.5, "#,##0.00"), display(0.00002, "[<0.001]0.000"), display(None, "0")
+    >>> display(-0.7126, "0.000"), display(1234.5, "#,##0.00"), display(0.00002, P_VALUE), display(None, "0")
     ('−0.713', '1,234.50', '< 0.001', '')
     """
     if value is None:
         return ""
     if isinstance(value, str):
         return storable(value)
-    if number_format.startswith("[<0.001]") and value < 0.001:
+    if number_format == P_VALUE and value < 0.001:
         return "< 0.001"
     places = len(number_format.rpartition(".")[2]) if "." in number_format else 0
     separator = "," if "," in number_format else ""
@@ -198,6 +203,7 @@ class CoefficientCell:
     text: str = ""
     interval: str = ""
     p_value: str = ""
+    p_holm: str = ""
     left_out: str = ""
     value: float | None = None
     place: float | None = None
@@ -248,7 +254,8 @@ def _coefficient(coefficient: Coefficient) -> CoefficientCell:
     return CoefficientCell(
         display(coefficient.value, "0.00"),
         interval(low, high, "0.00"),
-        display(coefficient.p_value, "[<0.001]0.000"),
+        display(coefficient.p_value, P_VALUE),
+        display(coefficient.p_holm, P_VALUE),
         interval(coefficient.leave_one_out_low, coefficient.leave_one_out_high, "0.00"),
         coefficient.value,
         round(50 + 50 * coefficient.value, 1),

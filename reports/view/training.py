@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,20 +41,33 @@ def value_of(row: BoardRow, quantity: str) -> float | None:
 
 
 def training_runs(board: Board) -> tuple[TrainingRun, ...]:
-    """Runs with at least two steps, each within one group, of the cohort that has most checkpoints with steps.
+    """Runs with at least two steps, of the cohort that has most checkpoints with steps.
+
+    A run is divided where each of its groups has several checkpoints: a name or group of one changes no curve.
 
     Checkpoints named after a step belong to the run that the name or its folder says; others of known step to the run
     of their folder.
     """
-    found: dict[tuple[str, str], list[BoardRow]] = {}
+    by_run: dict[str, list[BoardRow]] = {}
     scope = main_scope(board, lambda row: row.step is not None)
     for row in scope.rows if scope else ():
         if row.step is not None:
-            found.setdefault((row.group, _run(row.identity)), []).append(row)
+            by_run.setdefault(_run(row.identity), []).append(row)
+    found = {(group, run): rows for run, members in by_run.items() for group, rows in _by_group(members).items()}
     found = {key: rows for key, rows in found.items() if len({row.step for row in rows}) > 1}
     labels = _labels(found)
     runs = [TrainingRun(labels[key], tuple(sorted(rows, key=lambda row: row.step or 0))) for key, rows in found.items()]
     return tuple(sorted(runs, key=lambda run: run.label)[: len(PALETTE)])
+
+
+def _by_group(rows: Sequence[BoardRow]) -> dict[str, list[BoardRow]]:
+    """The rows of a run by group; as one if a group has only one of them, under the group if there is only one."""
+    groups: dict[str, list[BoardRow]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    if min(map(len, groups.values())) > 1 or len(groups) == 1:
+        return groups
+    return {"": list(rows)}
 
 
 def _run(identity: str) -> str:
@@ -77,6 +90,13 @@ def _labels(runs: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
         return short[folder] if folders[folder] == 1 else f"{group}, {short[folder]}"
 
     return {run: label(*run) for run in runs}
+
+
+def dependence(board: Board) -> tuple[str, ...]:
+    """What to say of correlations over checkpoints of one training run; nothing where there are none."""
+    if not training_runs(board):
+        return ()
+    return ("Checkpoints of one training run are not independent; p-values and intervals treat them as if they were.",)
 
 
 def training_quantities(board: Board, runs: tuple[TrainingRun, ...]) -> tuple[tuple[str, str], ...]:

@@ -10,6 +10,8 @@ from mir_plugin.reports.board.joint import score_of
 from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.columns import AVERAGE_COLUMN, COEFFICIENT_COLUMNS, COEFFICIENTS, correlation_columns
 from mir_plugin.reports.view.series import main_column, score_columns
+from mir_plugin.reports.view.tables import NEGATIVE_AGREES
+from mir_plugin.reports.view.training import dependence
 from mir_plugin.reports.workbook.leaderboard import layout
 from mir_plugin.reports.workbook.sheets import (
     BOLD_LOOK,
@@ -22,8 +24,8 @@ from mir_plugin.reports.workbook.sheets import (
 )
 
 EXPLANATION = (
-    "Lower MIR is better, so a negative correlation means that a lower MIR goes with higher scores. "
-    "p: two-sided. 95 %: bootstrap over rows. LOO: range when any one row is left out."
+    "p: two-sided; Holm: corrected for all scores of the same rows. 95 %: bootstrap over checkpoints. "
+    "LOO: range when any one checkpoint is left out."
 )
 HEADER_ROW = 3
 HEADER_ROW_BELOW_CHART = 30
@@ -47,7 +49,7 @@ def write_correlation(sheet: Sheet, board: Board) -> None:
     key = main_column(board)
     has_chart = key is not None and any(_plotted(row, key) for row in board.rows)
     top = HEADER_ROW_BELOW_CHART if has_chart else HEADER_ROW
-    sheet.put(1, 1, EXPLANATION, look=MUTED_LOOK)
+    sheet.put(1, 1, " ".join((NEGATIVE_AGREES, EXPLANATION, *dependence(board))), look=MUTED_LOOK)
     write_table(sheet, columns, board.correlations, top=top)
     sheet.xlsx.freeze_panes(0, 2)
     last = top + len(board.correlations)

@@ -12,7 +12,7 @@ import pytest
 
 from mir_plugin.measurement.measure import measure
 from mir_plugin.processes import ALONE
-from mir_plugin.reports.read.sources import gather
+from mir_plugin.reports.read.sources import read_sources
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.tasks.lmms_eval import saved
@@ -88,7 +88,7 @@ def test_a_report_finds_a_saved_result_beside_what_the_host_wrote_and_counts_it_
     tmp_path: Path, measured: tuple[list[str], Callable[[str], MirResult]]
 ) -> None:
     result = kept(measured[1], "a", tmp_path / "models__toy" / "a_mir.json", ALONE)
-    alone = gather([tmp_path])
+    alone = read_sources([tmp_path])
     assert [m.mir for m in alone.measurements] == [result.mir]
     results = {
         "results": {"mir": {"mir,none": result.mir}, "mmstar": {"average,none": 0.5}},
@@ -99,7 +99,7 @@ def test_a_report_finds_a_saved_result_beside_what_the_host_wrote_and_counts_it_
     (tmp_path / "models__toy" / "20261121_095319_results.json").write_text(json.dumps(results))
     from mir_plugin.reports.board.joint import join
 
-    board = join(gather([tmp_path]))
+    board = join(read_sources([tmp_path]))
     [row] = board.rows
     assert row.mir == result.mir
     assert not [problem for problem in board.problems if "mir" in problem.what.lower()], board.problems

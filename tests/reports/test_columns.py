@@ -28,7 +28,7 @@ def test_leaderboard_columns():
     )
     assert read == {
         "Rank": "rank", "Checkpoint": "name", "Group": "group", "Step": "step", "Cohort": "cohort", "MIR": "mir",
-        "MIR ±": "mir_standard_error", "MIR low": "low", "MIR high": "high", "MIR published": "mir_published",
+        "MIR SE": "mir_standard_error", "MIR low": "low", "MIR high": "high", "MIR published": "mir_published",
         "MIR published upper": "mir_published_upper", "Average": "average", "n samples": "n_samples",
         "Identity": "identity",
     }  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mir_plugin.reports.board.correlation import correlate
+from mir_plugin.reports.board.correlation import correlate, with_holm
 from mir_plugin.reports.board.weighted_coefficients import (
     WeightedColumn,
     weighted_kendall,
@@ -62,7 +62,7 @@ def test_the_interval_covers_the_value_and_does_not_change_between_calls():
 def test_a_constant_column_has_no_coefficient_but_a_note(x, y):
     found = correlate("A", "x", x, y)
     assert found.pearson.value is found.kendall.low is found.spearman.p_value is None
-    assert "the same in all rows" in found.note
+    assert "is the same for all" in found.note
 
 
 def test_few_rows_are_noted_and_get_no_interval():
@@ -82,3 +82,13 @@ def test_a_row_that_carries_the_whole_variation_leaves_no_nan():
     found = correlate("A", "x", [1, 1, 1, 1, 1, 9], [1, 2, 3, 4, 5, 6])
     numbers = [getattr(c, f) for c in (found.pearson, found.spearman, found.kendall) for f in vars(c)]
     assert all(number is None or np.isfinite(number) for number in numbers)
+
+
+def test_p_values_of_one_scope_are_corrected_for_each_other_and_not_for_other_scopes():
+    x = list(range(10))
+    noisy = [3, 1, 0, 2, 6, 4, 5, 9, 7, 8]
+    first, second, other = with_holm(
+        [correlate("A", "a", x, x), correlate("A", "b", x, noisy), correlate("B", "a", x, noisy)]
+    )
+    assert second.spearman.p_holm == second.spearman.p_value == other.spearman.p_holm
+    assert first.pearson.p_holm == pytest.approx(2 * first.pearson.p_value)

@@ -12,6 +12,7 @@ from mir_plugin.reports.board.config import ReportConfig
 from mir_plugin.reports.board.joint import join
 from mir_plugin.reports.read.identity import short_names
 from mir_plugin.reports.read.sources import read_sources
+from mir_plugin.reports.view.training import training_runs
 
 
 def scores_csv(folder, *lines, header="checkpoint,MMStar,MME"):
@@ -270,3 +271,19 @@ def test_mistakes_in_the_configuration_are_told_with_their_place(data, told):
 @pytest.mark.parametrize("label", ["<script>alert(1)</script>", 'a"/b', "first\n/second", "x | y/z"])
 def test_a_name_that_is_no_path_is_shown_whole(label):
     assert short_names([label, "runs/llava"]) == {label: label, "runs/llava": "llava"}
+
+
+def test_names_and_groups_never_take_a_checkpoint_from_its_training_curve(tmp_path):
+    for run in ("a", "b"):
+        for step in (200, 400, 800):
+            path = f"runs/{run}/checkpoint-{step}"
+            save_mir(tmp_path / run / str(step) / "mir.json", path, 1000 / step, weights=f"{run}{step}")
+    table = scores_csv(tmp_path, "a-sft-800,40,1500", "sft/b-800,41,1510")
+    entry = {"match": ["runs/b/checkpoint-800", "sft/b-800"], "name": "B, 800 steps", "group": "B"}
+    earlier = {"match": ["a-sft-800", "runs/a/checkpoint-800"], "name": "A at the end"}
+    config = ReportConfig.from_mapping({"models": [entry, earlier]})
+    joined = join(read_sources([tmp_path, table]), config)
+    runs = {run.label: [row.step for row in run.rows] for run in training_runs(joined)}
+    assert runs == {"a": [200, 400, 800], "b": [200, 400, 800]}
+    identities = {row.name: row.identity for row in joined.rows}
+    assert identities["B, 800 steps"] == "runs/b/checkpoint-800"

@@ -128,11 +128,13 @@ def test_the_correlations_have_a_column_of_notes_only_where_there_is_one():
     assert widths == [[7, 7], [6, 6]]
 
 
-def test_fingerprints_are_cut_short_where_people_read_them():
-    cohorts = (Cohort("A", Comparability("exact", "0123456789ab" + "c" * 52, "p1"), 3),)
-    assert "Cohort A: 3 checkpoints, estimator exact, samples 0123456789ab…, protocol p1" in render_page(
-        board(cohorts=cohorts)
-    )
+def test_fingerprints_stand_in_the_footnote_only():
+    fingerprint = "0123456789ab" + "c" * 52
+    cohorts = (Cohort("A", Comparability("exact", fingerprint, "p1"), 3),)
+    body, footnote = render_page(board(cohorts=cohorts)).split("<footer")
+    assert "Cohort A: 3 checkpoints, estimator exact" in body
+    assert fingerprint not in body
+    assert fingerprint in footnote
 
 
 def test_a_partial_score_is_marked():
