@@ -324,7 +324,7 @@ def _without_coefficient(heading: str) -> str:
 
     for name, symbol, _ in COEFFICIENTS:
         heading = re.sub(rf"^{name} {symbol}$", "{name} {symbol}", heading)
-        heading = re.sub(rf"(^p of ){symbol}$|^{symbol}(?= )", r"\1{symbol}", heading)
+        heading = re.sub(rf"(^p of ){symbol}(?=$|,)|^{symbol}(?= )", r"\1{symbol}", heading)
     return heading
 
 

@@ -31,6 +31,7 @@ MEANINGS: dict[str, str] = {
     "n": "checkpoints with both",
     "{name} {symbol}": "Pearson r, Spearman ρ, Kendall τ",
     "p of {symbol}": "two-sided",
+    "p of {symbol}, Holm": "corrected for all scores of the same rows",
     "{symbol} 95 % low": "bootstrap over checkpoints",
     "{symbol} 95 % high": "bootstrap over checkpoints",
     "{symbol} LOO low": "lowest with one checkpoint left out",
