@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mir_plugin.reports.read.sources import gather
+from mir_plugin.reports.read.sources import read_sources
 from mir_plugin.results import MirResult
 from mir_plugin.tasks.lmms_eval.hooks import TASKS_DIR
 
@@ -71,7 +71,7 @@ def test_a_benchmark_that_fails_later_loses_no_mir_and_the_same_command_does_not
         assert str(path.relative_to(offline)) in text
         assert f"{result.mir:.4f}" in text
     assert max(map(len, failed.stdout.splitlines())) < 3000  # --write_out shows requests, not all samples in each
-    assert [m.mir for m in gather([offline / "out"]).measurements] == [result.mir]
+    assert [m.mir for m in read_sources([offline / "out"]).measurements] == [result.mir]
 
     again = run([*ALIAS, *given, "--tasks", "mir"])
     assert again.returncode == 0, again.stdout + again.stderr
