@@ -171,7 +171,8 @@ def _report(running: Sweep) -> list[Path]:
     sources = [running.out_dir / entry.name / RESULT_NAME for entry in running.entries if entry.result]
     if not sources:
         return []
-    recorded = {str(entry.checkpoint): entry.indicators for entry in running.entries if entry.indicators}
+    sources.append(running.out_dir / "sweep.json")  # the verdict
+    recorded = {str(one.checkpoint): one.indicators for one in running.entries if one.indicators}
     if recorded:
         sources.append(running.out_dir / "indicators.csv")
         write_atomically(sources[-1], indicator_table(recorded))

@@ -15,6 +15,7 @@ from mir_plugin.reports.read.records import (
     Picture,
     Problem,
     Run,
+    Verdict,
 )
 from mir_plugin.results import LayerDistance
 from mir_plugin.robustness.results import Robustness
@@ -41,6 +42,7 @@ class BoardRow:
         layers: the per-layer table of the MIR measurement, layers 1…L in order; empty when the source has none.
         step: training step, from the configuration or the checkpoint's name (``checkpoint-20``, ``llava_step-20``);
             None when there is none.
+        run: the training run it belongs to, where it is known by a step of one.
         sources: files and run directories it was put together from.
     """
 
@@ -59,6 +61,7 @@ class BoardRow:
     average: float | None = None
     layers: tuple[LayerDistance, ...] = ()
     step: int | None = None
+    run: str = ""
     sources: tuple[str, ...] = ()
 
 
@@ -140,6 +143,7 @@ class Board:
         cohorts: largest first. More than one means that ranks are not comparable across rows: ``warnings`` says so.
         warnings: sentences that must be visible wherever the ranking is shown.
         entries: headline scores in the long form, the unused ones too.
+        verdicts: of the sweeps among the sources.
         pictures, robustness: what ``mir pictures`` and ``mir robustness`` left among the sources.
     """
 
@@ -158,6 +162,7 @@ class Board:
     problems: tuple[Problem, ...] = ()
     pictures: tuple[Picture, ...] = ()
     robustness: tuple[Robustness, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def subtitle(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
@@ -31,6 +31,7 @@ from mir_plugin.reports.read.records import (
     Picture,
     Problem,
 )
+from mir_plugin.selection.steps import run_of, step_in_name
 
 SEVERITY_ORDER = ("error", "warning", "note")
 N_LISTED = 8  # names in one message
@@ -91,6 +92,7 @@ def join(parsed: ParsedSources, config: ReportConfig | None = None) -> Board:
         problems=tuple(sorted(map(_redacted, problems), key=lambda problem: SEVERITY_ORDER.index(problem.severity))),
         pictures=tuple(_titled(picture, checkpoints.by_key) for picture in parsed.pictures),
         robustness=parsed.robustness,
+        verdicts=parsed.verdicts,
     )
 
 
@@ -143,6 +145,12 @@ def _sources(
     return defaultdict(tuple, {identity: tuple(runs) for identity, runs in found.items()})
 
 
+def _run_name(checkpoint: Checkpoint) -> str:
+    """The last part of the run's path; empty where no step says that the checkpoint is one of a run."""
+    path = PurePosixPath(checkpoint.identity)
+    return PurePosixPath(run_of(Path(checkpoint.identity))).name if step_in_name(path.name) is not None else ""
+
+
 def _row(
     checkpoint: Checkpoint,
     measurement: Measurement | None,
@@ -159,6 +167,7 @@ def _row(
         scores=scores,
         average=weighted_average(scores, weights, shown),
         step=checkpoint.step,
+        run=_run_name(checkpoint),
         sources=sources,
     )
     if measurement is None:

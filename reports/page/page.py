@@ -21,13 +21,17 @@ from mir_plugin.reports.board.board import Board
 from mir_plugin.reports.board.cohorts import describe
 from mir_plugin.reports.page.charts import as_script_data, chart_data
 from mir_plugin.reports.read.cell_text import storable
+from mir_plugin.reports.read.records import Verdict
 from mir_plugin.reports.view.columns import (
     COEFFICIENTS,
     PROBLEM_COLUMNS,
     RUN_COLUMNS,
+    VERDICT_COLUMNS,
+    VERDICT_RUN_COLUMNS,
     filled,
 )
 from mir_plugin.reports.view.highlights import highlights
+from mir_plugin.reports.view.series import main_scope
 from mir_plugin.reports.view.tables import (
     NEGATIVE_AGREES,
     average_rule,
@@ -72,9 +76,11 @@ def render_page(board: Board) -> str:
         names=[storable(row.name) for row in board.rows],
         groups=sorted({storable(row.group) for row in board.rows if row.group}),
         average_rule=average_rule(board),
-        minor=("Rank", "Step"),
+        minor=("Rank", "Run", "Step"),
         cohort_lines=[storable(f"Cohort {describe(cohort)}.") for cohort in board.cohorts],
         correlation_note=" ".join((NEGATIVE_AGREES, *dependence(board))),
+        has_scatter=main_scope(board) is not None,
+        verdicts=[_verdict(verdict) for verdict in board.verdicts],
         coefficients=[f"{name} {symbol}" for name, symbol, _ in COEFFICIENTS],
         correlations=correlation_rows(board),
         has_notes=any(correlation.note for correlation in board.correlations),
@@ -90,6 +96,19 @@ def render_page(board: Board) -> str:
         script=Markup(script),
         script_sources=f"{_hash_source(library)} {_hash_source(script)}",
     )
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    tables = (
+        ("Checkpoints of the sweep", plain_table(filled(VERDICT_COLUMNS, verdict.rows), verdict.rows)),
+        ("Best of each run", plain_table(filled(VERDICT_RUN_COLUMNS, verdict.runs), verdict.runs)),
+    )
+    return {
+        "sentence": storable(verdict.sentence),
+        "reasons": list(map(storable, verdict.reasons)),
+        "warnings": list(map(storable, verdict.warnings)),
+        "tables": [{"label": label, **table} for label, table in tables],
+    }
 
 
 def _pictures(board: Board) -> list[dict[str, str]]:

@@ -123,6 +123,56 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class VerdictRow:
+    """One checkpoint of a sweep.
+
+    Attributes:
+        behind: its MIR minus the best one's, over the same samples; None for the best.
+        low, high: interval of that difference.
+        tied: whether it cannot be told from the best; None where that is unknown.
+    """
+
+    name: str
+    run: str
+    step: int | None
+    mir: float
+    behind: float | None
+    low: float | None
+    high: float | None
+    tied: bool | None
+
+    @property
+    def standing(self) -> str:
+        """In a word or two."""
+        if self.behind is None:
+            return "best"
+        return {True: "tied with the best", False: "worse", None: "unknown"}[self.tied]
+
+
+@dataclass(frozen=True)
+class VerdictRun:
+    """The best checkpoint of one run, and where MIR goes along it."""
+
+    run: str
+    best: VerdictRow
+    trend: str
+    saturated_at: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a sweep concluded: as it wrote it, so that a report agrees with the sweep's own table."""
+
+    sentence: str
+    recommended: str
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+    rows: tuple[VerdictRow, ...]
+    runs: tuple[VerdictRun, ...]
+    source: str
+
+
+@dataclass(frozen=True)
 class Problem:
     """Something the reader of a report must know: what, where, and what to do about it."""
 
@@ -143,6 +193,7 @@ class ParsedSources:
     problems: tuple[Problem, ...] = ()
     pictures: tuple[Picture, ...] = ()
     robustness: tuple[Robustness, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
     @classmethod
     def total(cls, parts: Iterable[ParsedSources]) -> ParsedSources:
@@ -155,4 +206,5 @@ class ParsedSources:
             tuple(problem for part in parts for problem in part.problems),
             tuple(picture for part in parts for picture in part.pictures),
             tuple(report for part in parts for report in part.robustness),
+            tuple(verdict for part in parts for verdict in part.verdicts),
         )

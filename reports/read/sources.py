@@ -19,6 +19,7 @@ from mir_plugin.reports.read.mir_json import read_mir_json
 from mir_plugin.reports.read.pictures import read_pictures, read_robustness
 from mir_plugin.reports.read.records import CheckpointRef, ParsedSources, Problem
 from mir_plugin.reports.read.score_table import read_score_table
+from mir_plugin.reports.read.sweep_json import SWEEP, read_sweep
 from mir_plugin.robustness.results import FILE_NAME as ROBUSTNESS
 
 MIR_JSON_SUFFIX = "mir.json"
@@ -61,6 +62,8 @@ def _read_file(path: Path) -> ParsedSources:
         return read_score_table(path)
     if path.name in (ROBUSTNESS, PICTURES):
         return read_robustness(path) if path.name == ROBUSTNESS else read_pictures(path)
+    if path.name == SWEEP:
+        return read_sweep(path)
     if lmms_eval_tree.is_results_file(path):
         return lmms_eval_tree.read_results(path)
     if path.suffix == ".json":
@@ -88,6 +91,8 @@ def _read_folder(folder: Path) -> ParsedSources:
             parts.append(read_robustness(here / ROBUSTNESS))
             directories.clear()
             continue
+        if SWEEP in files:
+            parts.append(read_sweep(here / SWEEP))
         if PICTURES in files:
             parts.append(read_pictures(here / PICTURES))
         if vlmevalkit_tree.is_model_dir(here):

@@ -14,9 +14,12 @@ from mir_plugin.reports.read.records import COMPARABILITY_PARTS
 from mir_plugin.reports.view.columns import (
     COEFFICIENTS,
     P_VALUE,
+    VERDICT_COLUMNS,
+    VERDICT_RUN_COLUMNS,
     BestValues,
     Column,
     correlation_columns,
+    filled,
     leaderboard_columns,
     rounded,
 )
@@ -26,9 +29,23 @@ from mir_plugin.reports.view.training import dependence
 R = TypeVar("R")
 
 LEFT_OUT_OF_PRINT = frozenset({"Identity", "n samples", "MIR low", "MIR high"})
-LEFT_OUT_OF_LATEX = frozenset({"Group", "Step", "MIR SE", "MIR published upper"})
+LEFT_OUT_OF_LATEX = frozenset({"Group", "Run", "Step", "MIR SE", "MIR published upper"})
 MAX_LATEX_SCORES = 9
-ALIGNED_LEFT = frozenset({"Checkpoint", "Group", "Cohort", "Rows", "MIR against", "Note"})
+ALIGNED_LEFT = frozenset(
+    {
+        "Checkpoint",
+        "Run",
+        "Standing",
+        "Trend",
+        "Best checkpoint",
+        "Saturated at",
+        "Group",
+        "Cohort",
+        "Rows",
+        "MIR against",
+        "Note",
+    }
+)
 PRINTED_CORRELATION = frozenset(
     {"Rows", "MIR against", "n", "Note", *(f"{name} {symbol}" for name, symbol, _ in COEFFICIENTS)}
     | {f"p of {symbol}{holm}" for _, symbol, _ in COEFFICIENTS for holm in ("", ", Holm")}
@@ -58,7 +75,8 @@ def _csv_cell(value: Any) -> Any:
 
 def to_markdown(board: Board) -> str:
     """Leaderboard, warnings and correlations, for a paper's draft or a model card; best values in bold."""
-    parts = [f"# {markdown_text(board.title)}", *(f"> **Note:** {markdown_text(text)}" for text in board.warnings)]
+    parts = [f"# {markdown_text(board.title)}", *_verdicts_in_markdown(board)]
+    parts += [f"> **Note:** {markdown_text(text)}" for text in board.warnings]
     columns = _printed(board)
     best = BestValues.of(board)
     parts.append(_markdown_table(columns, [_cells(best, columns, row, markdown_text, "**{}**") for row in board.rows]))
@@ -73,6 +91,20 @@ def to_markdown(board: Board) -> str:
             _markdown_table(printed, rows),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _verdicts_in_markdown(board: Board) -> list[str]:
+    parts = []
+    for verdict in board.verdicts:
+        columns, run_columns = filled(VERDICT_COLUMNS, verdict.rows), filled(VERDICT_RUN_COLUMNS, verdict.runs)
+        parts += [
+            "## Verdict",
+            f"**{markdown_text(verdict.sentence)}**",
+            " ".join(map(markdown_text, (*verdict.reasons, *verdict.warnings))),
+            _markdown_table(columns, [[_plain(c, row, markdown_text) for c in columns] for row in verdict.rows]),
+            _markdown_table(run_columns, [[_plain(c, r, markdown_text) for c in run_columns] for r in verdict.runs]),
+        ]
+    return parts + ["## Leaderboard"] * bool(parts)
 
 
 def _markdown_table(columns: Sequence[Column[R]], rows: Iterable[Sequence[str]]) -> str:
@@ -93,7 +125,9 @@ def to_latex(board: Board) -> str:
     measured = [f"MIR: {briefly(cohort)}." for cohort in board.cohorts]
     texts = (f"{board.title}.", average_rule(board), *measured, *board.warnings)
     caption = " ".join(latex_text(text) for text in texts if text)
+    verdicts = [latex_text(" ".join((one.sentence, *one.reasons))) for one in board.verdicts]
     lines = [
+        *verdicts,
         r"% needs \usepackage{booktabs}; report.csv holds all columns",
         r"\begin{table}[t]",
         r"\centering",

@@ -16,7 +16,7 @@ from mir_plugin.reports.board.board import (
     ScoreEntry,
 )
 from mir_plugin.reports.read.benchmarks import Benchmark
-from mir_plugin.reports.read.records import Problem, Run
+from mir_plugin.reports.read.records import Problem, Run, VerdictRow, VerdictRun
 from mir_plugin.reports.view.series import scopes
 from mir_plugin.results import LayerDistance
 
@@ -90,6 +90,7 @@ PLACE_COLUMNS: tuple[Column[BoardRow], ...] = (
     Column("Rank", lambda row: row.rank, WHOLE, 7),
     Column("Checkpoint", lambda row: row.name, TEXT, 38),
     Column("Group", lambda row: row.group, TEXT, 30),
+    Column("Run", lambda row: row.run, TEXT, 24),
     Column("Step", lambda row: row.step, WHOLE, 9),
     Column("Cohort", lambda row: row.cohort, TEXT, 9),
 )
@@ -258,6 +259,25 @@ RUN_COLUMNS: tuple[Column[Run], ...] = (
     Column("Weights", lambda r: r.fingerprints.get("checkpoint"), TEXT, 19),
     Column("Versions", lambda r: ", ".join(f"{name} {v}" for name, v in sorted(r.versions.items())), TEXT, 60),
     Column("Source", lambda r: r.source, TEXT, 70),
+)
+
+VERDICT_COLUMNS: tuple[Column[VerdictRow], ...] = (
+    Column("Checkpoint", lambda r: r.name, TEXT, 40),
+    Column("Run", lambda r: r.run, TEXT, 30),
+    Column("Step", lambda r: r.step, WHOLE, 9),
+    Column("MIR", lambda r: r.mir, THREE_PLACES, 9),
+    Column("Behind the best", lambda r: r.behind, THREE_PLACES, 10),
+    Column("Behind, low", lambda r: r.low, THREE_PLACES, 10),
+    Column("Behind, high", lambda r: r.high, THREE_PLACES, 10),
+    Column("Standing", lambda r: r.standing, TEXT, 20),
+)
+VERDICT_RUN_COLUMNS: tuple[Column[VerdictRun], ...] = (
+    Column("Run", lambda r: r.run, TEXT, 40),
+    Column("Best checkpoint", lambda r: r.best.name, TEXT, 30),
+    Column("Step", lambda r: r.best.step, WHOLE, 9),
+    Column("MIR", lambda r: r.best.mir, THREE_PLACES, 9),
+    Column("Trend", lambda r: r.trend, TEXT, 16),
+    Column("Saturated at", lambda r: r.saturated_at, TEXT, 30),
 )
 
 PROBLEM_COLUMNS: tuple[Column[Problem], ...] = (

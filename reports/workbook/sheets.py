@@ -157,6 +157,13 @@ def column_letter(index: int) -> str:
 
 def write_table(sheet: Sheet, columns: Sequence[Column[R]], rows: Sequence[R], top: int = 1) -> None:
     """Header in row ``top``, one row per record below; filtered, frozen, with the declared widths and formats."""
+    write_records(sheet, columns, rows, top)
+    sheet.xlsx.freeze_panes(top, 1)
+    sheet.xlsx.autofilter(top - 1, 0, max(top - 1 + len(rows), top), len(columns) - 1)
+
+
+def write_records(sheet: Sheet, columns: Sequence[Column[Any]], rows: Sequence[Any], top: int) -> None:
+    """Header and rows alone: a sheet can hold several such tables."""
     write_header(sheet, columns, top)
     wrapped = [column for column in columns if column.wraps]
     look = {**PLAIN_LOOK, "valign": "top"} if wrapped else PLAIN_LOOK  # on the first line of its row
@@ -169,8 +176,6 @@ def write_table(sheet: Sheet, columns: Sequence[Column[R]], rows: Sequence[R], t
         if wrapped:
             n_lines = max(math.ceil(1.15 * len(str(column.value(row))) / column.width) for column in wrapped)
             sheet.xlsx.set_row(number - 1, LINE_HEIGHT * max(n_lines, 1) + 3)
-    sheet.xlsx.freeze_panes(top, 1)
-    sheet.xlsx.autofilter(top - 1, 0, max(top - 1 + len(rows), top), len(columns) - 1)
 
 
 def write_header(sheet: Sheet, columns: Sequence[Column[R]], top: int) -> None:

@@ -8,12 +8,28 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mir_plugin.reports.board.board import Board
-from mir_plugin.reports.view.columns import PROBLEM_COLUMNS, RUN_COLUMNS, SCORE_COLUMNS, filled
+from mir_plugin.reports.view.columns import (
+    PROBLEM_COLUMNS,
+    RUN_COLUMNS,
+    SCORE_COLUMNS,
+    VERDICT_COLUMNS,
+    VERDICT_RUN_COLUMNS,
+    filled,
+)
 from mir_plugin.reports.workbook.correlation import write_correlation
 from mir_plugin.reports.workbook.layers import write_layers
 from mir_plugin.reports.workbook.leaderboard import write_leaderboard
 from mir_plugin.reports.workbook.robustness import add_robustness_sheets
-from mir_plugin.reports.workbook.sheets import ERROR_FILL, MUTED_LOOK, WARNING_FILL, Book, Sheet, write_table
+from mir_plugin.reports.workbook.sheets import (
+    ERROR_FILL,
+    MUTED_LOOK,
+    TITLE_LOOK,
+    WARNING_FILL,
+    Book,
+    Sheet,
+    write_records,
+    write_table,
+)
 
 
 def write_workbook(board: Board, path: Path) -> Path:
@@ -22,11 +38,32 @@ def write_workbook(board: Board, path: Path) -> Path:
     Averages are formulas over the row of weights, so changing a weight changes averages, chart and order of colours.
     """
     book = Book(board.title)
+    if board.verdicts:
+        write_verdicts(book.sheet("Verdict"), board)
     for name, write in tqdm(SHEETS, desc="workbook", unit="sheet", disable=None, leave=False):
         write(book.sheet(name), board)
     if board.robustness:
         add_robustness_sheets(book, board.robustness)
     return book.save(path)
+
+
+def write_verdicts(sheet: Sheet, board: Board) -> None:
+    """What the sweeps among the sources concluded: the recommendation, every checkpoint, the best of each run."""
+    row = 1
+    for verdict in board.verdicts:
+        sheet.put(row, 1, verdict.sentence, look={**TITLE_LOOK, "font_size": 13, "indent": 0})
+        for text in (*verdict.reasons, *verdict.warnings):
+            row += 1
+            sheet.put(row, 1, text, look=MUTED_LOOK)
+        for columns, rows in (
+            (filled(VERDICT_COLUMNS, verdict.rows), verdict.rows),
+            (filled(VERDICT_RUN_COLUMNS, verdict.runs), verdict.runs),
+        ):
+            write_records(sheet, columns, rows, top=row + 2)
+            row += 2 + len(rows)
+        row += 3
+    for index, column in enumerate(VERDICT_COLUMNS):
+        sheet.xlsx.set_column(index, index, max(column.width, 14))
 
 
 def write_scores(sheet: Sheet, board: Board) -> None:
