@@ -301,6 +301,7 @@ def report_columns() -> str:
             columns.AVERAGE_COLUMN,
             *columns.ORIGIN_COLUMNS,
         ),
+        "Verdict": (*columns.VERDICT_COLUMNS, *columns.VERDICT_RUN_COLUMNS[1:2], *columns.VERDICT_RUN_COLUMNS[4:]),
         "Scores": columns.SCORE_COLUMNS,
         "Correlation": columns.correlation_columns(no_board),
         "Layers": columns.LAYER_COLUMNS + columns.LAYER_DETAILS,

@@ -252,7 +252,7 @@ RUN_COLUMNS: tuple[Column[Run], ...] = (
     Column("Checkpoint", lambda r: r.checkpoint, TEXT, 44),
     Column("Host", lambda r: r.host, TEXT, 12),
     Column("Date", lambda r: dated(r.date), TEXT, 34),
-    Column("Run", lambda r: "complete" if r.complete else "partial", TEXT, 11),
+    Column("Extent", lambda r: "complete" if r.complete else "partial", TEXT, 11),
     Column("Tasks", lambda r: ", ".join(r.tasks), TEXT, 44),
     Column("Samples", lambda r: r.fingerprints.get("samples"), TEXT, 19),
     Column("Protocol", lambda r: r.fingerprints.get("protocol"), TEXT, 19),

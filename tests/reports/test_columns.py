@@ -27,7 +27,7 @@ def test_leaderboard_columns():
         (*declared.PLACE_COLUMNS, *declared.MIR_COLUMNS, declared.AVERAGE_COLUMN, *declared.ORIGIN_COLUMNS), row
     )
     assert read == {
-        "Rank": "rank", "Checkpoint": "name", "Group": "group", "Step": "step", "Cohort": "cohort", "MIR": "mir",
+        "Rank": "rank", "Checkpoint": "name", "Group": "group", "Run": "run", "Step": "step", "Cohort": "cohort", "MIR": "mir",
         "MIR SE": "mir_standard_error", "MIR low": "low", "MIR high": "high", "MIR published": "mir_published",
         "MIR published upper": "mir_published_upper", "Average": "average", "n samples": "n_samples",
         "Identity": "identity",
@@ -68,7 +68,7 @@ def test_run_columns():
     row.complete, row.tasks, row.versions = True, ("a", "b"), {"torch": "2"}
     row.fingerprints = {name: name for name in ("samples", "protocol", "checkpoint")}
     assert values(declared.RUN_COLUMNS, row) == {
-        "Checkpoint": "checkpoint", "Host": "host", "Date": "date", "Run": "complete", "Tasks": "a, b",
+        "Checkpoint": "checkpoint", "Host": "host", "Date": "date", "Extent": "complete", "Tasks": "a, b",
         "Samples": "samples", "Protocol": "protocol", "Weights": "checkpoint", "Versions": "torch 2",
         "Source": "source",
     }  # fmt: skip
