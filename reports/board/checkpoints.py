@@ -22,7 +22,6 @@ from mir_plugin.reports.read.identity import (
     short_names,
 )
 from mir_plugin.reports.read.records import CheckpointRef, ParsedSources, Problem
-from mir_plugin.selection.steps import step_in_name
 
 KEY_KINDS = (PATH, NAME, VLMEVALKIT_MODEL, WEIGHTS)  # the first kind that a checkpoint has names it
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from mir_plugin.files.redaction import without_secrets
+from mir_plugin.measurement.checkpoint_names import run_of, step_in_name
 from mir_plugin.reports.board.board import (
     AVERAGE,
     Board,
@@ -31,7 +32,6 @@ from mir_plugin.reports.read.records import (
     Picture,
     Problem,
 )
-from mir_plugin.selection.steps import run_of, step_in_name
 
 SEVERITY_ORDER = ("error", "warning", "note")
 N_LISTED = 8  # names in one message
