@@ -1,30 +1,37 @@
-"""Short hashes that say whether two results may be compared."""
+"""Content hashes that say whether two results may be compared.
+
+Files and parameters are hashed whole. xxHash reads memory at several GB/s, so a checkpoint costs what reading it costs;
+digests of large files are remembered between commands, so that a base LLM shared by fifty checkpoints is read once.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from mir_plugin.errors import MirError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Hashing 27 GB whole would take minutes. Of larger files count the size, this much of beginning and end (the end of a
-# pickled state dict holds a checksum of every tensor), and of safetensors the first and last bytes of every tensor:
-# training changes a tensor everywhere, but not every tensor.
-SAMPLED_BYTES = 1 << 20
-WHOLE_UP_TO_BYTES = 8 << 20
-TENSOR_END_BYTES = 64
-LARGEST_HEADER = 100 << 20  # bytes; the format's own limit
-IGNORED_NAMES = frozenset({"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"})
-HASHED_SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".model", ".txt"})
+# What trainers and people leave in a checkpoint folder and no loader reads; everything else counts.
+IGNORED_FILES = (
+    ".*", "*.md", "*.log", "*.out", "*.lock", "*.csv", "*.jsonl", "*.tsv", "*.xlsx", "*.html", "*.pdf", "*.png", "*.jpg",
+    "*.jpeg", "*.gif", "LICENSE*", "events.out.tfevents.*", "optimizer*", "scheduler*", "rng_state*", "random_states*",
+    "training_args.*", "trainer_state.json", "*_optim_states.pt", "zero_to_fp32.py", "latest", "mir.json",
+)  # fmt: skip
+IGNORED_FOLDERS = (".*", "__pycache__", "checkpoint-*", "global_step*", "runs", "logs", "wandb", "samples")
+CHUNK_BYTES = 16 << 20
+REMEMBERED_FROM_BYTES = 8 << 20  # smaller files are read faster than a remembered digest
 
 
 def fingerprint(value: Any) -> str:
@@ -33,72 +40,108 @@ def fingerprint(value: Any) -> str:
 
 
 def folder_fingerprint(folders: Iterable[Path]) -> str:
-    """Hash of the weights, configuration and tokenizer files of checkpoint folders; their location does not count.
+    """Hash of every file of checkpoint folders that can move a result; where the folders lie does not count.
 
     Raises:
-        MirError: if a folder or file cannot be read.
+        MirError: if a folder or file cannot be read, or changes while it is read.
     """
     digest = hashlib.sha256()
     for folder in folders:
         try:
-            for path in sorted(path for path in folder.iterdir() if _counts(path)):
-                _add_file(digest.update, path)
+            for path in _files_that_count(folder):
+                digest.update(f"{path.relative_to(folder)}\0{file_digest(path)}\0".encode())
         except OSError as error:
             raise MirError(
-                f"{error.filename or folder} cannot be read ({error.strerror}). Check its permissions, or copy the "
+                f"cannot read {error.filename or folder} ({error.strerror}). Check its permissions, or copy the "
                 "checkpoint again."
             ) from error
     return digest.hexdigest()[:16]
 
 
-def _counts(path: Path) -> bool:
-    return path.suffix in HASHED_SUFFIXES and path.name not in IGNORED_NAMES and path.is_file()
+def file_digest(path: Path) -> str:
+    """128-bit xxHash of a file's content, in hex; of a large file remembered while the file stays as it is.
 
-
-def _add_file(update: Callable[[bytes], None], path: Path) -> None:
-    size = path.stat().st_size
-    update(f"{path.name}\0{size}\0".encode())
-    with path.open("rb") as file:
-        if size <= WHOLE_UP_TO_BYTES:
-            update(file.read())
-            return
-        update(file.read(SAMPLED_BYTES))
-        file.seek(-SAMPLED_BYTES, os.SEEK_END)
-        update(file.read(SAMPLED_BYTES))
-        for start, end in _tensors_in(file) if path.suffix == ".safetensors" else ():
-            for position in (start, max(start, end - TENSOR_END_BYTES)):
-                file.seek(position)
-                update(file.read(min(TENSOR_END_BYTES, end - start)))
-
-
-def _tensors_in(file: BinaryIO) -> list[tuple[int, int]]:
-    """Where the tensors of a safetensors file lie; none where the header is damaged, which loading will say."""
-    file.seek(0)
-    n_header = int.from_bytes(file.read(8), "little")
-    try:
-        header = json.loads(file.read(min(n_header, LARGEST_HEADER)))
-        offsets = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-        first = 8 + n_header
-        return sorted((first + start, first + end) for start, end in offsets if 0 <= start <= end)
-    except (ValueError, TypeError, LookupError, AttributeError):
-        return []
+    Raises:
+        MirError: if the file changes while it is read.
+        OSError: if it cannot be read.
+    """
+    before = _state(path)
+    kept = _cache_dir() / fingerprint(before) if before[2] >= REMEMBERED_FROM_BYTES else None
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if kept and len(remembered := kept.read_text(encoding="ascii")) == 32:
+            return remembered
+    found = _hash(path)
+    if _state(path) != before:
+        raise MirError(f"{path} changed while it was read. Run again when nothing writes to it any more.")
+    if kept:
+        _remember(kept, found)
+    return found
 
 
 def module_fingerprint(model: nn.Module, read: Callable[[str, Tensor], Tensor] = lambda _, parameter: parameter) -> str:
-    """Hash of a loaded model: every parameter's name, shape, and first and last values.
+    """Hash of every parameter of a loaded model: name, dtype, shape and all its bytes.
 
-    ``read`` gives the value of a named parameter whose weights are not loaded.
+    Args:
+        read: gives the value of a named parameter whose weights are not loaded.
     """
-    digest = hashlib.sha256()
+    import torch
+
+    digest = _xxhash()
     for name, current in model.named_parameters():
-        parameter = read(name, current)
-        flat = parameter.detach().flatten()
-        ends = [*flat[:8].float().tolist(), *flat[-8:].float().tolist()]
-        digest.update(f"{name}\0{tuple(parameter.shape)}\0{ends}\0".encode())
-    return digest.hexdigest()[:16]
+        parameter = read(name, current).detach()
+        digest.update(f"{name}\0{parameter.dtype}\0{tuple(parameter.shape)}\0".encode())
+        for part in parameter.flatten().split(CHUNK_BYTES // parameter.element_size()):
+            digest.update(part.contiguous().cpu().view(torch.uint8).numpy())
+    return str(digest.hexdigest())[:16]
 
 
 def versions() -> Mapping[str, str]:
     """Versions of what can move a result."""
     packages = ("mir-plugin", "torch", "transformers", "numpy", "pillow", "tokenizers")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _files_that_count(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            if not _matches(path.name, IGNORED_FOLDERS):
+                yield from _files_that_count(path)
+        elif path.is_file() and not _matches(path.name, IGNORED_FILES):
+            yield path
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Changes with every write: the time of the last change of the inode cannot be set back, as that of a write can."""
+    stat = path.stat()
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _xxhash() -> Any:
+    from xxhash import xxh3_128
+
+    return xxh3_128()
+
+
+def _hash(path: Path) -> str:
+    digest = _xxhash()
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while n_read := file.readinto(buffer):
+            digest.update(buffer[:n_read])
+    return str(digest.hexdigest())
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mir-plugin" / "digests"
+
+
+def _remember(kept: Path, digest: str) -> None:
+    with contextlib.suppress(OSError):  # without a cache folder the file is read again the next time
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}.part")
+        temporary.write_text(digest, encoding="ascii")
+        temporary.replace(kept)
