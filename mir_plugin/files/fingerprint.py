@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # What trainers and people leave in a checkpoint folder and no loader reads; everything else counts.
 IGNORED_FILES = (
-    ".*", "*.md", "*.log", "*.out", "*.lock", "*.csv", "*.jsonl", "*.tsv", "*.xlsx", "*.html", "*.pdf", "*.png", "*.jpg",
-    "*.jpeg", "*.gif", "LICENSE*", "events.out.tfevents.*", "optimizer*", "scheduler*", "rng_state*", "random_states*",
+    ".*", "*.md", "*.log", "*.out", "*.lock", "*.csv", "*.jsonl", "*.tsv", "*.xlsx", "*.html", "*.pdf", "*.png",
+    "*.jpg", "*.jpeg", "*.gif", "LICENSE*", "events.out.tfevents.*", "optimizer*", "scheduler*", "rng_state*", "random_states*",
     "training_args.*", "trainer_state.json", "*_optim_states.pt", "zero_to_fp32.py", "latest", "mir.json",
 )  # fmt: skip
 IGNORED_FOLDERS = (".*", "__pycache__", "checkpoint-*", "global_step*", "runs", "logs", "wandb", "samples")
