@@ -111,8 +111,8 @@ class MirResult:
         estimator: of ``mir``; always "exact".
         config: the protocol.
         fingerprints: hashes of ``samples``, ``protocol``, ``checkpoint`` and ``versions``, and from the command line
-            ``request``, all that was asked for. Results whose samples or protocol differ are not comparable, while
-            versions are only recorded.
+            ``request``, all that was asked for, and ``files``, all folders it was loaded from. Results whose samples or
+            protocol differ are not comparable, while versions are only recorded.
         layers: from the first decoder layer to the last.
         facts: what was recognised and chosen at loading: paths, dtype, vision tower, projector, prompt template.
         samples: where they come from and which were chosen.

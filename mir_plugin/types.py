@@ -78,7 +78,7 @@ class ModelAdapter(Protocol):
         facts: what was recognised and chosen while loading (paths, dtype, vision tower, projector, MoCa, ...);
             plain JSON values, stored with every result. Always holds "prompt_template", the exact text around image
             and sample text, and "checkpoint_fingerprint" (``mir_plugin.files.fingerprint``): both decide which results
-            may be compared.
+            may be compared. Where it was loaded from disk, "source_folders" lists every folder that was read.
         device: where hidden states live.
         decoder: the language model's layers.
     """

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 # What trainers and people leave in a checkpoint folder and no loader reads; everything else counts.
 IGNORED_FILES = (
     ".*", "*.md", "*.log", "*.out", "*.lock", "*.csv", "*.jsonl", "*.tsv", "*.xlsx", "*.html", "*.pdf", "*.png",
-    "*.jpg", "*.jpeg", "*.gif", "LICENSE*", "events.out.tfevents.*", "optimizer*", "scheduler*", "rng_state*", "random_states*",
-    "training_args.*", "trainer_state.json", "*_optim_states.pt", "zero_to_fp32.py", "latest", "mir.json",
+    "*.jpg", "*.jpeg", "*.gif", "LICENSE*", "events.out.tfevents.*", "optimizer*", "scheduler*", "rng_state*",
+    "random_states*", "training_args.*", "trainer_state.json", "*_optim_states.pt", "zero_to_fp32.py", "latest",
+    "mir.json",
 )  # fmt: skip
 IGNORED_FOLDERS = (".*", "__pycache__", "checkpoint-*", "global_step*", "runs", "logs", "wandb", "samples")
 CHUNK_BYTES = 16 << 20
@@ -48,7 +49,7 @@ def folder_fingerprint(folders: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for folder in folders:
         try:
-            for path in _files_that_count(folder):
+            for path in files_that_count(folder):
                 digest.update(f"{path.relative_to(folder)}\0{file_digest(path)}\0".encode())
         except OSError as error:
             raise MirError(
@@ -56,6 +57,16 @@ def folder_fingerprint(folders: Iterable[Path]) -> str:
                 "checkpoint again."
             ) from error
     return digest.hexdigest()[:16]
+
+
+def files_that_count(folder: Path) -> Iterator[Path]:
+    """Files of a checkpoint folder and its subfolders that can move a result; checkpoints inside it do not count."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            if not _matches(path.name, IGNORED_FOLDERS):
+                yield from files_that_count(path)
+        elif path.is_file() and not _matches(path.name, IGNORED_FILES):
+            yield path
 
 
 def file_digest(path: Path) -> str:
@@ -99,15 +110,6 @@ def versions() -> Mapping[str, str]:
     """Versions of what can move a result."""
     packages = ("mir-plugin", "torch", "transformers", "numpy", "pillow", "tokenizers")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
-
-
-def _files_that_count(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            if not _matches(path.name, IGNORED_FOLDERS):
-                yield from _files_that_count(path)
-        elif path.is_file() and not _matches(path.name, IGNORED_FILES):
-            yield path
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mir_plugin.engine.features import layer_features
+from mir_plugin.errors import MirError
 from mir_plugin.files.atomic import only_writer
 from mir_plugin.measurement.measure import measure
-from mir_plugin.measurement.resume import Journal, finished_result, request_fingerprint
+from mir_plugin.measurement.resume import Journal, files_fingerprint, finished_result, request_fingerprint
 from mir_plugin.model_adapters import Checkpoint
 from mir_plugin.model_adapters.weights.device import chosen_device
 from mir_plugin.model_adapters.weights.shared_parts import SharedParts
@@ -55,6 +56,9 @@ class Measurement:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of all that is asked for. Of the device only the type counts, not which one of several it is."""
+        return self._fingerprint_now()
+
+    def _fingerprint_now(self) -> str:
         load = self.checkpoint.options
         device = load.device if load.device != "auto" else chosen_device("auto").type
         options = {**dataclasses.asdict(load), "device": device.partition(":")[0], **self.further}
@@ -101,10 +105,13 @@ class Measurement:
 
         Args:
             on_layer: called with every layer's features.
+        Raises:
+            MirError: if the checkpoint cannot be measured, or its files change meanwhile.
         """
         journal = Journal(self.folder / PARTIAL_NAME)
         if self.force and self.group.rank == 0:
             journal.remove()
+        files = files_fingerprint(adapter.facts) if self.group.rank == 0 else None
         result = measure(
             adapter,
             self.samples,
@@ -117,9 +124,18 @@ class Measurement:
             request=self.fingerprint if self.group.rank == 0 else None,
             watch=on_layer,
         )
-        if self.group.rank == 0:
-            result.save(self.result_path)
-            journal.remove()
+        with self.group.agreed("saving the result"):
+            if self.group.rank == 0:
+                if files_fingerprint(adapter.facts) != files or self._fingerprint_now() != self.fingerprint:
+                    journal.remove()
+                    raise MirError(
+                        f"{self.checkpoint.name} changed while it was measured, so the result would mix old and new "
+                        "weights. Run the command again when nothing writes to it any more."
+                    )
+                if files:
+                    result = dataclasses.replace(result, fingerprints={**result.fingerprints, "files": files})
+                result.save(self.result_path)
+                journal.remove()
         return result
 
     def run_layers(self, adapter: ModelAdapter, on_layer: Callable[[TokenFeatures], None]) -> None:

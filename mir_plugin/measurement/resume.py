@@ -83,8 +83,7 @@ def request_fingerprint(
     """Hash of what is asked for, without loading a weight: checkpoint files, loading options, protocol and samples.
 
     Args:
-        options: how to load; every ``Path`` among the values that is a folder counts by its files too. A vision tower
-            that only the checkpoint's config names counts by that name.
+        options: how to load; every ``Path`` among the values that is a folder counts by its files too.
     """
     folders = [checkpoint, *(value for value in options.values() if isinstance(value, Path))]
     files = [folder_fingerprint([folder]) if folder.is_dir() else None for folder in folders]
@@ -95,7 +94,7 @@ def request_fingerprint(
 
 
 def finished_result(path: Path, request: str, checkpoint: Path, *, with_uncertainty: bool) -> MirResult | None:
-    """The result at ``path`` if it answers this very request, else None: what is there may be replaced.
+    """The result at ``path`` if it answers this very request of the same files, else None: it may be replaced.
 
     Raises:
         MirError: if it is the result of another checkpoint, which is not to be replaced unasked.
@@ -106,10 +105,22 @@ def finished_result(path: Path, request: str, checkpoint: Path, *, with_uncertai
         result = MirResult.load(path)
     except MirError:  # not ours, or of another version: no answer to anything
         return None
-    if result.fingerprints.get("request") != request:
+    asked, files = result.fingerprints.get("request"), result.fingerprints.get("files")
+    if asked != request or files != files_fingerprint(result.facts):
         require_same_checkpoint(path, result.checkpoint, checkpoint, "replace it with --force")
         return None
     return result if result.uncertainty or not with_uncertainty else None
+
+
+def files_fingerprint(facts: Mapping[str, Any]) -> str | None:
+    """Hash of all folders that a checkpoint was loaded from, as they are now; None if they are unknown or gone.
+
+    A vision tower or base LLM that only the checkpoint's config names counts here, and not in the request.
+    """
+    try:
+        return folder_fingerprint(Path(folder) for folder in facts["source_folders"])
+    except (KeyError, MirError):
+        return None
 
 
 def require_same_checkpoint(path: Path, filed: str, checkpoint: Path, otherwise: str) -> None:

@@ -7,6 +7,7 @@ between two looks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mir_plugin.errors import MirError
-from mir_plugin.files.fingerprint import HASHED_SUFFIXES, IGNORED_NAMES
+from mir_plugin.files.fingerprint import files_that_count
 from mir_plugin.measurement.checkpoint_names import in_training_order, step_in_name
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -118,14 +119,12 @@ def why_incomplete(checkpoint: Path) -> str | None:
 
 def _signature(checkpoint: Path) -> Signature:
     entries = []
-    for path in checkpoint.rglob("*"):
-        if path.suffix in HASHED_SUFFIXES and path.name not in IGNORED_NAMES:
-            try:
-                state = path.stat()
-            except FileNotFoundError:  # removed since it was listed: the next look sees another signature
-                continue
+    # A file or folder that is removed while it is listed: the next look sees another signature.
+    with contextlib.suppress(FileNotFoundError):
+        for path in files_that_count(checkpoint):
+            state = path.stat()
             entries.append((str(path.relative_to(checkpoint)), state.st_size, state.st_mtime_ns))
-    return tuple(sorted(entries))
+    return tuple(entries)
 
 
 def _is_json(path: Path) -> bool:

@@ -265,7 +265,9 @@ def load(folder: CheckpointFolder, options: LoadOptions) -> HuggingFaceAdapter:
         MirError: as ``load_model_and_processor`` and ``from_loaded``.
     """
     loaded = load_model_and_processor(folder, options)
-    return HuggingFaceAdapter(loaded.model, loaded.processor, family="huggingface", streamed=loaded.streamed)
+    adapter = HuggingFaceAdapter(loaded.model, loaded.processor, family="huggingface", streamed=loaded.streamed)
+    adapter.facts = {**adapter.facts, "source_folders": [str(folder.path.absolute())]}
+    return adapter
 
 
 def from_loaded(model: Any, processor: Any, *, family: str = "huggingface") -> HuggingFaceAdapter:

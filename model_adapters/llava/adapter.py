@@ -288,6 +288,7 @@ def _facts(family: str, files: LlavaFiles, model: LlavaModel, tokenizer: Tokeniz
         "moca": files.has_moca,
         "tokenizer": str(tokenizer.source),
         "checkpoint_fingerprint": folder_fingerprint(files.folders),
+        "source_folders": [str(folder.absolute()) for folder in files.folders],
         "n_layers": len(model.base_llm.model.layers),
         "hidden_size": model.base_llm.config.hidden_size,
         "dtype": dtype_name(head.dtype),

@@ -1,0 +1,93 @@
+"""A result answers a request only while every file that moved it is as it was."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mir_plugin.errors import MirError
+from mir_plugin.files.fingerprint import files_that_count
+from mir_plugin.measurement.measurement import Measurement
+from mir_plugin.model_adapters import Checkpoint, LoadOptions
+from mir_plugin.results import MirConfig
+from mir_plugin.samples.embedded import embedded_samples, micro_checkpoints
+
+from golden_data import require_golden
+
+pytestmark = pytest.mark.slow
+_opened: list[Path] | None = None
+
+
+def _note_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _opened is not None and isinstance(arguments[0], (str, Path)):
+        _opened.append(Path(arguments[0]).absolute())
+
+
+sys.addaudithook(_note_opened)  # cannot be taken off again; without a list it does nothing
+
+
+@pytest.fixture(
+    params=["huggingface", "llava/llava_projector", "sharegpt4v/share4v_pretrain", "mini_gemini/mgm_projector"]
+)
+def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint whose towers and base LLM are named by its config alone, in copies that a test may change."""
+    monkeypatch.chdir(tmp_path)
+    if request.param == "huggingface":
+        shutil.copytree(micro_checkpoints()[0], "model")
+    else:
+        shutil.copytree(require_golden(request.param), ".", dirs_exist_ok=True)
+    return Path("model")
+
+
+def measurement_of(checkpoint: Path) -> Measurement:
+    options = LoadOptions(device="cpu")
+    return Measurement(Checkpoint(checkpoint, options), embedded_samples(2), MirConfig(), Path("out"))
+
+
+def source_folders(result_facts: Any) -> list[Path]:
+    return [Path(folder) for folder in result_facts["source_folders"]]
+
+
+def test_every_file_that_a_load_opens_counts(checkpoint: Path) -> None:
+    global _opened
+    _opened = []
+    try:
+        adapter = measurement_of(checkpoint).load()
+    finally:
+        opened, _opened = _opened, None
+    folders = source_folders(adapter.facts)
+    counted = {path for folder in folders for path in files_that_count(folder)}
+    below = {path for path in opened if path.is_file() and Path.cwd() in path.parents}
+    assert below, "the audit saw no file of the checkpoint"
+    assert below <= counted
+
+
+def test_a_change_of_any_file_in_place_is_noticed(checkpoint: Path) -> None:
+    result = measurement_of(checkpoint).run()
+    assert measurement_of(checkpoint).earlier() == result
+    paths = {path for folder in source_folders(result.facts) for path in files_that_count(folder)}
+    assert len(paths) > 5
+    for path in sorted(paths):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] + b" " + content[len(content) // 2 :])
+        assert measurement_of(checkpoint).earlier() is None, path
+        path.write_bytes(content)
+        assert measurement_of(checkpoint).earlier() == result, path
+
+
+def test_a_checkpoint_overwritten_while_it_is_measured_gives_no_result(checkpoint: Path) -> None:
+    measurement = measurement_of(checkpoint)
+    adapter = measurement.load()
+    weights = next(path for path in sorted(checkpoint.iterdir()) if path.suffix in {".safetensors", ".bin"})
+
+    def overwrite(_: object) -> None:
+        weights.write_bytes(weights.read_bytes() + b"\0")
+
+    with pytest.raises(MirError, match="model changed while it was measured"):
+        measurement.measure(adapter, on_layer=overwrite)
+    assert not measurement.result_path.exists()
+    assert not list(Path("out").glob("*.jsonl"))
