@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mir_plugin.errors import MirError
-from mir_plugin.files.fingerprint import files_that_count
 from mir_plugin.measurement.checkpoint_names import in_training_order, step_in_name
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -118,10 +117,11 @@ def why_incomplete(checkpoint: Path) -> str | None:
 
 
 def _signature(checkpoint: Path) -> Signature:
+    """Size and time of every file: a trainer writes its own state last."""
     entries = []
     # A file or folder that is removed while it is listed: the next look sees another signature.
     with contextlib.suppress(FileNotFoundError):
-        for path in files_that_count(checkpoint):
+        for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
             state = path.stat()
             entries.append((str(path.relative_to(checkpoint)), state.st_size, state.st_mtime_ns))
     return tuple(entries)
