@@ -221,7 +221,7 @@ def _choose(entries: Sequence[ScoreEntry]) -> tuple[list[ScoreEntry], list[Probl
 
 
 def _off_scale(benchmark: Benchmark, entry: ScoreEntry) -> Problem:
-    highest = "100 %" if benchmark.unit == "percent" else f"{benchmark.points} points"
+    highest = "100 %" if benchmark.unit == "percent" else f"{benchmark.points:g} points"
     what = (
         f"{benchmark.name} would be {entry.value:g} ({entry.host} {entry.task}, {entry.run_id}); it has 0 to {highest}"
     )

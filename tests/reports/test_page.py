@@ -205,3 +205,13 @@ def test_the_paper_report_points_out_the_two_values_of_one_model(tmp_path):
     assert "3.182" in text.partition("</ul>")[0]
     assert "3.374" in text.partition("</ul>")[0]
     assert chart_data_of(Page(text))["mainColumn"] == AVERAGE
+
+
+def test_what_a_phone_hides_is_hidden_with_its_heading():
+    rows = tuple(dataclasses.replace(row, run="a", step=place) for place, row in enumerate(board().rows))
+    page = render_page(board(rows=rows))
+    table = page[page.index('<table id="leaderboard"') : page.index('id="no-match"')]
+    headings, *bodies = table.split("</thead>")
+    hidden = headings.count(" minor")
+    assert hidden == 3  # rank, run, step
+    assert "".join(bodies).count(" minor") == hidden * len(rows)
