@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup test test-full test-conditions unit lint demo docs clean
+.PHONY: setup test test-full test-conditions compat unit lint demo docs clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,10 @@ test-full: lint
 # What compares numbers, with other numbers of threads and other vector instructions, and beside a busy machine.
 test-conditions: setup
 	$(BIN)/python tests/conditions.py
+
+# The declared ranges of versions, one fresh environment after another: lowest, newest, transformers 4.57, constraints.txt.
+compat: setup
+	$(BIN)/python tests/compat.py $(ENVIRONMENTS)
 
 # The part without checkpoints, training and other programs: under a minute.
 unit: setup

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
@@ -65,6 +67,31 @@ def save_huggingface(folder: Path, parts: Parts, projector: nn.Sequential) -> No
     model.half().save_pretrained(folder)
     processor.save_pretrained(folder)
     edit_json(folder / "config.json", dtype="float32")
+    store_for_every_version(folder)
+
+
+def store_for_every_version(folder: Path) -> None:
+    """Rewrite what transformers 5 saves into what 4.57 reads as well; the weights stay bit for bit.
+
+    The CLIP tower's keys get the prefix of the published checkpoints, the image processor a file of its own, and the
+    tokenizer the class name that both know.
+    """
+    weights = load_file(folder / "model.safetensors")
+    tower = "vision_tower."
+    renamed = {name.replace(tower, f"{tower}vision_model.", 1) if name.startswith(tower) else name: weight
+               for name, weight in weights.items()}  # fmt: skip
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    _write_json(folder / "preprocessor_config.json", processor.pop("image_processor"))
+    _write_json(folder / "processor_config.json", processor)
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    newer = ("backend", "extra_special_tokens")
+    kept = {name: value for name, value in tokenizer.items() if name not in newer}
+    _write_json(folder / "tokenizer_config.json", kept | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _processor(tokenizer_model: bytes) -> LlavaProcessor:

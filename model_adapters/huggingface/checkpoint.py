@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def load_model_and_processor(folder: CheckpointFolder, options: LoadOptions) -> 
             )
     model, report = loaded
     with_moca = _takes_moca(checkpoint, config, report)
-    _require_complete(checkpoint, report)
+    _require_complete(checkpoint, report, remedy=_remedy(config))
     if placement and with_moca:
         raise MirError(
             f"{checkpoint} holds MoCa's calibration, and Hugging Face checkpoints with it are not streamed. Leave out "
@@ -111,7 +112,9 @@ def _processor(checkpoint: Path, source: Mapping[str, Any]) -> Any:
                 "processor_config.json, preprocessor_config.json and the tokenizer's files from the base checkpoint."
             )
         # The PIL backend resizes as the models were trained; torchvision's differs by about 1e-3 in hidden states.
-        processor.image_processor = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil", **source)
+        processor.image_processor = transformers.AutoImageProcessor.from_pretrained(
+            checkpoint, **pil_backend(), **source
+        )
     require_sensible_colours(processor.image_processor, checkpoint)
     if getattr(processor.tokenizer, "eos_token", None) is None:
         raise MirError(
@@ -119,6 +122,12 @@ def _processor(checkpoint: Path, source: Mapping[str, Any]) -> Any:
             "tokenizer_config.json from the base checkpoint."
         )
     return processor
+
+
+def pil_backend() -> dict[str, Any]:
+    """How this version of transformers is told to resize with PIL; 5.4 renamed the option."""
+    renamed = importlib.util.find_spec("transformers.image_processing_backends") is not None
+    return {"backend": "pil"} if renamed else {"use_fast": False}
 
 
 @contextmanager
@@ -152,7 +161,18 @@ def _takes_moca(checkpoint: Path, config: Mapping[str, Any], report: dict[str, A
     return bool(calibration)
 
 
-def _require_complete(checkpoint: Path, report: dict[str, Any]) -> None:
+def _remedy(config: Mapping[str, Any]) -> str:
+    """What to do about keys that do not fit; the next major version of transformers renames many."""
+    import transformers
+
+    saved, installed = str(config.get("transformers_version", "")), str(transformers.__version__)
+    major = saved.partition(".")[0]
+    if major.isdigit() and int(major) > int(installed.partition(".")[0]):
+        return f"It was saved by transformers {saved}, and {installed} is installed: install {saved} or later."
+    return "Check that config.json and the weights files belong together."
+
+
+def _require_complete(checkpoint: Path, report: dict[str, Any], remedy: str) -> None:
     """Refuse what transformers only warns about: weights that would be random, left out or of another shape."""
     problems = (
         ("lacks", "missing_keys", "They would be random numbers."),
@@ -163,9 +183,6 @@ def _require_complete(checkpoint: Path, report: dict[str, Any]) -> None:
         keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get(kind) or ())
         if keys:
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-            raise MirError(
-                f"{checkpoint} {verb} {len(keys)} keys: {shown}. {consequence} Check that config.json and the weights "
-                "files belong together."
-            )
+            raise MirError(f"{checkpoint} {verb} {len(keys)} keys: {shown}. {consequence} {remedy}")
     if report.get("error_msgs"):
         raise MirError(f"{checkpoint} cannot be loaded: {report['error_msgs'][0]}")
