@@ -11,7 +11,8 @@ from torch import nn
 
 from mir_plugin.errors import MirError
 from mir_plugin.files import fingerprint
-from mir_plugin.files.fingerprint import file_digest, folder_fingerprint, module_fingerprint
+from mir_plugin.files.fingerprint import file_digest, folder_fingerprint
+from mir_plugin.model_adapters.weights.module_fingerprint import module_fingerprint
 
 
 @pytest.fixture(autouse=True)

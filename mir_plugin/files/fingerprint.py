@@ -1,6 +1,6 @@
 """Content hashes that say whether two results may be compared.
 
-Files and parameters are hashed whole. xxHash reads memory at several GB/s, so a checkpoint costs what reading it costs;
+Files are hashed whole. xxHash reads memory at several GB/s, so a checkpoint costs what reading it costs;
 digests of large files are remembered between commands, so that a base LLM shared by fifty checkpoints is read once.
 """
 
@@ -14,14 +14,11 @@ import json
 import os
 import platform
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mir_plugin.errors import MirError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 # What trainers and people leave in a checkpoint folder and no loader reads; everything else counts.
 IGNORED_FILES = (
@@ -89,23 +86,6 @@ def file_digest(path: Path) -> str:
     return found
 
 
-def module_fingerprint(model: nn.Module, read: Callable[[str, Tensor], Tensor] = lambda _, parameter: parameter) -> str:
-    """Hash of every parameter of a loaded model: name, dtype, shape and all its bytes.
-
-    Args:
-        read: gives the value of a named parameter whose weights are not loaded.
-    """
-    import torch
-
-    digest = _xxhash()
-    for name, current in model.named_parameters():
-        parameter = read(name, current).detach()
-        digest.update(f"{name}\0{parameter.dtype}\0{tuple(parameter.shape)}\0".encode())
-        for part in parameter.flatten().split(CHUNK_BYTES // parameter.element_size()):
-            digest.update(part.contiguous().cpu().view(torch.uint8).numpy())
-    return str(digest.hexdigest())[:16]
-
-
 def versions() -> Mapping[str, str]:
     """Versions of what can move a result."""
     packages = ("mir-plugin", "torch", "transformers", "numpy", "pillow", "tokenizers")
@@ -122,14 +102,10 @@ def _state(path: Path) -> tuple[int, ...]:
     return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _xxhash() -> Any:
+def _hash(path: Path) -> str:
     from xxhash import xxh3_128
 
-    return xxh3_128()
-
-
-def _hash(path: Path) -> str:
-    digest = _xxhash()
+    digest = xxh3_128()
     buffer = memoryview(bytearray(CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:
         while n_read := file.readinto(buffer):

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mir_plugin.errors import MirError
-from mir_plugin.files.fingerprint import module_fingerprint
 from mir_plugin.model_adapters.huggingface.answers import generate_answers, score_continuations
 from mir_plugin.model_adapters.huggingface.checkpoint import load_model_and_processor
 from mir_plugin.model_adapters.huggingface.inputs import LOGITS_TO_KEEP, LoadedModel, evaluation_mode, takes_argument
@@ -35,6 +34,7 @@ from mir_plugin.model_adapters.introspection.image_positions import (
 from mir_plugin.model_adapters.moca.training import has_moca
 from mir_plugin.model_adapters.recognition import CheckpointFolder
 from mir_plugin.model_adapters.weights.device import dtype_name
+from mir_plugin.model_adapters.weights.module_fingerprint import module_fingerprint
 from mir_plugin.model_adapters.weights.streamed import require_resident
 from mir_plugin.types import Batch, Decoder
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
-from mir_plugin.files.fingerprint import module_fingerprint
 from mir_plugin.model_adapters.huggingface.files import skeleton
 from mir_plugin.model_adapters.introspection.decoder import find_decoder
 from mir_plugin.model_adapters.weights.device import dtype_name
 from mir_plugin.model_adapters.weights.key_rules import weights_below
+from mir_plugin.model_adapters.weights.module_fingerprint import module_fingerprint
 from mir_plugin.model_adapters.weights.stored import open_checkpoint_weights, open_weight_file, read_json
 from mir_plugin.model_adapters.weights.streamed import StreamedLayers, fit_within, n_bytes
 

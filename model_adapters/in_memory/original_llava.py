@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from mir_plugin.errors import MirError
-from mir_plugin.files.fingerprint import module_fingerprint
 from mir_plugin.model_adapters.huggingface.inputs import evaluation_mode
 from mir_plugin.model_adapters.introspection.decoder import find_decoder
 from mir_plugin.model_adapters.introspection.image_positions import text_mask
@@ -31,6 +30,7 @@ from mir_plugin.model_adapters.prompts.conversation import (
 )
 from mir_plugin.model_adapters.prompts.generation import IMAGE_MARK
 from mir_plugin.model_adapters.weights.device import dtype_name
+from mir_plugin.model_adapters.weights.module_fingerprint import module_fingerprint
 from mir_plugin.types import Batch, Decoder
 
 if TYPE_CHECKING:
