@@ -10,11 +10,11 @@ from typing import Any
 
 import sentencepiece
 import torch
+import transformers
 from safetensors.torch import save_file
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
 from transformers import (
-    CLIPImageProcessorPil,
     CLIPVisionModel,
     LlamaConfig,
     LlamaForCausalLM,
@@ -62,9 +62,11 @@ def load_tokenizer(model: bytes) -> SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
-def image_processor() -> CLIPImageProcessorPil:
+def image_processor() -> Any:
     """CLIP's preprocessing at the micro tower's size."""
-    return CLIPImageProcessorPil(
+    # Its name before transformers 5.4 is the plain one.
+    resizing_with_pil = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+    return resizing_with_pil(
         size={"shortest_edge": IMAGE_PIXELS}, crop_size={"height": IMAGE_PIXELS, "width": IMAGE_PIXELS}
     )
 

@@ -86,7 +86,8 @@ def llava() -> TinyModel:
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    images = tf.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    resizing_with_pil = getattr(tf, "CLIPImageProcessorPil", tf.CLIPImageProcessor)  # its name before 5.4
+    images = resizing_with_pil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     processor = tf.LlavaProcessor(images, tokenizer, 4, "default", num_additional_image_tokens=1)
     return _finish(tf.LlavaForConditionalGeneration(config), processor)
 
