@@ -12,18 +12,18 @@ from mir_plugin.commands import options
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="A mir.json, or the folder that holds it.")],
-    b: Annotated[Path, typer.Argument(help="The other one.")],
+    a: Annotated[Path, typer.Argument(help="A mir.json, or its folder.")],
+    b: Annotated[Path, typer.Argument(help="The other result.")],
     anyway: Annotated[
         bool,
         typer.Option("--anyway", help="Compare even if samples or protocol differ; the differences are listed."),
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Say whether two results differ by more than the choice of samples explains; the difference is B − A.
+    """Test whether two results differ by more than the choice of samples explains; the difference is B − A.
 
     Both must have been measured on the same samples with the same protocol. The comparison is then paired, sample by
-    sample, and much sharper than the two intervals side by side.
+    sample, and detects much smaller differences than the two intervals do.
 
     Examples:
 

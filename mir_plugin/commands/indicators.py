@@ -1,4 +1,4 @@
-"""``mir indicators``: the other measures of one checkpoint that the paper compares MIR with."""
+"""``mir indicators``: the indicators that the paper compares MIR with, for one checkpoint."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def indicators(
         ),
     ] = None,
     n_questions: Annotated[
-        int, typer.Option(min=0, help="Number of questions; 0 asks none.", rich_help_panel=IN_CONTEXT)
+        int, typer.Option(min=0, help="Number of questions; 0 skips them.", rich_help_panel=IN_CONTEXT)
     ] = options.N_QUESTIONS,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for indicators.json; default as of `mir run`.", rich_help_panel=options.OUTPUT),
+        typer.Option(help="Folder for indicators.json; default as for `mir run`.", rich_help_panel=options.OUTPUT),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Measure what the paper compares MIR with: losses, in-context answers, MMD, KID, and MIR's own variants.
+    """Compute the indicators that the paper compares MIR with: losses, in-context answers, MMD, KID, variants of MIR.
 
-    All on the samples that `mir run` takes with the same options.
+    Uses the samples that `mir run` takes with the same options.
 
     Examples:
 

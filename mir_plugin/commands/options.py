@@ -163,9 +163,11 @@ BatchSize = Annotated[
 ]
 Tolerance = Annotated[
     float,
-    typer.Option(min=0, help="Treat differences in MIR up to this as none.", rich_help_panel=PROTOCOL),
+    typer.Option(min=0, help="Ignore differences in MIR up to this.", rich_help_panel=PROTOCOL),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Measure again, replacing what is there.", rich_help_panel=OUTPUT)]
+Force = Annotated[
+    bool, typer.Option("--force", help="Measure again and replace existing results.", rich_help_panel=OUTPUT)
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON, and nothing else.", rich_help_panel=OUTPUT)
 ]

@@ -54,9 +54,9 @@ def report(
     Exit codes: 0 everything was read; 5 some sources could not be used and are listed; 1 none could.
     """
     if bool(sources) == paper:
-        raise MirError("name files or folders of results, or --paper alone.")
+        raise MirError("give either results (files or folders) or --paper.")
     if paper and average:
-        raise MirError("--paper averages what all of the paper's tables have; leave out --average.")
+        raise MirError("--average does not apply to --paper, whose average is fixed; leave it out.")
     from mir_plugin.files.atomic import only_writer
     from mir_plugin.reports.board.config import ReportConfig
     from mir_plugin.reports.build import build_paper_report, build_report
@@ -67,7 +67,7 @@ def report(
     if formats:
         chosen = replace(chosen, formats=tuple(name.strip() for name in formats.split(",")))
     if open_page and chosen.formats and "html" not in chosen.formats:
-        raise MirError(f"--open shows the page, but the formats are {', '.join(chosen.formats)}; add html to them.")
+        raise MirError(f"--open needs the page, but --formats is {','.join(chosen.formats)}; add html.")
     with only_writer(out):
         files = build_paper_report(out, chosen.formats) if paper else build_report(sources or [], out, chosen)
     print_report(files)
@@ -77,20 +77,20 @@ def report(
         raise typer.Exit(SOME_FAILED if files.board.rows else 1)
     if not (files.board.rows or files.board.robustness or files.board.pictures):
         raise MirError(
-            f"no checkpoint has a number in {', '.join(sources or [])}, so the report is empty. Name results of "
+            f"no checkpoint in {', '.join(sources or [])} has a number, so the report is empty. Name results of "
             "lmms-eval or VLMEvalKit, mir.json files or tables of scores."
         )
 
 
 def on_a_line(text: str) -> str:
-    """Text from outside on one line of a terminal, without what would steer it."""
+    """Text from outside on one line of a terminal, without control characters."""
     from mir_plugin.reports.read.cell_text import storable
 
     return " ".join(storable(text).splitlines())
 
 
 def print_report(files: ReportFiles) -> None:
-    """Say what a report shows, what it could not use, and where its files are."""
+    """Print the contents of a report, what it could not use, and where its files are."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -118,7 +118,7 @@ def print_report(files: ReportFiles) -> None:
         console.print(escape(on_a_line(rule)))
     for warning in board.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(on_a_line(warning))}")
-    errors = ["mir: not everything could be used:"]
+    errors = ["mir: some sources could not be used:"]
     for problem in board.problems:
         message = on_a_line(f"{problem.where}: {problem.what.rstrip('.')}. {problem.remedy}".rstrip())
         if problem.severity == "error":

@@ -94,9 +94,9 @@ def robustness(
 
     Studies: content (kinds of images × kinds of texts), template (with and without the conversation around them),
     relevance (text that belongs to the image, or to another), exposure (data seen and not seen in training), number
-    (1 to N samples, several choices of each). By default it uses data that ships with Python packages.
+    (1 to N samples, several choices of each). By default it uses embedded data.
 
-    Conditions that were measured before are kept; all choices of the number study share one run.
+    Existing measurements are kept; all choices of the number study share one run.
 
     Examples:
 

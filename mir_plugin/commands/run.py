@@ -42,8 +42,8 @@ def run(
 
       torchrun --nproc_per_node 2 -m mir_plugin.cli run CHECKPOINT
 
-    A run that was killed resumes after its last finished layer. A finished one is not repeated, and the result of
-    another checkpoint is not replaced, unless --force is given.
+    A killed run resumes after its last finished layer. Finished runs are not repeated, and results of another
+    checkpoint are not replaced, unless --force is given.
     """
     from mir_plugin.commands.terminal import print_result
     from mir_plugin.measurement.checkpoint_names import result_folder

@@ -17,7 +17,7 @@ EXIT_CODES: dict[Outcome, int] = {"clear": 0, "undecided": 3, "still falling": 4
 
 def select(
     results: Annotated[
-        list[str], typer.Argument(help="mir.json files, folders that hold them (a sweep's, for example), or patterns.")
+        list[str], typer.Argument(help="mir.json files, their folders (a sweep's, for example), or patterns.")
     ],
     tolerance: options.Tolerance = 0.0,
     anyway: Annotated[

@@ -37,13 +37,13 @@ def sweep(
         bool,
         typer.Option(
             "--indicators",
-            help="Also measure what `mir indicators` measures, as further columns.",
+            help="Also compute the indicators of `mir indicators`, as extra columns.",
             rich_help_panel=INDICATORS,
         ),
     ] = False,
     n_questions: Annotated[
         int,
-        typer.Option(min=0, help="In-context questions with --indicators; 0 asks none.", rich_help_panel=INDICATORS),
+        typer.Option(min=0, help="In-context questions with --indicators; 0 skips them.", rich_help_panel=INDICATORS),
     ] = options.N_QUESTIONS,
     tolerance: options.Tolerance = 0.0,
     watch: Annotated[
@@ -65,12 +65,14 @@ def sweep(
         ),
     ] = 5.0,
     out: Annotated[
-        Path, typer.Option(help="Folder for all results, table and report.", rich_help_panel=options.OUTPUT)
+        Path, typer.Option(help="Folder for results, table and report.", rich_help_panel=options.OUTPUT)
     ] = Path("mir-sweep"),
     force: options.Force = False,
     report: Annotated[
         bool,
-        typer.Option("--report/--no-report", help="Write the joint workbook and page.", rich_help_panel=options.OUTPUT),
+        typer.Option(
+            "--report/--no-report", help="Write the workbook and page of `mir report`.", rich_help_panel=options.OUTPUT
+        ),
     ] = True,
     json: options.Json = False,
 ) -> None:
@@ -98,7 +100,7 @@ def sweep(
     from mir_plugin.selection.sweep_measuring import SweepMeasuring
 
     if bool(checkpoints) == (watch is not None):
-        raise MirError("name either checkpoints, or the output folder of a training with --watch.")
+        raise MirError("give either checkpoints or --watch with the output folder of a training.")
     if load.family:  # a mistaken name is reported before samples are fetched
         adapter_spec(load.family)
     folders = found_checkpoints(checkpoints or [])
@@ -142,7 +144,7 @@ def sweep(
 
 @contextmanager
 def _ended_by_kill() -> Iterator[None]:
-    """Inside, a plain kill (SIGTERM) is Ctrl-C, which programs that a script starts with & do not get."""
+    """Treat SIGTERM as Ctrl-C, which programs started by a script with & do not receive."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -160,7 +162,7 @@ def _follow(running: Sweep, watcher: CheckpointWatcher, settle: float, idle: flo
 
 
 def _report(running: Sweep) -> list[Path]:
-    """The joint report of all that is measured; none without a result."""
+    """Write the report of all results; no files without a result."""
     from mir_plugin.files.atomic import write_atomically
     from mir_plugin.indicators.indicators import DESCRIPTIONS, HIGHER_IS_BETTER
     from mir_plugin.reports.board.config import ReportConfig

@@ -1,4 +1,4 @@
-"""How a sweep looks: a live table in a terminal, lines elsewhere, and the verdict at the end."""
+"""Shows a sweep: a live table in a terminal, plain lines elsewhere, and the verdict at the end."""
 
 from __future__ import annotations
 

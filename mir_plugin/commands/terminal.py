@@ -1,4 +1,4 @@
-"""How results look in a terminal."""
+"""Prints results to a terminal."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def print_comparison(comparison: Comparison) -> None:
     console = Console(highlight=False)
     console.print(escape(f"A  {comparison.a}\nB  {comparison.b}"))
     for difference in comparison.differing:
-        console.print(f"[yellow]not the same: {escape(difference)}[/yellow]")
+        console.print(f"[yellow]differs: {escape(difference)}[/yellow]")
     table = Table()
     for heading in ("layer", "distance A", "distance B", "B − A", "95 % interval"):
         table.add_column(heading, justify="right")
@@ -64,7 +64,7 @@ def print_comparison(comparison: Comparison) -> None:
     mir = comparison.mir
     table.add_row("MIR", f"{mir.a:.4f}", f"{mir.b:.4f}", f"{mir.difference:+.4f}", _interval(mir))
     console.print(table)
-    console.print("paired over the same samples" if comparison.paired else "not paired: the samples are not the same")
+    console.print("paired over the same samples" if comparison.paired else "not paired: the samples differ")
     console.print(f"[bold]{escape(comparison.verdict)}[/bold]")
 
 

@@ -1,4 +1,4 @@
-"""Opens a checkpoint folder in the Hugging Face format: loaded strictly, nothing downloaded."""
+"""Loads a checkpoint folder in the Hugging Face format, strictly and without downloads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mir_plugin.model_adapters.huggingface.inspection import require_applicable
 from mir_plugin.model_adapters.huggingface.streaming import (
     Placement,
     StreamedCheckpoint,
-    placed_as_told,
+    placement_errors,
     placement_within,
     streamed_checkpoint,
 )
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelAndProcessor:
-    """Model in eval mode on its device, processor with its PIL backend where there is one, and what streams layers."""
+    """Model in eval mode on its device, processor (with its PIL backend if there is one), and streamed layers."""
 
     model: Any
     processor: Any
@@ -55,8 +55,8 @@ def load_model_and_processor(folder: CheckpointFolder, options: LoadOptions) -> 
     checkpoint, config = folder.path, folder.config
     if brings_code(config) and not options.trust_remote_code:
         raise MirError(
-            f"{checkpoint} is loaded by Python code in its own folder (auto_map in config.json), which may do "
-            "anything. Read it, then allow it with --trust-remote-code."
+            f"{checkpoint} needs Python code from its own folder (auto_map in config.json). Review the code, then "
+            "allow it with --trust-remote-code."
         )
     device, dtype = chosen_device(options.device), chosen_dtype(options.dtype)
     source: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
@@ -64,7 +64,7 @@ def load_model_and_processor(folder: CheckpointFolder, options: LoadOptions) -> 
         if not brings_code(config):
             require_sound_files(checkpoint, config, may_run_code=options.trust_remote_code)
         placement = _placement(checkpoint, device, dtype, options)
-        with placed_as_told(placement):
+        with placement_errors(placement):
             # Mismatched sizes are "ignored" so that the report names their keys; _require_complete refuses them.
             loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
                 checkpoint,
@@ -79,7 +79,7 @@ def load_model_and_processor(folder: CheckpointFolder, options: LoadOptions) -> 
     _require_complete(checkpoint, report, remedy=_remedy(config))
     if placement and with_moca:
         raise MirError(
-            f"{checkpoint} holds MoCa's calibration, and Hugging Face checkpoints with it are not streamed. Leave out "
+            f"{checkpoint} has MoCa weights; Hugging Face checkpoints with MoCa cannot be streamed. Leave out "
             "--device-memory."
         )
     streamed = streamed_checkpoint(model, device, placement) if placement else None
@@ -108,7 +108,7 @@ def _processor(checkpoint: Path, source: Mapping[str, Any]) -> Any:
         processor = transformers.AutoProcessor.from_pretrained(checkpoint, **source)
         if not hasattr(processor, "image_processor"):
             raise MirError(
-                f"{checkpoint} holds no processor for images and text (found {type(processor).__name__}). Copy "
+                f"{checkpoint} has no processor for images and text (found {type(processor).__name__}). Copy "
                 "processor_config.json, preprocessor_config.json and the tokenizer's files from the base checkpoint."
             )
         # The PIL backend resizes as the models were trained; torchvision's differs by about 1e-3 in hidden states.
@@ -118,23 +118,23 @@ def _processor(checkpoint: Path, source: Mapping[str, Any]) -> Any:
     require_sensible_colours(processor.image_processor, checkpoint)
     if getattr(processor.tokenizer, "eos_token", None) is None:
         raise MirError(
-            f"the tokenizer of {checkpoint} has no end token (eos_token), so prompts would lack it. Copy "
+            f"the tokenizer of {checkpoint} has no end token (eos_token), which prompts need. Copy "
             "tokenizer_config.json from the base checkpoint."
         )
     return processor
 
 
 def pil_backend() -> dict[str, Any]:
-    """How this version of transformers is told to resize with PIL; 5.4 renamed the option."""
+    """The option that makes this version of transformers resize with PIL; 5.4 renamed it."""
     renamed = importlib.util.find_spec("transformers.image_processing_backends") is not None
     return {"backend": "pil"} if renamed else {"use_fast": False}
 
 
 @contextmanager
 def _errors_name_the_folder(checkpoint: Path, files: str) -> Iterator[None]:
-    """What transformers raises for a damaged or contradictory folder, as one message.
+    """Turn whatever transformers raises for a damaged or contradictory folder into one message.
 
-    It documents no set of exceptions: wrong values in a config end in ZeroDivisionError, AttributeError and others.
+    The exceptions are not documented: wrong values in a config raise ZeroDivisionError, AttributeError and others.
     """
     try:
         yield
@@ -149,40 +149,40 @@ def _errors_name_the_folder(checkpoint: Path, files: str) -> Iterator[None]:
 
 
 def _takes_moca(checkpoint: Path, config: Mapping[str, Any], report: dict[str, Any]) -> bool:
-    """Whether MoCa is among the weights; its keys, for which transformers has no place, leave the report."""
+    """Whether the weights include MoCa. Its keys, which transformers does not know, are removed from the report."""
     unknown = {str(key) for key in report.get("unexpected_keys") or ()}
     calibration = {key for key in unknown if MOCA_KEY.fullmatch(key)}
     if config.get("use_moca") and not calibration:
         raise MirError(
             f"{checkpoint / 'config.json'} says use_moca, but no weights of the checkpoint are named "
-            "modality_layernorm. Copy the whole checkpoint, or set use_moca to false if it was trained without."
+            "modality_layernorm. Copy the whole checkpoint, or set use_moca to false if it was trained without MoCa."
         )
     report["unexpected_keys"] = unknown - calibration
     return bool(calibration)
 
 
 def _remedy(config: Mapping[str, Any]) -> str:
-    """What to do about keys that do not fit; the next major version of transformers renames many."""
+    """What to do about keys that do not match; major versions of transformers rename many."""
     import transformers
 
     saved, installed = str(config.get("transformers_version", "")), str(transformers.__version__)
     major = saved.partition(".")[0]
     if major.isdigit() and int(major) > int(installed.partition(".")[0]):
-        return f"It was saved by transformers {saved}, and {installed} is installed: install {saved} or later."
+        return f"It was saved by transformers {saved}, but {installed} is installed; install {saved} or later."
     return "Check that config.json and the weights files belong together."
 
 
 def _require_complete(checkpoint: Path, report: dict[str, Any], remedy: str) -> None:
-    """Refuse what transformers only warns about: weights that would be random, left out or of another shape."""
+    """Refuse what transformers only warns about: weights that are missing, unused or of another shape."""
     problems = (
-        ("lacks", "missing_keys", "They would be random numbers."),
-        ("holds weights this architecture has no place for,", "unexpected_keys", "They would be left out silently."),
-        ("holds weights of another shape,", "mismatched_keys", "They would be random numbers."),
+        ("is missing weights", "missing_keys", "They would be random numbers."),
+        ("has weights that this architecture does not use", "unexpected_keys", "They would be left out silently."),
+        ("has weights of another shape", "mismatched_keys", "They would be random numbers."),
     )
-    for verb, kind, consequence in problems:
+    for problem, kind, consequence in problems:
         keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get(kind) or ())
         if keys:
             shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-            raise MirError(f"{checkpoint} {verb} {len(keys)} keys: {shown}. {consequence} {remedy}")
+            raise MirError(f"{checkpoint} {problem} ({len(keys)}): {shown}. {consequence} {remedy}")
     if report.get("error_msgs"):
         raise MirError(f"{checkpoint} cannot be loaded: {report['error_msgs'][0]}")

@@ -1,8 +1,8 @@
-"""Decoder layers of a Hugging Face checkpoint that does not fit: left on disk by transformers, read one by one by us.
+"""Streams the decoder layers of a Hugging Face checkpoint that does not fit into memory.
 
-transformers knows which stored tensor becomes which parameter, so it places the model: everything but the decoder's
-layers on the device, those on "disk", as accelerate calls it. accelerate would then read a layer again for every call;
-its hooks are taken off, and the engine reads each layer once for all samples.
+transformers knows which stored tensor becomes which parameter, so it places the model: decoder layers on accelerate's
+"disk", everything else on the device. accelerate would read a layer again for every call. Its hooks are removed, and
+the engine reads each layer once for all samples.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mir_plugin.model_adapters.weights.streamed import StreamedLayers, fit_withi
 
 @dataclass(frozen=True)
 class Placement:
-    """transformers' ``device_map`` with the decoder's layers on disk, and whether two of them fit the device."""
+    """transformers' ``device_map`` with the decoder layers on disk, and whether two layers fit on the device."""
 
     device_map: Mapping[str, str]
     room_for_two: bool
@@ -38,7 +38,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class StreamedCheckpoint:
-    """What reads a model's decoder layers, and the fingerprint that the model has with all weights in memory."""
+    """Reader of a model's decoder layers, and the fingerprint of the model with all weights in memory."""
 
     layers: StreamedLayers
     fingerprint: str
@@ -47,17 +47,17 @@ class StreamedCheckpoint:
 def placement_within(
     device_memory: int, checkpoint: Path, device: torch.device, *, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> Placement | None:
-    """How a checkpoint is to be loaded within the allowed memory (bytes); None where the whole model fits.
+    """How to load a checkpoint within the allowed memory (bytes); None if the whole model fits.
 
     Args:
-        dtype: what weights are loaded as; None as they were saved.
+        dtype: of the loaded weights; None keeps the stored one.
 
     Raises:
         MirError: if not even one layer fits, decoder layers cannot be found, or the files cannot be streamed.
     """
     config = read_json(checkpoint / "config.json")
     if "quantization_config" in config:
-        raise MirError(f"{checkpoint} is quantised, and quantised weights are not streamed. Leave out --device-memory.")
+        raise MirError(f"{checkpoint} is quantised; quantised weights cannot be streamed. Leave out --device-memory.")
     stored = open_checkpoint_weights(checkpoint)
     model = skeleton(checkpoint, trust_remote_code=trust_remote_code)
     dtype = dtype or model.config.dtype or next(w.dtype for w in stored.values() if w.dtype.is_floating_point)
@@ -68,36 +68,36 @@ def placement_within(
         return None
     if any(weight.path.suffix != ".safetensors" for weight in stored.values()):
         raise MirError(
-            f"{checkpoint} holds pickled weights, and Hugging Face checkpoints are streamed from safetensors only. "
+            f"{checkpoint} has pickled weights; Hugging Face checkpoints can be streamed from safetensors only. "
             "Leave out --device-memory, or save the checkpoint again with a recent transformers."
         )
     return Placement(dict(_placed(model, _path_of_list(model, layers), str(device))), fit.two_layers)
 
 
 @contextmanager
-def placed_as_told(placement: Placement | None) -> Iterator[None]:
-    """For loading with such a map: nothing is said about what was asked for, and a refusal is said in our words."""
+def placement_errors(placement: Placement | None) -> Iterator[None]:
+    """While loading with a placement: silence messages about offloading, and turn a refusal into a MirError."""
     logger = logging.getLogger("accelerate.big_modeling")  # parameters were offloaded
     level = logger.level
     logger.setLevel(logging.ERROR if placement else level)
     try:
         with warnings.catch_warnings():
-            # Parameters that are no module's are placed all the same.
+            # Parameters outside submodules are placed nevertheless.
             warnings.filterwarnings("ignore", message="The following device_map keys do not match any submodules")
             yield
     except ValueError as error:
         if placement is None or "offload_folder" not in str(error):
             raise
         raise MirError(
-            "transformers computes some decoder weights from what this checkpoint stores (most mixture-of-experts "
-            "models), so they cannot be streamed from its files. Leave out --device-memory."
+            "transformers computes some decoder weights from the stored ones (as in most mixture-of-experts models), "
+            "so they cannot be streamed. Leave out --device-memory."
         ) from error
     finally:
         logger.setLevel(level)
 
 
 def streamed_checkpoint(model: Any, device: torch.device, placement: Placement) -> StreamedCheckpoint:
-    """What streams a model that was loaded as told.
+    """The streamed layers and the fingerprint of a model that was loaded with this placement.
 
     Raises:
         MirError: if its layers' weights have several dtypes, or a file is damaged.
@@ -114,8 +114,8 @@ def streamed_checkpoint(model: Any, device: torch.device, placement: Placement) 
     dtypes = {parameter.dtype for layer in layers for parameter in layer.parameters()}
     if dtypes != {model.dtype}:
         raise MirError(
-            f"the decoder layers of {type(model).__name__} hold weights of several dtypes "
-            f"({', '.join(sorted(map(dtype_name, dtypes)))}), which are not streamed. Leave out --device-memory."
+            f"the decoder layers of {type(model).__name__} have weights of several dtypes "
+            f"({', '.join(sorted(map(dtype_name, dtypes)))}), which cannot be streamed. Leave out --device-memory."
         )
 
     def value(name: str, parameter: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def streamed_checkpoint(model: Any, device: torch.device, placement: Placement) 
 
 
 def _placed(module: nn.Module, layers: str, device: str, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The map's entries below ``prefix``: as coarse as they can be, for accelerate wants no entry inside another."""
+    """The map's entries below ``prefix``, as coarse as possible: accelerate allows no entry inside another."""
     own = [name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
     for name in own:
         yield prefix + name, device
@@ -149,7 +149,7 @@ def _path_of_list(model: nn.Module, layers: Sequence[nn.Module]) -> str:
 
 
 def _offload_index(model: nn.Module) -> Mapping[str, Mapping[str, str]]:
-    """Parameter name → file and key, for what accelerate would read from disk."""
+    """Parameter name → file and key of the parameters that accelerate would read from disk."""
     for module in model.modules():
         source: Any = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
         if source is not None:

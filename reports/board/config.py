@@ -1,4 +1,4 @@
-"""What a user may choose about a report: names, groups, benchmarks, weights; read from a small YAML file."""
+"""Configuration of a report, read from a small YAML file: names, groups, benchmarks, weights."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ SCALES = {"fraction": FRACTION, "percent": PERCENT, "points": 1.0}
 
 
 class _OneValuePerKey(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """PyYAML's safe loader takes the last of several values of one key; here they are an error."""
+    """Refuses duplicate keys, of which PyYAML's safe loader takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping, unless it names a key twice."""
+        """The mapping; an error if it has a key twice."""
         written = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         twice = next((key for key in written if written.count(key) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {twice!r}", node.start_mark)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """Says that everything known under any of ``match`` is one checkpoint, and how to show it."""
+    """Joins everything known under any of ``match`` into one checkpoint, and says how to show it."""
 
     match: tuple[str, ...]
     name: str = ""
@@ -55,7 +55,7 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Choices about a report; the defaults show everything that was found.
+    """Configuration of a report; the defaults show everything that was read.
 
     Attributes:
         models: joins, display names, groups and training steps.
@@ -83,7 +83,7 @@ class ReportConfig:
         return self.weights or dict.fromkeys(self.average.keys, 1.0)
 
     def averaging(self, text: str) -> ReportConfig:
-        """The same with another average: the name of a set, or keys of benchmarks with commas between.
+        """The same with another average: the name of a set, or comma-separated keys of benchmarks.
 
         Raises:
             MirError: for a name that is neither.
@@ -98,7 +98,7 @@ class ReportConfig:
         """Read a YAML file. Raises MirError naming the file and the key that is wrong."""
         try:
             data = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneValuePerKey) or {}
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none is a ValueError
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # an invalid date is a ValueError
             raise MirError(f"cannot read the report configuration {path}: {error}") from error
         return cls.from_mapping(data, source=str(path))
 
@@ -113,13 +113,13 @@ class ReportConfig:
         keys = [benchmark.key for benchmark in known]
         twice = next((benchmark.key for benchmark in own if keys.count(benchmark.key) > 1), None)
         if twice is not None:
-            raise MirError(f"{source}: define holds {twice!r} twice; expected one definition of each benchmark.")
+            raise MirError(f"{source}: define has {twice!r} twice; define each benchmark once.")
         shown = tuple(
             dict.fromkeys(reader.one_of(one, "benchmarks", keys) for one in reader.sequence(data, "benchmarks"))
         )
         weights = reader.mapping(data.get("weights") or {}, "weights", keys)
         if weights and data.get("average"):
-            raise MirError(f"{source}: average and weights both say what the average is over; give one of them.")
+            raise MirError(f"{source}: average and weights cannot be combined; give one of them.")
         return cls(
             title=str(data.get("title") or cls.title),
             models=tuple(_model(reader, item, i) for i, item in enumerate(reader.sequence(data, "models"))),
@@ -136,7 +136,7 @@ KEYS = ("title", "models", "benchmarks", "average", "weights", "define", "format
 
 
 def _average(reader: _Reader, value: Any, keys: Sequence[str]) -> AverageSet:
-    """A named set, or one's own list of keys."""
+    """A named set, or the user's list of keys."""
     if isinstance(value, list):
         own = tuple(dict.fromkeys(reader.one_of(key, "average", keys) for key in value))
         return AverageSet(OWN_AVERAGE, f"{len(own)} chosen benchmark{'s' * (len(own) != 1)}", own)
@@ -152,7 +152,7 @@ def _model(reader: _Reader, item: Any, index: int) -> ModelEntry:
         raise reader.error(f"{where}.match", match, "a checkpoint's path or name, or a list of them")
     step = entry.get("step")
     if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
-        raise reader.error(f"{where}.step", step, "a whole number")
+        raise reader.error(f"{where}.step", step, "an integer")
     return ModelEntry(tuple(map(str, match)), str(entry.get("name") or ""), str(entry.get("group") or ""), step)
 
 
@@ -189,14 +189,14 @@ def _benchmark(reader: _Reader, item: Any, index: int) -> Benchmark:
         columns=tuple(map(str, reader.sequence(entry, "columns"))),
         unit="points" if unit == "points" else "percent",
         to_percent=reader.weight(entry.get("to_percent", 1.0), f"{where}.to_percent"),
-        higher_is_better=reader.truth(entry.get("higher_is_better", True), f"{where}.higher_is_better"),
-        averaged=reader.truth(entry.get("averaged", unit == "percent"), f"{where}.averaged"),
+        higher_is_better=reader.boolean(entry.get("higher_is_better", True), f"{where}.higher_is_better"),
+        averaged=reader.boolean(entry.get("averaged", unit == "percent"), f"{where}.averaged"),
     )
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Checks of plain values; every message names the file, the key and what was expected."""
+    """Checks plain values; every message names the file, the key and the expected value."""
 
     source: str
 
@@ -226,10 +226,10 @@ class _Reader:
 
     def weight(self, value: Any, key: str) -> float:
         if not is_number(value) or value < 0:
-            raise self.error(key, value, "a number that is not negative")
+            raise self.error(key, value, "a non-negative number")
         return float(value)
 
-    def truth(self, value: Any, key: str) -> bool:
+    def boolean(self, value: Any, key: str) -> bool:
         if not isinstance(value, bool):
             raise self.error(key, value, "true or false")
         return value

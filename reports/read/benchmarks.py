@@ -118,7 +118,7 @@ def find_headlines(host: str, task: str, benchmarks: Sequence[Benchmark]) -> Seq
 def find_column(heading: str, benchmarks: Sequence[Benchmark]) -> Benchmark | None:
     """The benchmark that a plain table means by this heading: its key, name or one of its other headings.
 
-    Spaces, hyphens and underscores do not count. Of several that fit, the last wins: one's own come last.
+    Spaces, hyphens and underscores do not count. Of several matches the last wins; user-defined ones come last.
     """
     wanted = _letters(heading)
     for benchmark in reversed(benchmarks):
@@ -136,7 +136,7 @@ def _letters(heading: str) -> str:
 
 
 def as_written(heading: str, values: Iterable[float], key: str = "") -> Benchmark:
-    """The column of a score whose scale and direction nobody has declared: shown as it is, in no average."""
+    """A column of undeclared scale and direction: shown as written, in no average."""
     decimals = max((len(f"{value:.4f}".rstrip("0").partition(".")[2]) for value in values), default=0)
     return Benchmark(key or heading, heading, unit="points", higher_is_better=None, averaged=False, decimals=decimals)
 

@@ -53,12 +53,12 @@ def plain(key: str) -> str:
 
 
 def short_names(labels: Iterable[str]) -> dict[str, str]:
-    """For each of several distinct labels the fewest trailing path parts that tell it from the others.
+    """For each of several distinct labels the fewest trailing path parts that distinguish it from the others.
 
     >>> short_names(["run-1/checkpoint-500", "run-2/checkpoint-500", "llava"])
     {'llava': 'llava', 'run-1/checkpoint-500': 'run-1/checkpoint-500', 'run-2/checkpoint-500': 'run-2/checkpoint-500'}
 
-    What is no path stays whole, whatever slashes it has:
+    A label that is not a path stays whole, even with slashes:
 
     >>> short_names(["<b>ours</b>"])
     {'<b>ours</b>': '<b>ours</b>'}
@@ -95,7 +95,7 @@ class Clusters(Generic[K]):
         self._parent: dict[K, K] = {}
 
     def join(self, keys: Iterable[K]) -> None:
-        """Say that all these keys are one thing."""
+        """Put all these keys into one set."""
         roots = [self.root(key) for key in keys]
         for root in roots[1:]:
             self._parent[self.root(root)] = self.root(roots[0])

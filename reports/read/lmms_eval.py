@@ -41,11 +41,11 @@ def read_results(path: Path) -> ParsedSources:
     try:
         data = json_document(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        return _unreadable(path, f"it is not whole JSON ({error})")
+        return _unreadable(path, f"invalid JSON ({error})")
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
-        return _unreadable(path, 'it has no "results" table')
+        return _unreadable(path, 'no "results" table')
     if not data["results"]:
-        return _unreadable(path, 'its "results" table is empty')
+        return _unreadable(path, 'the "results" table is empty')
     config = data["config"] if isinstance(data.get("config"), dict) else {}
     named = _model_name(data, config)
     if not named:

@@ -29,9 +29,7 @@ def read_mir_json(path: Path, beside: CheckpointRef | None = None) -> ParsedSour
         result = MirResult.load(path)
     except MirError as error:
         what = str(error).removeprefix(f"{path} ")
-        remedy = (
-            "Or delete it." if path.name.endswith("mir.json") else "Scores are read from tables: give a CSV or XLSX."
-        )
+        remedy = "Or delete it." if path.name.endswith("mir.json") else "For scores, give a table (CSV or XLSX)."
         return ParsedSources(problems=(Problem("error", "unreadable", str(path), what, remedy),))
     run = Run(
         run_id=str(path),

@@ -1,4 +1,4 @@
-"""Reads what ``mir pictures`` and ``mir robustness`` left: data, and pictures that are shown as they are."""
+"""Reads the output of ``mir pictures`` and ``mir robustness``: data, and pictures to show unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CAPTIONS = {
 
 
 def read_pictures(path: Path) -> ParsedSources:
-    """The pictures of one checkpoint, beside the pictures.json at ``path``; one problem where they are missing."""
+    """The pictures of one checkpoint, beside the pictures.json at ``path``; a problem for each that is missing."""
     try:
         data = Pictures.load(path)
     except MirError as error:

@@ -1,4 +1,4 @@
-"""What the readers yield: scores, MIR measurements, runs and problems, each as one immutable record."""
+"""Immutable records that the readers return: scores, MIR measurements, runs, problems and more."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished picture that a page shows as it is.
+    """A finished picture that a page shows unchanged.
 
     Attributes:
         title: what it belongs to: a checkpoint, or the name of a study.
@@ -129,7 +129,7 @@ class VerdictRow:
     Attributes:
         behind: its MIR minus the best one's, over the same samples; None for the best.
         low, high: interval of that difference.
-        tied: whether it cannot be told from the best; None where that is unknown.
+        tied: whether it is indistinguishable from the best; None if unknown.
     """
 
     name: str
@@ -143,7 +143,7 @@ class VerdictRow:
 
     @property
     def standing(self) -> str:
-        """In a word or two."""
+        """A short description."""
         if self.behind is None:
             return "best"
         return {True: "tied with the best", False: "worse", None: "unknown"}[self.tied]
@@ -161,7 +161,7 @@ class VerdictRun:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a sweep concluded: as it wrote it, so that a report agrees with the sweep's own table."""
+    """The conclusion of a sweep as the sweep wrote it, so that a report agrees with the sweep's own table."""
 
     sentence: str
     recommended: str
@@ -174,7 +174,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something the reader of a report must know: what, where, and what to do about it."""
+    """Something that a report tells its reader: where, what, and what to do about it."""
 
     severity: Severity
     kind: ProblemKind
@@ -185,7 +185,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class ParsedSources:
-    """All that the readers found in all sources, before anything is joined."""
+    """Everything read from all sources, before checkpoints are joined."""
 
     scores: tuple[Score, ...] = ()
     measurements: tuple[Measurement, ...] = ()

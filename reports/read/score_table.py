@@ -48,7 +48,7 @@ def read_score_table(path: Path) -> ParsedSources:
     The checkpoint is named by the column headed identity, or else checkpoint, pretrained, model_path, model or name.
     Columns headed estimator, samples, protocol and date say what a MIR may be compared with. Empty cells and "N/A" are
     no scores; other text in a score's column is a problem. Percent signs, bold marks, thousands separators before a
-    decimal point and "± 0.2" are read over.
+    decimal point and "± 0.2" are ignored.
     """
     source = str(path)
     try:
@@ -65,7 +65,7 @@ def read_score_table(path: Path) -> ParsedSources:
             "unreadable",
             source,
             f"no column names the checkpoint; columns are: {', '.join(headings) or 'none'}",
-            f"Head one column {' or '.join(IDENTITY_HEADINGS)}.",
+            f"Name one column {' or '.join(IDENTITY_HEADINGS)}.",
         )
         return ParsedSources(problems=(problem,))
     kept, ignored = _score_columns(headings, grid[1:])
@@ -75,25 +75,25 @@ def read_score_table(path: Path) -> ParsedSources:
     problems += contradictions
     parts = [_read_row(source, n, kept, cells, named_by) for n, cells in rows if n not in contradictory]
     if ignored:
-        what = f"columns without a number are not scores: {', '.join(ignored)}"
+        what = f"ignored columns without numbers: {', '.join(ignored)}"
         problems.append(Problem("note", "missing", source, what))
     if unread:
-        what = f"only its first sheet is read, not {', '.join(unread)}"
-        problems.append(Problem("note", "missing", source, what, "Give each sheet as a file, if it holds scores."))
+        what = f"only the first sheet is read; ignored: {', '.join(unread)}"
+        problems.append(Problem("note", "missing", source, what, "If they have scores, save each sheet as a file."))
     if not rows:
-        problems.append(Problem("warning", "missing", source, "it holds headings, but no row", "Add rows to it."))
+        problems.append(Problem("warning", "missing", source, "it has headings but no rows", "Add rows."))
     if not ends_with_a_line(path):
-        what = "its last line has no end; if the file was cut short, the last number is wrong"
-        problems.append(Problem("note", "unreadable", source, what, "Compare the last row with its origin."))
+        what = "the last line has no line end; if the file was cut short, the last number is wrong"
+        problems.append(Problem("note", "unreadable", source, what, "Compare the last row with its source."))
     return ParsedSources.total([*parts, ParsedSources(problems=tuple(problems))])
 
 
 def _without_doubles(headings: Sequence[str], source: str) -> tuple[list[str], list[Problem]]:
-    """Headings with those blanked that stand over several columns: which of them counts, nobody can tell."""
+    """Headings with duplicates blanked, because it is unknown which column counts."""
     counts = Counter(_field(heading) for heading in headings if heading)
     twice = [name for name, count in counts.items() if count > 1]
     problems = [
-        Problem("error", "unreadable", source, f"{counts[name]} columns are headed {name!r}", "Not read. Keep one.")
+        Problem("error", "unreadable", source, f"{counts[name]} columns are named {name!r}", "Not read. Keep one.")
         for name in twice
     ]
     return ["" if _field(heading) in twice else heading for heading in headings], problems
@@ -102,7 +102,7 @@ def _without_doubles(headings: Sequence[str], source: str) -> tuple[list[str], l
 def _contradictory_rows(
     rows: Sequence[tuple[int, Sequence[Any]]], headings: Sequence[str], named_by: int, source: str
 ) -> tuple[set[int], list[Problem]]:
-    """Numbers of rows that give one checkpoint, of one date, two values of one column: nobody can tell which counts."""
+    """Numbers of rows that give a checkpoint, on one date, two values in one column: it is unknown which counts."""
     lowered = [heading.casefold() for heading in headings]
     date_at = lowered.index("date") if "date" in lowered else None
     told: dict[tuple[Any, ...], tuple[int, Any]] = {}
@@ -121,8 +121,8 @@ def _contradictory_rows(
             first, earlier = told.setdefault((keys, date, heading), (number, value))
             if earlier != value:
                 contradictory |= {first, number}
-                what = f"rows {first} and {number} are both {texts[named_by]}, with {heading} {earlier} and {value}"
-                remedy = "Neither is read. Keep one, or tell them apart in a column headed date."
+                what = f"rows {first} and {number} both name {texts[named_by]}, with {heading} {earlier} and {value}"
+                remedy = "Neither is read. Keep one, or add a date column to tell them apart."
                 problems.append(Problem("error", "unreadable", source, what, remedy))
     return contradictory, problems
 
@@ -143,13 +143,13 @@ def _score_columns(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> tu
 
 
 def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence[Any], named_by: int) -> ParsedSources:
-    # Not strict: a row may end early; cells beyond the last heading are told below.
+    # Not strict: a row may end early; cells beyond the last heading are reported below.
     row = {heading: cell for heading, cell in zip(headings, cells, strict=False) if heading}
     name = without_apostrophe(_text(cells[named_by])) if named_by < len(cells) else ""
     where = f"{source} row {number}"
     surplus = [_text(cell) for cell in cells[len(headings) :] if _text(cell)]
     if surplus:
-        what = f"has more cells than there are headings: {', '.join(surplus)}; perhaps a comma in a cell without quotes"
+        what = f"has more cells than headings: {', '.join(surplus)}; perhaps an unquoted comma in a cell"
         return ParsedSources(problems=(Problem("error", "unreadable", where, what, "Not read. Correct the row."),))
     if not name:
         return ParsedSources(
@@ -164,7 +164,7 @@ def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence
             continue
         value = _number(cell)
         if value is None or (_field(heading) in MIR_HEADINGS and abs(value) > LARGEST_LOGARITHM):
-            what = f"{heading} is {_text(cell)!r}, which it cannot be; the cell is left empty"
+            what = f"{heading} is {_text(cell)!r}, not a valid value; the cell is ignored"
             problems.append(Problem("warning", "missing", where, what, "Correct the cell."))
         elif _field(heading) in MIR_HEADINGS:
             mir[_field(heading)] = value
@@ -173,7 +173,7 @@ def _read_row(source: str, number: int, headings: Sequence[str], cells: Sequence
             scores.append(Score(checkpoint, TABLE, heading, field, value, date=date, run_id=source))
     if not scores and not mir and not problems:
         problems.append(
-            Problem("warning", "missing", where, f"{name} has no number", "Fill in its scores, or remove it.")
+            Problem("warning", "missing", where, f"{name} has no numbers", "Fill in its scores, or remove the row.")
         )
     run = Run(source, TABLE, name, source, date, tuple(score.task for score in scores))
     return ParsedSources(tuple(scores), _measurement(mir, facts, checkpoint, date, source), (run,), tuple(problems))

@@ -35,7 +35,7 @@ def read_sources(sources: Sequence[Path | str]) -> ParsedSources:
     """
     if not sources:
         raise MirError(
-            "no source to report on; name lmms-eval or VLMEvalKit output folders, mir.json files or score tables."
+            "no source to report on; give lmms-eval or VLMEvalKit output folders, mir.json files or score tables."
         )
     paths = list(dict.fromkeys(path for source in sources for path in _expand(str(source))))
     parts = []
@@ -57,7 +57,7 @@ def _expand(source: str) -> list[Path]:
 
 def _read_file(path: Path) -> ParsedSources:
     if not path.is_file():
-        return _problem(path, "is no regular file: a pipe, or a link that leads nowhere", "Give a file or a folder.")
+        return _problem(path, "is not a regular file: a pipe, or a link that leads nowhere", "Give a file or a folder.")
     if path.suffix.lower() in spreadsheet.SUFFIXES:
         return read_score_table(path)
     if path.name in (ROBUSTNESS, PICTURES):
@@ -68,7 +68,7 @@ def _read_file(path: Path) -> ParsedSources:
         return lmms_eval_tree.read_results(path)
     if path.suffix == ".json":
         return read_mir_json(path)
-    what = f"files ending in {path.suffix or 'nothing'} are not read"
+    what = f"has an unsupported file type ({path.suffix or 'no extension'})"
     return _problem(path, what, "Give .json, .csv, .tsv or .xlsx files, or folders.")
 
 
@@ -81,12 +81,12 @@ def _read_folder(folder: Path) -> ParsedSources:
 
     def not_listed(error: OSError) -> None:
         what = f"cannot be listed: {error.strerror}"
-        parts.append(_problem(Path(error.filename), what, "Correct its permissions; what it holds is missing here."))
+        parts.append(_problem(Path(error.filename), what, "Correct its permissions; its contents are not read."))
 
     for where, directories, names in os.walk(folder, onerror=not_listed):
         here = Path(where)
         directories.sort()
-        files = sorted(name for name in names if (here / name).is_file())  # a pipe would keep us waiting
+        files = sorted(name for name in names if (here / name).is_file())  # reading a pipe would block
         if ROBUSTNESS in files:  # its measurements are the study's, not the leaderboard's
             parts.append(read_robustness(here / ROBUSTNESS))
             directories.clear()
@@ -110,7 +110,7 @@ def _read_folder(folder: Path) -> ParsedSources:
         parts += [read_mir_json(here / name, beside) for name in files if name.endswith(MIR_JSON_SUFFIX)]
     total = ParsedSources.total(parts)
     if total == ParsedSources():
-        what = "holds no lmms-eval results, no VLMEvalKit scores and no mir.json"
+        what = "has no lmms-eval results, VLMEvalKit scores or mir.json"
         return ParsedSources(problems=(Problem("warning", "missing", str(folder), what, "Check the path."),))
     return total
 

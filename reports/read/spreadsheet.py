@@ -26,13 +26,13 @@ def read_grid(path: Path) -> list[list[Any]]:
 
 
 def ends_with_a_line(path: Path) -> bool:
-    """Whether a text table was written to its end, as far as its last byte tells; of other files it tells nothing."""
+    """Whether a text table ends with a line end; true of XLSX files."""
     content = path.read_bytes()[-1:]
     return path.suffix.lower() == ".xlsx" or content in (b"", b"\n", b"\r")
 
 
 def further_sheets(path: Path) -> list[str]:
-    """Names of a workbook's sheets behind the first that say they are not empty; none of other files.
+    """Names of a workbook's non-empty sheets after the first; none for other files.
 
     Raises:
         OSError, ValueError: if the file cannot be read.
@@ -46,7 +46,7 @@ def further_sheets(path: Path) -> list[str]:
 def _delimited(path: Path) -> list[list[Any]]:
     text = path.read_text(encoding="utf-8-sig")
     if "\0" in text:
-        raise ValueError("it is not text")
+        raise ValueError("not text")
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
     try:
@@ -72,4 +72,4 @@ def _workbook(path: Path) -> Iterator[openpyxl.Workbook]:
             book.close()
     # What openpyxl and the libraries below it raise for damaged bytes is no closed list.
     except Exception as error:
-        raise ValueError(f"it is no whole XLSX workbook ({type(error).__name__}: {error})") from error
+        raise ValueError(f"not a valid XLSX workbook ({type(error).__name__}: {error})") from error

@@ -10,7 +10,7 @@ from mir_plugin.files.strict_json import is_number, json_document
 from mir_plugin.reports.read.records import ParsedSources, Problem, Verdict, VerdictRow, VerdictRun
 
 SWEEP = "sweep.json"
-RERUN = "Run `mir sweep` again; what is measured is kept."
+RERUN = "Run `mir sweep` again; finished measurements are kept."
 
 
 def read_sweep(path: Path) -> ParsedSources:
@@ -23,7 +23,7 @@ def read_sweep(path: Path) -> ParsedSources:
         selection = data["selection"]
         return ParsedSources(verdicts=(_verdict(selection, str(path)),)) if selection else ParsedSources()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"not read: no verdict of a sweep ({error!r:.200})"
+        what = f"not read: invalid sweep verdict ({error!r:.200})"
         return ParsedSources(problems=(Problem("warning", "unreadable", str(path), what, RERUN),))
 
 

@@ -97,7 +97,7 @@ def _read_run(folder: Path, model: str) -> ParsedSources:
             )
             continue
         if not values:
-            problems.append(Problem("error", "unreadable", str(path), "holds no number", "Score this data set again."))
+            problems.append(Problem("error", "unreadable", str(path), "has no numbers", "Score this data set again."))
         scores += [_score(run, data_set, metric, value) for metric, value in values.items()]
     scored = {score.task for score in scores}
     problems += [
@@ -137,7 +137,7 @@ def _score(run: _RunFolder, data_set: str, metric: str, value: float) -> Score:
 def _not_scored(run: _RunFolder, data_set: str, entry: Mapping[str, Any]) -> Problem:
     """``status: done`` also means that the scoring failed; only a score file or metrics mean success."""
     reason = str(entry.get("error_message") or "").strip().split("\n", 1)[0]
-    what = "answered, but not scored" + (f": {reason}" if reason else ", and no reason was recorded")
+    what = "answered but not scored" + (f": {reason}" if reason else " (no reason recorded)")
     return Problem("warning", "missing", f"{run.model} {data_set}", what, "Score it with `--mode eval --reuse`.")
 
 
@@ -216,9 +216,7 @@ def _read_status(path: Path) -> tuple[Mapping[str, Any], list[Problem]]:
     try:
         status = json_document(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        problem = Problem(
-            "error", "unreadable", str(path), f"not read: {error}", "Its score files are read all the same."
-        )
+        problem = Problem("error", "unreadable", str(path), f"not read: {error}", "Its score files are still read.")
         return {}, [problem]
     return (status, []) if isinstance(status, dict) else ({}, [])
 

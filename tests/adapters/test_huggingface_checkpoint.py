@@ -86,8 +86,8 @@ def test_code_in_the_folder_does_not_run_unless_asked_for(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("missing", r"lacks 1 keys: model\.multi_modal_projector\.linear_1\.weight\. They would be random"),
-        ("unknown", r"no place for, 1 keys: model\.extra"),
+        ("missing", r"model\.multi_modal_projector\.linear_1\.weight\. .* random"),
+        ("unknown", r"model\.extra"),
         ("shape", r"linear_1\.weight"),
     ],
 )

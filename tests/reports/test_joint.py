@@ -255,10 +255,10 @@ def test_globs_are_expanded_and_a_file_is_read_once(tmp_path):
     [
         ({"weigths": {}}, "did you mean weights"),
         ({"weights": {"mmstr": 1}}, "did you mean mmstar"),
-        ({"weights": {"mmstar": -1}}, "not negative"),
+        ({"weights": {"mmstar": -1}}, "weights\\.mmstar is -1"),
         ({"benchmarks": ["nothing"]}, "'nothing'"),
         ({"models": [{"name": "x"}]}, "models\\[0\\].match"),
-        ({"models": [{"match": "x", "step": "soon"}]}, "whole number"),
+        ({"models": [{"match": "x", "step": "soon"}]}, "models\\[0\\].step is 'soon'"),
         ({"define": [{"key": "x", "lmms_eval": {"task": "t"}}]}, "task and metric"),
         ([], "mapping"),
     ],
