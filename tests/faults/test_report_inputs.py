@@ -309,7 +309,7 @@ def swollen(xml: bytes) -> bytes:
     return xml.replace(b"</sheetData>", b'<row r="9"><c r="A9"><v>1</v></c></row>' * 1_000_000 + b"</sheetData>")
 
 
-EMPTY_REPORT = Refused("scores.csv", "no checkpoint has a number", "Name results")
+EMPTY_REPORT = Refused("scores.csv", "the report is empty", "Name")
 ODD_TABLE_CASES = (
     Case("headings only", "scores.csv holds headings and no row", table("checkpoint,MMStar\n"), EMPTY_REPORT),
     Case("no score", "no row of scores.csv holds a score", table("checkpoint,MMStar\na,\nb,\n"), EMPTY_REPORT),
