@@ -99,6 +99,9 @@ class LoadedModel:
                 "Check that the processor's files in the checkpoint's folder belong to this model."
             ) from error
         encoded.pop("labels", None)  # a loss is not wanted
+        # Plain fast tokenizers give these below transformers 5; most decoders do not take them, and generate refuses.
+        if not takes_argument(self.model, "token_type_ids"):
+            encoded.pop("token_type_ids", None)
         if "qformer_input_ids" in encoded:
             encoded |= self._instruction_for_qformer(conversations)
         return {name: self._placed(value) for name, value in encoded.items()}

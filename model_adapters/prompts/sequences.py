@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mir_plugin.model_adapters.prompts.conversation import IMAGE_PLACEHOLDER
 
@@ -89,5 +90,7 @@ def padded(rows: Sequence[Tensor], *, left: bool = False) -> Tensor:
     """Rows (length,) of one dtype as (rows, longest), filled with zero or false on one side; (0, 0) for no rows."""
     if not rows:
         return torch.zeros(0, 0, dtype=torch.long)
-    side = "left" if left else "right"
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_side=side)
+    # Turned around for the left side: pad_sequence has padding_side= from torch 2.5 on.
+    if left:
+        return pad_sequence([row.flip(0) for row in rows], batch_first=True).flip(1)
+    return pad_sequence(list(rows), batch_first=True)

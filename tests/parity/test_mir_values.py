@@ -82,7 +82,8 @@ def test_the_scripts_default_mode_step_by_step_gives_the_recorded_number(run: Re
     """The reference iteration on our features, prepared in float32 as the script does.
 
     It amplifies rounding: the original program itself gave layer values up to 0.03 apart with one and with two threads.
-    Both numbers carry that noise, so they may differ by twice as much (ours, with one thread: by 0.040 in one layer).
+    Under other orders of the features one of these layers moved by 0.19. Ours differ by up to 0.040 with torch 2.15 and
+    0.070 with torch 2.4; a slip in a step of the script moves every layer, in every run.
     """
     options = LoadOptions(base_llm=run.base_llm, vision_tower=run.vision_tower, dtype="float32", device="cpu")
     samples = from_folders(run.folder / "samples", run.folder / "samples").samples
@@ -95,7 +96,7 @@ def test_the_scripts_default_mode_step_by_step_gives_the_recorded_number(run: Re
         for one in (features.vision * scale, features.text * scale):
             outliers = outlier_rows(one.norm(dim=1), config.n_sigma)
             prepared.append(torch.where(outliers[:, None], one.median(dim=0).values, one))
-        assert reference_fast_distance(*prepared) == pytest.approx(recorded.fast, abs=0.06)
+        assert reference_fast_distance(*prepared) == pytest.approx(recorded.fast, abs=0.1)
 
 
 WITH_VARIANTS = [p for p in RUNS if p.values[0].layers[0].removed is not None][:4]

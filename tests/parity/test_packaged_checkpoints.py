@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters import LoadOptions, load_adapter
+from mir_plugin.model_adapters.prompts.generation import Prompt
 from mir_plugin.samples.embedded import embedded_samples, micro_checkpoints
 
 pytestmark = pytest.mark.slow
@@ -25,6 +26,15 @@ def test_packaged_checkpoints_give_the_recorded_values(folder):
     adapter = load_adapter(folder, LoadOptions(device="cpu"))
     result = measure(adapter, embedded_samples(20), checkpoint=folder.name, with_uncertainty=False)
     assert result.mir == pytest.approx(RECORDED[folder.name], rel=2e-6)
+
+
+def test_token_types_of_a_plain_fast_tokenizer_do_not_stop_generation():
+    """Below transformers 5 these checkpoints' tokenizer gives them by itself, and Llama does not take them."""
+    adapter = load_adapter(micro_checkpoints()[0], LoadOptions(device="cpu"))
+    prompt = Prompt("What?", (embedded_samples(1).samples[0].open_image(),))
+    expected = adapter.generate([prompt], max_new_tokens=3)
+    adapter._loaded.processor.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    assert adapter.generate([prompt], max_new_tokens=3) == expected
 
 
 def test_a_folder_of_a_later_major_version_is_refused_by_naming_that_version(tmp_path):
