@@ -70,7 +70,7 @@ class Refused:
         # A mistake in the options themselves is told by the option parser.
         assert f"\n{outcome.err}".count("\nmir: ") + outcome.err.count("Usage: ") == 1, outcome.err
         missing = [word for word in self.words if word not in outcome.message]
-        assert not missing, f"{missing} not in: {outcome.message}"
+        assert not missing, f"{missing} not in: {table.printable(outcome.message)}"
         told = [word for word in self.without if word in outcome.message]
         assert not told, f"{told} in: {outcome.message}"
         return f"exit {outcome.exit_code}: {outcome.message}"
@@ -169,7 +169,7 @@ class Bench:
 
     def note(self, part: str, done: str, came_out: str) -> None:
         """A row of the table: what was done, and what came out."""
-        self.properties.append((table.PROPERTY, (part, done, self.without_paths(came_out))))
+        self.properties.append((table.PROPERTY, (part, done, table.printable(self.without_paths(came_out)))))
 
     def without_paths(self, text: str) -> str:
         """The text with this machine's folders shortened, so that the table is the same everywhere."""

@@ -33,10 +33,14 @@ def page(rows: Iterable[Row]) -> str:
     return "\n".join([*lines, ""])
 
 
+def printable(text: str) -> str:
+    """Text with an escape sequence for whatever cannot be shown, or sent from a worker as UTF-8."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def _cell(text: str) -> str:
     """Text of a Markdown table's cell: one line, nothing that a page would run or a table would break at."""
-    text = text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]} …"
-    text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    text = printable(text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]} …")
     for mark, shown in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", "<br>")):
         text = text.replace(mark, shown)
     return text

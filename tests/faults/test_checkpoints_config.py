@@ -281,18 +281,18 @@ ODD_CONFIGS = (
          lambda folder: (folder / CONFIG).write_bytes((folder / CONFIG).read_text().encode("utf-16")), "config.json",
          "cannot be read as JSON"),
     *(
-        config_case(f"rope_theta {theta}", f"config.json says rope_theta: {theta!r}", "rope_theta", "above 0",
+        config_case(f"rope_theta {theta}", f"config.json says rope_theta: {theta!r}", "rope_theta", "positive",
                     rope_theta=theta)
         for theta in (float("nan"), float("inf"), 0, -10000.0, "x", True)
     ),
     *(
         config_case(f"rope_scaling {factor}", f"config.json scales positions by {factor!r}", "rope_scaling.factor",
-                    "above 0", rope_scaling={"type": "linear", "factor": factor})
+                    "positive", rope_scaling={"type": "linear", "factor": factor})
         for factor in (-2.0, 0, float("nan"), "two")
     ),
     case("rope_theta NaN, Hugging Face", "config.json of a Hugging Face checkpoint says rope_theta: NaN",
          config(CONFIG, text_config__rope_parameters={"rope_theta": float("nan"), "rope_type": "default"}),
-         "config.json", "rope_parameters.rope_theta", "above 0", of=MICRO),
+         "config.json", "rope_parameters.rope_theta", "positive", of=MICRO),
     *(
         config_case(f"whole number {field} {value}", f"config.json says {field}: {value!r}", field, "whole number",
                     **{field: value})
@@ -744,7 +744,7 @@ BASES = (
         "adapter_model.safetensors holds no tensor",
         lambda f: save_file({}, f / ADAPTER_WEIGHTS),
         "adapter_model.safetensors",
-        "without a single tensor",
+        "no tensors",
         of=LORA,
     ),
     case(
@@ -795,7 +795,7 @@ BASES = (
         "the adapter holds a weight that is no factor",
         tensors(ADAPTER_WEIGHTS, lambda s: s.update({"base_model.model.extra": torch.ones(2)})),
         "base_model.model.extra",
-        "no LoRA factor",
+        "LoRA factor",
         of=LORA,
     ),
     case(

@@ -208,7 +208,7 @@ def in_a_folder_of_bytes(bench: Bench) -> Outcome:
     return outcome
 
 
-NEVER_WRITTEN = ("nothing but zeros", "copy or download it again")
+NEVER_WRITTEN = ("only zeros", "copy or download it again")
 FINITE_NONSENSE = (
     Case(
         "header names a tensor twice",
@@ -553,13 +553,13 @@ CASES = (
         "pickle runs code inside the archive",
         "the pickle inside mm_projector.bin was exchanged for one that runs a command",
         nothing_ran(damaged(PROJECTOR, hostile_inside_zip)),
-        Refused("mm_projector.bin", "no pickle of tensors", "nothing in it was run"),
+        Refused("mm_projector.bin", "pickle of tensors", "nothing in it was run"),
     ),
     Case(
         "pickle runs code in an old layout",
         "mm_projector.bin is a bare pickle that runs a command",
         nothing_ran(damaged(PROJECTOR, written(BIN, pickle.dumps(RunsCode())))),
-        Refused("mm_projector.bin", "no pickle of tensors", "nothing in it was run"),
+        Refused("mm_projector.bin", "pickle of tensors", "nothing in it was run"),
     ),
     Case(
         "pickle runs code in a whole model",
@@ -601,13 +601,13 @@ CASES = (
         "pickle empty",
         "mm_projector.bin is an empty state dict",
         damaged(PROJECTOR, lambda f: torch.save({}, f / BIN)),
-        Refused("mm_projector.bin", "without a single tensor", AGAIN),
+        Refused("mm_projector.bin", "no tensors", AGAIN),
     ),
     Case(
         "safetensors without tensors",
         "model.safetensors holds no tensor",
         damaged(FULL, lambda f: save_file({}, f / WEIGHTS)),
-        Refused("model.safetensors", "without a single tensor", AGAIN),
+        Refused("model.safetensors", "no tensors", AGAIN),
     ),
     Case(
         "pickle of terabytes",
