@@ -27,7 +27,8 @@ def layer_distance(
     """Distance between the vision and the text tokens of one layer: normalize, handle outliers, compare two Gaussians.
 
     Args:
-        vision, text: hidden states of one layer, (tokens, d), any float dtype; all samples together.
+        vision: hidden states of one layer, (tokens, d), any float dtype; all samples together.
+        text: the same of the text tokens.
         outliers: what happens to tokens whose norm is far from the median norm of their modality. "replace": the token
             becomes the coordinate-wise median (the released script); "remove": it is dropped (the paper's text);
             "none".
@@ -63,9 +64,11 @@ def modality_integration_rate(
     taken after the final norm; text tokens are all tokens after the image.
 
     Args:
-        vision, text: for each layer the hidden states of its vision and of its text tokens, (tokens, d), all samples
-            together.
-        outliers, n_sigma, normalize: as for ``layer_distance``.
+        vision: for each layer the hidden states of its vision tokens, (tokens, d), all samples together.
+        text: the same of the text tokens.
+        outliers: as for ``layer_distance``.
+        n_sigma: as for ``layer_distance``.
+        normalize: as for ``layer_distance``.
     Returns:
         Scalar, float64, without gradient; ``mir_loss`` has one.
     Raises:

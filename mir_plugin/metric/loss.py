@@ -33,7 +33,8 @@ def frechet_loss(vision: Tensor, text: Tensor) -> Tensor:
     Costs a singular value decomposition of (min(n_v, d), min(n_t, d)), in float64.
 
     Args:
-        vision, text: (tokens, d), at least two tokens each, any float dtype.
+        vision: (tokens, d), at least two tokens, any float dtype.
+        text: the same of the text tokens.
     Returns:
         Scalar, float64. With singular covariances too, its gradient is exact (see above).
     Raises:
@@ -55,7 +56,8 @@ def layer_loss(vision: Tensor, text: Tensor) -> Tensor:
     The normalization is differentiated too: text tokens cannot lower the distance by growing.
 
     Args:
-        vision, text: hidden states of one layer, (tokens, d).
+        vision: hidden states of one layer, (tokens, d).
+        text: the same of the text tokens.
     Raises:
         MirError: for fewer than two tokens of a modality.
     """
@@ -69,7 +71,8 @@ def mir_loss(hidden_states: Sequence[Tensor], vision_mask: Tensor, text_mask: Te
     Args:
         hidden_states: (samples, tokens, d) per layer 1..L, the last after the final norm: what transformers returns
             with ``output_hidden_states=True``, without the first entry.
-        vision_mask, text_mask: bool (samples, tokens).
+        vision_mask: bool (samples, tokens).
+        text_mask: bool (samples, tokens).
     Returns:
         Scalar, float64.
     Raises:

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.slow
 
 CONFIG, WEIGHTS = "model/config.json", "model/model.safetensors"
 TOKENIZER, PROCESSOR = "model/tokenizer.json", "model/processor_config.json"
+IMAGE_PROCESSOR = "model/preprocessor_config.json"
 TEMPLATE, TOKENIZER_CONFIG = "model/chat_template.jinja", "model/tokenizer_config.json"
 Q_PROJ = "language_model.model.layers.0.self_attn.q_proj.weight"
 
@@ -304,7 +305,7 @@ CASES = (
         architectures=5,
         auto_map=None,
     ),
-    case("config missing", "config.json is missing", removed(CONFIG), "config.json", "no checkpoint folder"),
+    case("config missing", "config.json is missing", removed(CONFIG), "config.json", "not a checkpoint folder"),
     case("config cut", "config.json ends in the middle", cut(CONFIG, 0.5), "config.json", "Copy or download"),
     case("config a list", "config.json is []", written(CONFIG, "[]"), "config.json", "list"),
     case(
@@ -330,9 +331,7 @@ CASES = (
         "tokenizer_config.json",
         "Copy",
     ),
-    case(
-        "processor missing", "processor_config.json is missing", removed(PROCESSOR), "model", "preprocessor_config.json"
-    ),
+    case("processor missing", "processor_config.json is missing", removed(PROCESSOR), "LlavaProcessor"),
     case(
         "processor cut",
         "processor_config.json ends in the middle",
@@ -343,11 +342,7 @@ CASES = (
     case(
         "processor crops larger",
         "the processor makes images of 48 pixels, the tower takes 40",
-        config(
-            PROCESSOR,
-            image_processor__crop_size={"height": 48, "width": 48},
-            image_processor__size={"shortest_edge": 48},
-        ),
+        config(IMAGE_PROCESSOR, crop_size={"height": 48, "width": 48}, size={"shortest_edge": 48}),
         "03.png",
         "48*48",
         "belong together",
@@ -362,28 +357,28 @@ CASES = (
     case(
         "processor divides by zero",
         "the processor's standard deviation is 0",
-        config(PROCESSOR, image_processor__image_std=[0, 0, 0]),
+        config(IMAGE_PROCESSOR, image_std=[0, 0, 0]),
         "image_std",
         "processor_config.json",
     ),
     case(
         "processor scales by nothing",
         "the processor multiplies colours by 0",
-        config(PROCESSOR, image_processor__rescale_factor=0),
+        config(IMAGE_PROCESSOR, rescale_factor=0),
         "rescale_factor",
         "processor_config.json",
     ),
     case(
         "processor's deviation negative",
         "the processor's standard deviation is -1",
-        config(PROCESSOR, image_processor__image_std=[-1, -1, -1]),
+        config(IMAGE_PROCESSOR, image_std=[-1, -1, -1]),
         "image_std",
         "processor_config.json",
     ),
     case(
         "processor resizes to a billion",
         "the processor resizes to 10^9 pixels",
-        config(PROCESSOR, image_processor__size={"shortest_edge": 10**9}),
+        config(IMAGE_PROCESSOR, size={"shortest_edge": 10**9}),
         "03.png",
         "MemoryError",
         "processor's files",

@@ -158,7 +158,8 @@ def content(path: Path) -> Any:
         document = json.loads(path.read_text())
         for row in document.get("checkpoints", []):
             del row["seconds"], row["state"]
-        document.get("fingerprints", {}).pop("request", None)  # it tells the place
+        document.get("fingerprints", {}).pop("request", None)  # it tells the place, and so do these
+        document.get("facts", {}).pop("source_folders", None)
         return {key: value for key, value in document.items() if key not in VOLATILE}
     if path.name == "sweep.csv":
         rows = list(csv.DictReader(path.open()))
