@@ -87,8 +87,10 @@ def try_environment(name: str, python: str, *, demo_only: bool) -> Report:
     said: dict[str, str] = {}
     for step, command in steps.items():
         log = folder / f"{step}.log"
+        # Programs that the demo starts would import the package from the folder that they stand in.
+        where = folder if step == "demo" else ROOT
         with log.open("w", encoding="utf-8") as output:
-            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=output, check=False)
+            done = subprocess.run(command, cwd=where, env=environment, stdout=output, stderr=output, check=False)
         said[step] = summary(step, log.read_text(encoding="utf-8", errors="replace"))
         if done.returncode:
             print(log.read_text(encoding="utf-8", errors="replace")[-4000:], file=sys.stderr)
