@@ -60,6 +60,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def one_environment() -> Iterator[None]:
+    """datasets puts a copy in the place of os.environ; rich keeps the first it saw, and would miss COLUMNS."""
+    environment = os.environ
+    yield
+    os.environ = environment  # noqa: B003 - the very object is wanted back
+
+
+@pytest.fixture(autouse=True)
 def signals_as_in_a_shell() -> Iterator[None]:
     """A job in the background ignores Ctrl-C, and so would all it starts; ``main`` handles SIGTERM in its own way."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

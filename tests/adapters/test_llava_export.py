@@ -85,5 +85,5 @@ def test_what_has_no_place_in_the_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MirError, match=r"q_proj.* has no place in an original LLaVA checkpoint.*Merge LoRA first"):
         export_llava(tuned, tiny.processor, tmp_path)
     other = TINY_MODELS["idefics3"]()
-    with pytest.raises(MirError, match=r"a idefics3 model .* is no LLaVA-1\.5"):
+    with pytest.raises(MirError, match=r"a idefics3 model .* .*LLaVA-1\.5"):
         export_llava(other.model, other.processor, tmp_path)
