@@ -186,6 +186,7 @@ def test_a_checkpoint_several_times_larger_than_memory_gives_the_number_of_an_un
         import resource, sys
         from pathlib import Path
         import mir_plugin.model_adapters.llava.loading
+        from mir_plugin.errors import MirError
         from mir_plugin.model_adapters import LoadOptions, load_adapter
         from mir_plugin.measurement.measure import measure
         from mir_plugin.samples.sources import from_folders
@@ -201,8 +202,8 @@ def test_a_checkpoint_several_times_larger_than_memory_gives_the_number_of_an_un
         print(measure(adapter, samples, checkpoint="large", with_uncertainty=False).mir.hex())
         try:
             load_adapter(folder / "model", LoadOptions(**options))
-        except RuntimeError as error:
-            print("allocate memory" in str(error))
+        except (RuntimeError, MirError, MemoryError) as error:  # torch, a file's mapping, or Python: any may be first
+            print(isinstance(error, MemoryError) or "allocate memory" in str(error))
     """)
     # A fixed threshold makes glibc return a released tensor at once; by default it keeps some hundred MB for later.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "200000", "OMP_NUM_THREADS": "1"}
