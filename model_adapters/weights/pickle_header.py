@@ -53,7 +53,7 @@ def pickle_header(path: Path) -> Mapping[str, TensorHeader] | None:
                 return None
             sizes = {name: one.file_size for name, one in records.items()}
             state = _HeaderUnpickler(archive.read(records["data.pkl"]), sizes).load()
-    # What an unpickler raises on bytes that are not its own is not documented.
+    # What an unpickler raises on bytes that are not its own is not documented; the caller lets torch read such a file.
     except Exception:
         return None
     plain = isinstance(state, dict) and all(
@@ -79,6 +79,7 @@ class _HeaderUnpickler(pickle.Unpickler):
         """The stand-in for a global of torch."""
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
+        # As torch.save writes them into the file; nothing of torch is imported.
         known = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _header,

@@ -114,6 +114,7 @@ def _contradictory_rows(
             continue
         keys = checkpoint_ref(without_apostrophe(texts[named_by])).keys
         date = texts[date_at] if date_at is not None and date_at < len(texts) else ""
+        # Not strict: a row may end early, and cells beyond the last heading are reported when the row is read.
         for heading, cell, text in zip(headings, cells, texts, strict=False):
             if not heading or heading.casefold() in IDENTITY_HEADINGS or text.casefold() in EMPTY_CELLS:
                 continue
