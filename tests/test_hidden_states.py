@@ -16,7 +16,10 @@ from documented import REPOSITORY, blocks
 from torch import Tensor
 
 from mir_plugin import MirError, layer_distance, modality_integration_rate
+from mir_plugin.measurement.pooled import PooledLayer
 from mir_plugin.metric.layer import mir
+from mir_plugin.results import MirConfig
+from mir_plugin.types import TokenFeatures
 
 
 def layers(n: int = 3, n_vision: int = 40, n_text: int = 30, d: int = 6, seed: int = 0) -> tuple[list[Tensor], ...]:
@@ -99,6 +102,15 @@ def test_layers_that_do_not_pair_up_and_unknown_options_are_refused() -> None:
         layer_distance(vision[0], text[0], outliers="drop")  # type: ignore[arg-type]
     with pytest.raises(MirError, match="no logarithm"):
         modality_integration_rate(vision, vision)
+
+
+@pytest.mark.parametrize("n", [5, 7, 40, 200])
+@pytest.mark.parametrize("d", [2, 6, 33])
+def test_a_set_has_no_distance_to_itself_whatever_rounding_leaves(n: int, d: int) -> None:
+    tokens = torch.randn(n, d, generator=torch.Generator().manual_seed(n * d)) + 1
+    assert layer_distance(tokens, tokens.clone()) == 0
+    features = TokenFeatures(1, tokens, tokens.clone(), (n,), (n,))
+    assert PooledLayer.of(features, MirConfig()).layer_distance().distance == 0
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mir_plugin.engine.memory import CHUNK_ROWS
 from mir_plugin.errors import MirError
-from mir_plugin.metric.frechet import TraceTerm, Transport, mean_term, trace_product, trace_term, transport
+from mir_plugin.metric.frechet import ROUNDING, TraceTerm, Transport, mean_term, trace_product, trace_term, transport
 from mir_plugin.metric.influence import influences_through_scale, sample_influences, squared_norms, token_influences
 from mir_plugin.metric.moments import Moments, effective_rank, require_two, root_of_centred
 from mir_plugin.metric.normalize import lower_medians, outlier_rows, scale_from_norms
@@ -119,10 +119,10 @@ class PooledLayer:
         trace = (term.value * self.scale**2).item()
         product = trace_product(vision, text).item()
         without_trace_term = means + trace_vision + trace_text
+        distance = without_trace_term - 2 * trace
         return LayerDistance(
             layer=self.layer,
-            # The distance of a set to itself is 0 up to rounding of either sign; a squared distance is never negative.
-            distance=max(0.0, without_trace_term - 2 * trace),
+            distance=0.0 if distance <= ROUNDING * without_trace_term else distance,
             distance_published=without_trace_term - 2 * product,
             distance_published_upper=without_trace_term,
             mean_term=means,

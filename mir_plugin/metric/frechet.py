@@ -25,6 +25,8 @@ WAYS: dict[str, Way] = {
 FAST_FLOAT64 = frozenset({(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)})
 # Directions whose s (below) is under this share of the largest are rounding, and no map is defined on them.
 SMALLEST_SCALE = 1e-6
+# A distance under this share of its terms is what their rounding leaves, of either sign: that of a set to itself.
+ROUNDING = 1e-12
 
 
 class TraceTerm(NamedTuple):
@@ -151,11 +153,13 @@ def _root(one: Moments) -> tuple[Tensor, str]:
 
 
 def frechet_distance(vision: Moments, text: Moments) -> Tensor:
-    """‖μ_v − μ_t‖² + Tr Σ_v + Tr Σ_t − 2 Tr((Σ_v Σ_t)^½), scalar float64.
+    """‖μ_v − μ_t‖² + Tr Σ_v + Tr Σ_t − 2 Tr((Σ_v Σ_t)^½), scalar float64, at least 0.
 
     Reference: Dowson and Landau 1982; in MIR: Huang et al. 2024, arXiv:2410.07167, eq. 3.
     """
-    return mean_term(vision, text) + vision.cov.trace() + text.cov.trace() - 2 * trace_term(vision, text).value
+    terms = mean_term(vision, text) + vision.cov.trace() + text.cov.trace()
+    distance = terms - 2 * trace_term(vision, text).value
+    return distance.masked_fill(distance <= ROUNDING * terms, 0.0)
 
 
 def _sum_of_root_eigenvalues(symmetric: Tensor) -> Tensor:

@@ -46,8 +46,7 @@ def layer_distance(
     _require_tokens(vision, text)
     scale = text_centric_scale(text) if normalize else 1.0
     prepared = [_handled(tokens.double() * scale, outliers, n_sigma) for tokens in (vision, text)]
-    # The distance of a set to itself is 0 up to rounding of either sign; a squared distance is never negative.
-    return frechet_distance(*map(moments, prepared)).clamp_min(0)
+    return frechet_distance(*map(moments, prepared))
 
 
 def modality_integration_rate(
