@@ -16,7 +16,7 @@ from mir_plugin.files.atomic import write_atomically
 from mir_plugin.files.strict_json import is_number, json_document, read_as
 
 Outliers = Literal["replace", "remove", "none"]
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 knows no ``place`` and no ``inputs``
 # Whose sums over the layers have these logarithms.
 _DISTANCE_OF = {
     "mir": "distance",
@@ -101,7 +101,8 @@ class MirResult:
     """One measurement of one checkpoint: values, how they were obtained, and what they may be compared with.
 
     Attributes:
-        checkpoint: path or hub name it is filed under.
+        checkpoint: path or hub name it is filed under, as given.
+        place: the folder that name meant when it was measured, absolute and without links; empty for anything else.
         family: name of the adapter that loaded it.
         mir: with the exact trace term; dimensionless, lower is better.
         mir_published: what the published program's default mode amounts to, Tr(ΣvΣt) in place of the trace term; null
@@ -110,9 +111,15 @@ class MirResult:
         n_samples: image-text pairs.
         estimator: of ``mir``; always "exact".
         config: the protocol.
-        fingerprints: hashes of ``samples``, ``protocol``, ``checkpoint`` and ``versions``, and from the command line
-            ``request``, all that was asked for, and ``files``, all folders it was loaded from. Results whose samples or
-            protocol differ are not comparable, while versions are only recorded.
+        fingerprints: hashes of ``samples``, ``protocol``, ``checkpoint``, ``versions`` and ``inputs``, and from the
+            command line ``request``, all that was asked for. ``checkpoint`` is that of all files it was loaded from, or
+            begins with "memory:" for weights that no file holds. Results whose samples or protocol differ are not
+            comparable, while versions are only recorded.
+        inputs: what reached the model. ``token_ids``, ``positions`` (of vision and text tokens) and ``pixels`` (as
+            prepared, before they take the model's dtype) each hold one digest for every sample, in one line; then
+            ``pixel_shapes``, ``n_vision_tokens``, ``n_text_tokens``, ``n_cut_texts``, ``weights_dtype``,
+            ``compute_dtype``, ``attention``, and ``host_settings``: what a host prepares otherwise than the checkpoint
+            says, name → the checkpoint's value and the host's. Empty in results of schema 1.
         layers: from the first decoder layer to the last.
         facts: what was recognised and chosen at loading: paths, dtype, vision tower, projector, prompt template.
         samples: where they come from and which were chosen.
@@ -138,6 +145,8 @@ class MirResult:
     config: MirConfig
     fingerprints: Mapping[str, str]
     layers: tuple[LayerDistance, ...]
+    place: str = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[str, Any] = field(default_factory=dict)
     engine: Mapping[str, Any] = field(default_factory=dict)
@@ -192,9 +201,16 @@ def result_file(path: Path) -> Path:
     return path / RESULT_NAME if path.is_dir() else path
 
 
-def is_filed_under(name: str, checkpoint: Path) -> bool:
-    """Whether the name that a result gives its checkpoint is that of this one; relative paths are taken from here."""
-    return os.path.abspath(name) == os.path.abspath(checkpoint)  # noqa: PTH100 - a file may name anything
+def is_filed_under(name: str, place: str, checkpoint: Path) -> bool:
+    """Whether what a file says of its checkpoint means this one.
+
+    Args:
+        name: as given when it was measured. Alone it is taken from here if it is relative.
+        place: the folder that this name meant then; empty where the file does not say.
+    """
+    if place and checkpoint.is_dir():
+        return place == str(checkpoint.resolve())
+    return os.path.abspath(place or name) == os.path.abspath(checkpoint)  # noqa: PTH100 - a file may name anything
 
 
 def _hold_together(result: MirResult) -> None:

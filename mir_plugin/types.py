@@ -18,6 +18,23 @@ from mir_plugin.samples.sample_set import Sample
 
 
 @dataclass(frozen=True)
+class SampleInputs:
+    """What one sample became before it reached the model, as digests (``mir_plugin.files.fingerprint.digest``).
+
+    Attributes:
+        token_ids: of the prompt's ids without padding; image positions count with whatever stands there.
+        pixels: of everything the image became, as prepared: before it takes the model's dtype and device.
+        pixel_shape: for people, such as "3x336x336".
+        cut: whether a part of the text was cut off.
+    """
+
+    token_ids: str
+    pixels: str
+    pixel_shape: str = ""
+    cut: bool = False
+
+
+@dataclass(frozen=True)
 class Batch:
     """One or more samples, ready for a forward pass.
 
@@ -26,12 +43,14 @@ class Batch:
         vision_mask: bool (samples, tokens), true on vision tokens, in the sequence the decoder layers see.
         text_mask: bool (samples, tokens), true on text tokens: every position after the image block, padding excluded.
         sample_ids: one per row of the masks.
+        prepared: what each sample became; empty where the adapter does not say.
     """
 
     inputs: Mapping[str, Any]
     vision_mask: Tensor
     text_mask: Tensor
     sample_ids: tuple[str, ...]
+    prepared: tuple[SampleInputs, ...] = ()
 
 
 class LayerWeights(Protocol):
@@ -78,7 +97,8 @@ class ModelAdapter(Protocol):
         facts: what was recognised and chosen while loading (paths, dtype, vision tower, projector, MoCa, ...);
             plain JSON values, stored with every result. Always holds "prompt_template", the exact text around image
             and sample text, and "checkpoint_fingerprint" (``mir_plugin.files.fingerprint``): both decide which results
-            may be compared. Where it was loaded from disk, "source_folders" lists every folder that was read.
+            may be compared. Where it was loaded from disk, "source_folders" lists every folder that was read, and the
+            fingerprint is theirs, taken before the first weight was read.
         device: where hidden states live.
         decoder: the language model's layers.
     """

@@ -49,7 +49,9 @@ def test_run_prints_a_table_and_writes_the_result(
     assert f"MIR            {result.mir:.4f}" in printed
     assert [layer.layer for layer in result.layers] == [1, 2, 3, 4]
     assert result.n_samples == 2
-    assert set(result.fingerprints) == {"samples", "protocol", "checkpoint", "versions", "request", "files"}
+    assert set(result.fingerprints) == {
+        "samples", "protocol", "checkpoint", "versions", "inputs", "request", "loading",
+    }  # fmt: skip
 
 
 def test_json_prints_the_result_and_nothing_else(

@@ -13,7 +13,7 @@ from mir_plugin.files.atomic import replacing, write_atomically
 from mir_plugin.measurement.measure import measure
 from mir_plugin.measurement.measurement import Measurement
 from mir_plugin.measurement.pooled import PooledLayer
-from mir_plugin.measurement.resume import Journal, finished_result, request_fingerprint
+from mir_plugin.measurement.resume import Journal, finished_result, loading_fingerprint, request_fingerprint
 from mir_plugin.model_adapters import Checkpoint, LoadOptions
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.samples.sample_set import SampleSet
@@ -110,17 +110,15 @@ def checkpoint_at(folder: Path) -> Path:
 def test_a_request_is_the_same_until_a_file_or_an_option_changes(tmp_path: Path) -> None:
     checkpoint, tower = checkpoint_at(tmp_path / "a"), checkpoint_at(tmp_path / "tower")
 
-    def request(**changes: Any) -> str:
-        options = {"dtype": "auto", "vision_tower": tower, "device_memory": None, **changes}
-        return request_fingerprint(checkpoint, options, MirConfig(), "samples")
+    def request(protocol: MirConfig | None = None, **changes: Any) -> str:
+        loading = loading_fingerprint(LoadOptions(**{"device": "cpu", "vision_tower": tower, **changes}))
+        return request_fingerprint(checkpoint, loading, protocol or MirConfig(), "samples")
 
     first = request()
     assert request() == first
     assert request(device_memory=5) == first  # it changes the memory, not the result
     assert request(dtype="float16") != first
-    assert request_fingerprint(checkpoint, {}, MirConfig(normalize=False), "samples") != request_fingerprint(
-        checkpoint, {}, MirConfig(), "samples"
-    )
+    assert request(MirConfig(normalize=False)) != first
     (tower / "model.safetensors").write_bytes(bytes(99) + b"1")
     with_new_tower = request()
     assert with_new_tower != first

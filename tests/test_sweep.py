@@ -162,23 +162,30 @@ def test_a_later_sweep_leaves_every_saved_result_in_its_folder(tmp_path: Path) -
     assert held == {"final": "b/final", "a_final": "a/final", "b_final": "c/b/final"}
 
 
+def loaded_alike(result: MirResult) -> MirResult:
+    return dataclasses.replace(result, fingerprints={**result.fingerprints, "loading": "loaded alike"})
+
+
 def test_results_of_checkpoints_that_a_training_deleted_still_count(tmp_path: Path) -> None:
     runs, out = tmp_path / "runs", tmp_path / "out"
     (runs / "checkpoint-3").mkdir(parents=True)
     for name, checkpoint in {
         "gone": runs / "checkpoint-2", "there": runs / "checkpoint-3", "elsewhere": tmp_path / "checkpoint-4",
     }.items():  # fmt: skip
-        toy_result(checkpoint).save(out / name / "mir.json")
+        loaded_alike(toy_result(checkpoint)).save(out / name / "mir.json")
     other = dataclasses.replace(toy_result(runs / "checkpoint-1"), config=MirConfig(outliers="none"))
-    other.save(out / "other" / "mir.json")
+    loaded_alike(other).save(out / "other" / "mir.json")
+    toy_result(runs / "checkpoint-5").save(out / "older" / "mir.json")  # does not say how it was loaded
     (out / "damaged").mkdir()
     (out / "damaged" / "mir.json").write_text("{")
     sweep = Sweep(out, measured_by_step)
-    sweep.recall(runs, SAMPLES.fingerprint, MirConfig())
+    left_out = sweep.recall(runs, SAMPLES.fingerprint, MirConfig(), "loaded alike")
+    assert {path.parent.name for path in left_out} == {"other", "older"}
     assert [(one.name, one.state, one.step) for one in sweep.entries] == [("gone", "kept", 2)]
     assert sweep.entries[0].result is not None
     sweep.entries.clear()
-    sweep.recall(runs, "other samples", MirConfig())
+    sweep.recall(runs, "other samples", MirConfig(), "loaded alike")
+    sweep.recall(runs, SAMPLES.fingerprint, MirConfig(), "another base LLM or dtype")
     assert sweep.entries == []
 
 

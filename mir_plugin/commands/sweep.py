@@ -122,7 +122,8 @@ def sweep(
         try:
             with lock(out, group), display.of(running):
                 if watch is not None and watcher is not None:
-                    running.recall(watch, chosen.fingerprint, protocol)
+                    left_out = running.recall(watch, chosen.fingerprint, protocol, measuring.loading)
+                    _tell_left_out(left_out if group.rank == 0 else [])
                     with _ended_by_kill():
                         _follow(running, watcher, watch_settle, watch_idle, group)
                 else:
@@ -159,6 +160,12 @@ def _follow(running: Sweep, watcher: CheckpointWatcher, settle: float, idle: flo
         if landed:
             running.add(landed)
             running.run()
+
+
+def _tell_left_out(results: list[Path]) -> None:
+    for path in results:
+        note = f"mir: {path} is left out: its checkpoint is gone, and it was loaded or measured with other options."
+        typer.echo(note, err=True)
 
 
 def _report(running: Sweep) -> list[Path]:

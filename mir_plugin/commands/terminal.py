@@ -55,6 +55,8 @@ def print_comparison(comparison: Comparison) -> None:
     console.print(escape(f"A  {comparison.a}\nB  {comparison.b}"))
     for difference in comparison.differing:
         console.print(f"[yellow]differs: {escape(difference)}[/yellow]")
+    for sentence in comparison.told:
+        console.print(escape(sentence), soft_wrap=True)
     table = Table()
     for heading in ("layer", "distance A", "distance B", "B − A", "95 % interval"):
         table.add_column(heading, justify="right")

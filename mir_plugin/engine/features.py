@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mir_plugin.engine.inputs import ReceivedInputs
 from mir_plugin.engine.progress import progress
 from mir_plugin.engine.replay import (
     ReplayCheck,
@@ -38,7 +39,12 @@ BATCH_ON_ACCELERATORS = 8
 
 
 def layer_features(
-    adapter: ModelAdapter, samples: Sequence[Sample], *, batch_size: int | None = None, check: ReplayCheck | None = None
+    adapter: ModelAdapter,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int | None = None,
+    check: ReplayCheck | None = None,
+    received: ReceivedInputs | None = None,
 ) -> Iterator[TokenFeatures]:
     """Yield the features of layers 1..L in order; each is valid until the next is asked for.
 
@@ -48,6 +54,7 @@ def layer_features(
         batch_size: samples per forward pass; None takes ``default_batch_size``. The features do not depend on it
             beyond rounding: padding is masked.
         check: result of ``check_replay``; made on the first sample when absent.
+        received: takes what reached the model.
     Raises:
         MirError: from the adapter for a sample it cannot encode.
     """
@@ -55,7 +62,7 @@ def layer_features(
         raise MirError("no samples to measure on.")
     check = check or check_replay(adapter, samples[0])
     features = _breadth_first if check.path == "breadth-first" else _depth_first
-    return features(adapter, samples, batch_size or default_batch_size(adapter))
+    return features(adapter, samples, batch_size or default_batch_size(adapter), received or ReceivedInputs())
 
 
 def default_batch_size(adapter: ModelAdapter) -> int:
@@ -208,10 +215,12 @@ class _Pool:
         return batch
 
 
-def _breadth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int) -> Iterator[TokenFeatures]:
+def _breadth_first(
+    adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int, received: ReceivedInputs
+) -> Iterator[TokenFeatures]:
     batches = packed_by_length(samples, batch_size)
     with torch.no_grad():
-        pool = _Pool(_caught_batches(adapter, samples, batches), batches)
+        pool = _Pool(_caught_batches(adapter, samples, batches, received), batches)
     n_layers = len(adapter.decoder.layers)
     ids = tuple(sample.sample_id for sample in samples)
     with LayerStream(adapter.decoder, adapter.device) as stream:
@@ -225,14 +234,17 @@ def _breadth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size:
             yield TokenFeatures(k + 1, pool.vision, pool.text, pool.vision_counts, pool.text_counts, ids)
 
 
-def _depth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int) -> Iterator[TokenFeatures]:
+def _depth_first(
+    adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int, received: ReceivedInputs
+) -> Iterator[TokenFeatures]:
     n_layers = len(adapter.decoder.layers)
-    batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+    batches = [range(len(samples))[start : start + batch_size] for start in range(0, len(samples), batch_size)]
     with Spool(n_layers) as spool:
         with torch.no_grad(), LayerStream(adapter.decoder, adapter.device) as stream:
-            for neighbours in progress(batches, "forward passes", "batch"):
-                batch = adapter.encode(neighbours)
-                record = _SpoolRecorder(spool, batch)
+            for indices in progress(batches, "forward passes", "batch"):
+                batch = adapter.encode([samples[index] for index in indices])
+                received.add(batch, indices)
+                record = _SpoolRecorder(spool, batch, received)
                 with stream.during_forward(), recorded_outputs(adapter, record), adapter.bound_to(batch):
                     adapter.forward(batch)
         ids = tuple(sample.sample_id for sample in samples)
@@ -241,12 +253,14 @@ def _depth_first(adapter: ModelAdapter, samples: Sequence[Sample], batch_size: i
 
 
 def _caught_batches(
-    adapter: ModelAdapter, samples: Sequence[Sample], batches: Sequence[Sequence[int]]
+    adapter: ModelAdapter, samples: Sequence[Sample], batches: Sequence[Sequence[int]], received: ReceivedInputs
 ) -> list[CaughtBatch]:
     caught: list[CaughtBatch] = []
     by_shape: dict[torch.Size, Mapping[str, Any]] = {}
     for indices in progress(batches, "images and text", "batch"):
-        batch = _catch_first_layer_inputs(adapter, adapter.encode([samples[index] for index in indices]))
+        encoded = adapter.encode([samples[index] for index in indices])
+        received.add(encoded, indices)
+        batch = _catch_first_layer_inputs(adapter, encoded, received)
         # Masks and rotary tables of batches of one length are mostly the same: one copy is kept.
         known = by_shape.setdefault(batch.masks.vision_mask.shape, batch.kwargs)
         shared = first_difference(known, batch.kwargs) is None
@@ -254,13 +268,14 @@ def _caught_batches(
     return caught
 
 
-def _catch_first_layer_inputs(adapter: ModelAdapter, batch: Batch) -> CaughtBatch:
+def _catch_first_layer_inputs(adapter: ModelAdapter, batch: Batch, received: ReceivedInputs) -> CaughtBatch:
     caught: list[CaughtBatch] = []
     vision, text = batch.vision_mask, batch.text_mask
     places = Places(*(mask.flatten().nonzero().squeeze(1) for mask in (vision, text, ~(vision | text))))
 
     def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state, others = split_arguments(args, kwargs)
+        received.computed(state)
         caught.append(CaughtBatch(masks_only(batch), _in_own_pages(state), others, _autocast_here(state), places))
         raise _Caught
 
@@ -309,11 +324,13 @@ def _rows_of(indices: Sequence[int], counts: Sequence[int]) -> Tensor:
 class _SpoolRecorder:
     """Writes the hidden states of one forward pass to a spool, layer after layer."""
 
-    def __init__(self, spool: Spool, batch: Batch) -> None:
-        self._spool, self._batch, self._layer = spool, batch, 0
+    def __init__(self, spool: Spool, batch: Batch, received: ReceivedInputs) -> None:
+        self._spool, self._batch, self._received, self._layer = spool, batch, received, 0
 
     def __call__(self, state: Tensor) -> None:
         self._layer += 1
+        if self._layer == 1:
+            self._received.computed(state)
         vision, text = self._batch.vision_mask, self._batch.text_mask
         if state.shape[:-1] != vision.shape:
             raise MirError(

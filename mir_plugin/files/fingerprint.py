@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,17 @@ REMEMBERED_FROM_BYTES = 8 << 20  # smaller files are read faster than a remember
 def fingerprint(value: Any) -> str:
     """First 16 hex digits of the SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def digest(parts: Iterable[bytes | memoryview]) -> str:
+    """First 16 hex digits of the 128-bit xxHash of some bytes, each part with its length."""
+    from xxhash import xxh3_128
+
+    whole = xxh3_128()
+    for part in parts:
+        whole.update(memoryview(part).nbytes.to_bytes(8, "little"))
+        whole.update(part)
+    return str(whole.hexdigest())[:16]
 
 
 def folder_fingerprint(folders: Iterable[Path]) -> str:
@@ -73,16 +84,31 @@ def file_digest(path: Path) -> str:
         MirError: if the file changes while it is read.
         OSError: if it cannot be read.
     """
+    return remembered(path, "content", lambda: _hash(path))
+
+
+def remembered(path: Path, what: Any, compute: Callable[[], str]) -> str:
+    """Digests made from a file's content; those of a large file are kept until the file changes.
+
+    Args:
+        what: a JSON value that tells them from others of the same file.
+        compute: reads the file; returns hexadecimal digits and spaces.
+    Raises:
+        MirError: if the file changes while it is read.
+        OSError: if it cannot be read.
+    """
     before = _state(path)
-    kept = _cache_dir() / fingerprint(before) if before[2] >= REMEMBERED_FROM_BYTES else None
+    kept = _cache_dir() / fingerprint([what, *before]) if before[2] >= REMEMBERED_FROM_BYTES else None
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        if kept and len(remembered := kept.read_text(encoding="ascii")) == 32:
-            return remembered
-    found = _hash(path)
+        if kept:
+            known, _, checksum = kept.read_text(encoding="ascii").rpartition("\n")
+            if checksum == fingerprint(known):
+                return known
+    found = compute()
     if _state(path) != before:
         raise MirError(f"{path} changed while it was read. Run again when nothing writes to it any more.")
     if kept:
-        _remember(kept, found)
+        _remember(kept, f"{found}\n{fingerprint(found)}")
     return found
 
 
@@ -117,9 +143,9 @@ def _cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mir-plugin" / "digests"
 
 
-def _remember(kept: Path, digest: str) -> None:
+def _remember(kept: Path, text: str) -> None:
     with contextlib.suppress(OSError):  # without a cache folder the file is read again the next time
         kept.parent.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}.part")
-        temporary.write_text(digest, encoding="ascii")
+        temporary.write_text(text, encoding="ascii")
         temporary.replace(kept)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mir_plugin.files.atomic import write_atomically
 from mir_plugin.files.strict_json import is_number, json_document
+from mir_plugin.measurement.checkpoint_names import place_of
 from mir_plugin.measurement.resume import require_same_checkpoint
 from mir_plugin.results import MirResult
 
@@ -34,6 +35,7 @@ def save_indicators(
     """Write ``indicators.json``: values, reasons, and of which weights, samples and questions they are."""
     document: dict[str, Any] = {
         "checkpoint": str(checkpoint),
+        "place": place_of(str(checkpoint)),
         "checkpoint_fingerprint": adapter.facts["checkpoint_fingerprint"],
         "values": dict(indicators.values),
         "not_computed": dict(indicators.not_computed),
@@ -63,8 +65,9 @@ def answered(recorded: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
 def require_own(path: Path, checkpoint: Path) -> None:
     """Raise MirError if the file holds what was measured of another checkpoint."""
     try:
-        filed = str(json_document(path.read_text(encoding="utf-8"))["checkpoint"])
-    except (OSError, ValueError, TypeError, KeyError):  # none yet, or nothing of ours
+        document = json_document(path.read_text(encoding="utf-8"))
+        filed = str(document["checkpoint"]), str(document.get("place", ""))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none yet, or nothing of ours
         return
     require_same_checkpoint(path, filed, checkpoint, "remove it")
 

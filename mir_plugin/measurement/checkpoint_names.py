@@ -6,7 +6,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mir_plugin.samples.sources import natural_order
@@ -15,6 +16,15 @@ DEFAULT_OUT = Path("mir-out")
 _NUMBERED = re.compile(
     r"(?:(?P<run>.+?)[-_.])??(?:checkpoint|ckpt|global[-_]?step|step|iter|epoch)[-_]?(?P<step>\d+)", re.IGNORECASE
 )
+
+
+def place_of(name: str) -> str:
+    """The folder that a name means now, absolute and without links; empty if it means none."""
+    try:
+        folder = Path(name)
+        return str(folder.resolve()) if folder.is_dir() else ""
+    except (OSError, RuntimeError, ValueError):  # no name of a file, or a loop of links
+        return ""
 
 
 def step_in_name(name: str) -> int | None:
@@ -86,6 +96,35 @@ def result_name(checkpoint: Path, taken: Iterable[str] = ()) -> str:
     while (name := "_".join(parts[-n_parts:])) in taken and n_parts < len(parts):
         n_parts += 1
     return name
+
+
+def distinct_names(checkpoints: Sequence[Path]) -> list[str]:
+    """What to call each of several checkpoints: the fewest last parts of its path that no other one has.
+
+    A folder that is named after a step goes with its run's name, as in ``result_name``.
+
+    >>> distinct_names([Path("/a/runs/step-5"), Path("/b/runs/step-5"), Path("/a/llava")])
+    ['a_runs_step-5', 'b_runs_step-5', 'llava']
+    """
+    parts = [path.parts[1:] if path.is_absolute() else path.parts for path in checkpoints]
+    lengths = [1 if step_in_name(path.name) is None else 2 for path in checkpoints]
+    while True:
+        names = ["_".join(own[-n:]) for own, n in zip(parts, lengths, strict=True)]
+        counts = Counter(names)
+        shared = [counts[name] > 1 and n < len(own) for name, own, n in zip(names, parts, lengths, strict=True)]
+        if not any(shared):
+            return names
+        lengths = [n + more for n, more in zip(lengths, shared, strict=True)]
+
+
+def shown(path: Path) -> Path:
+    """A path as people write it: from the working directory if it lies below.
+
+    >>> shown(Path.cwd() / "runs/a"), shown(Path("/elsewhere"))
+    (PosixPath('runs/a'), PosixPath('/elsewhere'))
+    """
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - without "..", but with links
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def result_folder(checkpoint: Path) -> Path:

@@ -9,16 +9,19 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mir_plugin.engine.features import default_batch_size, layer_features
+from mir_plugin.engine.inputs import ReceivedInputs, described
 from mir_plugin.engine.memory import estimate_memory, require_disk_space
 from mir_plugin.engine.precision import full_float32
 from mir_plugin.engine.replay import ReplayCheck, check_replay
 from mir_plugin.errors import MirError
-from mir_plugin.files.fingerprint import fingerprint, versions
+from mir_plugin.files.fingerprint import fingerprint, folder_fingerprint, versions
+from mir_plugin.measurement.checkpoint_names import place_of
 from mir_plugin.measurement.pooled import PooledLayer
 from mir_plugin.measurement.resume import FinishedLayer, Journal
 from mir_plugin.metric.layer import mir
@@ -31,6 +34,10 @@ from mir_plugin.types import ModelAdapter, TokenFeatures
 logger = logging.getLogger(__name__)
 
 ESTIMATOR = "exact"
+
+
+class CheckpointChangedError(MirError):
+    """The files of a checkpoint changed while it was measured: what was computed is of neither state."""
 
 
 @full_float32()
@@ -65,11 +72,12 @@ def measure(
         request: fingerprint of what was asked for, stored with the result.
         watch: called with every layer's features of this process while they are held, layers 1..L in order.
     Raises:
-        MirError: for samples that cannot be used, features that are not finite, or too few tokens; in every process
-            of the group if it happens in one.
+        MirError: for samples that cannot be used, features that are not finite, too few tokens, or files of the
+            checkpoint that change meanwhile; in every process of the group if it happens in one.
     """
     config = config or MirConfig()
     used = versions()
+    received = ReceivedInputs()
     fingerprints = {
         "samples": sample_set.fingerprint,
         "protocol": fingerprint([dataclasses.asdict(config), ESTIMATOR, adapter.facts["prompt_template"]]),
@@ -94,7 +102,7 @@ def measure(
     batch_size = batch_size or default_batch_size(adapter)
     checked = time.perf_counter()
     statistics_seconds = 0.0
-    for features in _layers(adapter, samples, batch_size, check, group):
+    for features in _layers(adapter, samples, batch_size, check, group, received):
         if watch:
             watch(features)
         if features.layer in finished:
@@ -106,10 +114,16 @@ def measure(
             journal.add(finished[features.layer])
         statistics_seconds += time.perf_counter() - begun
     ended = time.perf_counter()
+    with group.agreed("looking at the checkpoint's files again"):
+        if group.rank == 0:
+            _require_unchanged(adapter, checkpoint)
+    of_all = group.all_gather_object((received.in_order(), received.compute_dtype))
+    inputs = described([sample for shard, _ in of_all for sample in shard], of_all[0][1], adapter)
 
     layers = tuple(layer.distance for _, layer in sorted(finished.items()))
     result = MirResult(
         checkpoint=checkpoint,
+        place=place_of(checkpoint),
         family=adapter.family,
         mir=mir([layer.distance for layer in layers]),
         mir_published=_mir_or_none([layer.distance_published for layer in layers]),
@@ -117,9 +131,10 @@ def measure(
         n_samples=len(sample_set.samples),
         estimator=ESTIMATOR,
         config=config,
-        fingerprints=fingerprints,
+        fingerprints={**fingerprints, "inputs": fingerprint(inputs)},
         layers=layers,
         facts=adapter.facts,
+        inputs=inputs,
         samples=sample_set.description,
         engine={
             "path": check.path if check else "",
@@ -146,13 +161,18 @@ def measure(
 
 
 def _layers(
-    adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int, check: ReplayCheck | None, group: Group
+    adapter: ModelAdapter,
+    samples: Sequence[Sample],
+    batch_size: int,
+    check: ReplayCheck | None,
+    group: Group,
+    received: ReceivedInputs,
 ) -> Iterator[TokenFeatures]:
     """Features of this process's samples at layers 1..L; without rows where it has no samples.
 
     A process that fails to make them ends all processes with its cause.
     """
-    own = layer_features(adapter, samples, batch_size=batch_size, check=check) if samples else None
+    own = layer_features(adapter, samples, batch_size=batch_size, check=check, received=received) if samples else None
     for k in range(1, len(adapter.decoder.layers) + 1):
         with group.agreed(f"running decoder layer {k}"):
             features = next(own) if own else None
@@ -160,6 +180,16 @@ def _layers(
         width, dtype = group.broadcast((features.vision.shape[1], features.vision.dtype) if features else (0, None))
         nothing = torch.zeros(0, width, dtype=dtype, device=adapter.device)
         yield features or TokenFeatures(k, nothing, nothing, (), ())
+
+
+def _require_unchanged(adapter: ModelAdapter, checkpoint: str) -> None:
+    """Raise CheckpointChangedError if the files of a checkpoint are not those whose fingerprint was taken."""
+    folders = adapter.facts.get("source_folders")
+    if folders and folder_fingerprint(map(Path, folders)) != adapter.facts["checkpoint_fingerprint"]:
+        raise CheckpointChangedError(
+            f"{checkpoint} changed while it was measured, so the result would mix old and new weights. Run the command "
+            "again when nothing writes to it any more."
+        )
 
 
 def _finished_layer(features: TokenFeatures, config: MirConfig, with_uncertainty: bool, group: Group) -> FinishedLayer:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mir_plugin.engine.features import layer_features
-from mir_plugin.errors import MirError
 from mir_plugin.files.atomic import only_writer
-from mir_plugin.measurement.measure import measure
-from mir_plugin.measurement.resume import Journal, files_fingerprint, finished_result, request_fingerprint
+from mir_plugin.measurement.measure import CheckpointChangedError, measure
+from mir_plugin.measurement.resume import (
+    Journal,
+    finished_result,
+    loading_fingerprint,
+    request_fingerprint,
+)
 from mir_plugin.model_adapters import Checkpoint
-from mir_plugin.model_adapters.weights.device import chosen_device
 from mir_plugin.model_adapters.weights.shared_parts import SharedParts
 from mir_plugin.processes import ALONE, Group
 from mir_plugin.results import PARTIAL_NAME, RESULT_NAME, MirConfig, MirResult
@@ -56,13 +59,8 @@ class Measurement:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of all that is asked for. Of the device only the type counts, not which one of several it is."""
-        return self._fingerprint_now()
-
-    def _fingerprint_now(self) -> str:
-        load = self.checkpoint.options
-        device = load.device if load.device != "auto" else chosen_device("auto").type
-        options = {**dataclasses.asdict(load), "device": device.partition(":")[0], **self.further}
-        return request_fingerprint(self.checkpoint.name, options, self.protocol, self.samples.fingerprint)
+        loading = loading_fingerprint(self.checkpoint.options, self.further)
+        return request_fingerprint(self.checkpoint.name, loading, self.protocol, self.samples.fingerprint)
 
     def run(self) -> MirResult:
         """The result in the folder if it answers this very request; else load, measure and save. Collective.
@@ -111,29 +109,26 @@ class Measurement:
         journal = Journal(self.folder / PARTIAL_NAME)
         if self.force and self.group.rank == 0:
             journal.remove()
-        files = files_fingerprint(adapter.facts) if self.group.rank == 0 else None
-        result = measure(
-            adapter,
-            self.samples,
-            self.protocol,
-            checkpoint=str(self.checkpoint.name),
-            batch_size=self.batch_size,
-            with_uncertainty=self.with_uncertainty,
-            group=self.group,
-            journal=journal,
-            request=self.fingerprint if self.group.rank == 0 else None,
-            watch=on_layer,
-        )
+        try:
+            result = measure(
+                adapter,
+                self.samples,
+                self.protocol,
+                checkpoint=str(self.checkpoint.name),
+                batch_size=self.batch_size,
+                with_uncertainty=self.with_uncertainty,
+                group=self.group,
+                journal=journal,
+                request=self.fingerprint if self.group.rank == 0 else None,
+                watch=on_layer,
+            )
+        except CheckpointChangedError:
+            journal.remove()
+            raise
         with self.group.agreed("saving the result"):
             if self.group.rank == 0:
-                if files_fingerprint(adapter.facts) != files or self._fingerprint_now() != self.fingerprint:
-                    journal.remove()
-                    raise MirError(
-                        f"{self.checkpoint.name} changed while it was measured, so the result would mix old and new "
-                        "weights. Run the command again when nothing writes to it any more."
-                    )
-                if files:
-                    result = dataclasses.replace(result, fingerprints={**result.fingerprints, "files": files})
+                loading = loading_fingerprint(self.checkpoint.options)
+                result = dataclasses.replace(result, fingerprints={**result.fingerprints, "loading": loading})
                 result.save(self.result_path)
                 journal.remove()
         return result

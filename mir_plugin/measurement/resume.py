@@ -19,6 +19,8 @@ from mir_plugin.errors import MirError
 from mir_plugin.files.atomic import not_writable, write_atomically
 from mir_plugin.files.fingerprint import fingerprint, folder_fingerprint
 from mir_plugin.files.strict_json import json_document, read_as
+from mir_plugin.model_adapters import LoadOptions
+from mir_plugin.model_adapters.weights.device import chosen_device
 from mir_plugin.results import (
     LayerDistance,
     MirConfig,
@@ -77,20 +79,30 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def request_fingerprint(
-    checkpoint: Path, options: Mapping[str, Any], config: MirConfig, samples_fingerprint: str
-) -> str:
-    """Hash of what is asked for, without loading a weight: checkpoint files, loading options, protocol and samples.
+def loading_fingerprint(load: LoadOptions, further: Mapping[str, Any] | None = None) -> str:
+    """Hash of how a checkpoint is loaded: options, and the content of folders among them, wherever these lie.
+
+    Of the device only the kind counts, not which one of several it is.
 
     Args:
-        options: how to load; every ``Path`` among the values that is a folder counts by its files too.
+        further: what else changes the result, name → value.
     """
-    folders = [checkpoint, *(value for value in options.values() if isinstance(value, Path))]
-    files = [folder_fingerprint([folder]) if folder.is_dir() else None for folder in folders]
-    asked = {name: str(value) for name, value in options.items() if name not in WITHOUT_EFFECT}
-    return fingerprint(
-        [str(checkpoint.absolute()), files, asked, dataclasses.asdict(config), samples_fingerprint, __version__]
-    )
+    device = load.device if load.device != "auto" else chosen_device("auto").type
+    options = {**dataclasses.asdict(load), "device": device.partition(":")[0], **(further or {})}
+    asked = {name: _content(value) for name, value in options.items() if name not in WITHOUT_EFFECT}
+    return fingerprint(asked)
+
+
+def request_fingerprint(checkpoint: Path, loading: str, config: MirConfig, samples_fingerprint: str) -> str:
+    """Hash of what is asked for, without loading a weight: checkpoint files, loading, protocol and samples.
+
+    Args:
+        loading: as ``loading_fingerprint``.
+    """
+    place, files = str(checkpoint.absolute()), None
+    if checkpoint.is_dir():
+        place, files = str(checkpoint.resolve()), folder_fingerprint([checkpoint])
+    return fingerprint([place, files, loading, dataclasses.asdict(config), samples_fingerprint, __version__])
 
 
 def finished_result(path: Path, request: str, checkpoint: Path, *, with_uncertainty: bool) -> MirResult | None:
@@ -105,37 +117,46 @@ def finished_result(path: Path, request: str, checkpoint: Path, *, with_uncertai
         result = MirResult.load(path)
     except MirError:  # not ours, or of another version: no answer to anything
         return None
-    asked, files = result.fingerprints.get("request"), result.fingerprints.get("files")
-    if asked != request or files != files_fingerprint(result.facts):
-        require_same_checkpoint(path, result.checkpoint, checkpoint, "replace it with --force")
+    asked, files = result.fingerprints.get("request"), files_fingerprint(result.facts)
+    if asked != request or (files is not None and files != result.fingerprints["checkpoint"]):
+        require_same_checkpoint(path, (result.checkpoint, result.place), checkpoint, "replace it with --force")
         return None
     return result if result.uncertainty or not with_uncertainty else None
 
 
 def files_fingerprint(facts: Mapping[str, Any]) -> str | None:
-    """Hash of all folders that a checkpoint was loaded from, as they are now; None if they are unknown or gone.
+    """Hash of all folders that a checkpoint was loaded from, as they are now; None if they are unknown.
 
     A vision tower or base LLM that only the checkpoint's config names counts here, and not in the request.
     """
+    if not facts.get("source_folders"):
+        return None
     try:
         return folder_fingerprint(Path(folder) for folder in facts["source_folders"])
-    except (KeyError, MirError):
-        return None
+    except MirError:
+        return "gone"
 
 
-def require_same_checkpoint(path: Path, filed: str, checkpoint: Path, otherwise: str) -> None:
+def require_same_checkpoint(path: Path, filed: tuple[str, str], checkpoint: Path, otherwise: str) -> None:
     """Keep what was computed of one checkpoint from being replaced by what is computed of another.
 
     Args:
-        filed: the checkpoint that the file at ``path`` names.
+        filed: name and place of the checkpoint that the file at ``path`` is of.
         otherwise: what to do but to name another folder, for the message.
     Raises:
         MirError: if that is not ``checkpoint``; names both.
     """
-    if not is_filed_under(filed, checkpoint):
+    if not is_filed_under(*filed, checkpoint):
         raise MirError(
-            f"{path} belongs to {filed}, not to {checkpoint}. Choose another folder with --out, or {otherwise}."
+            f"{path} belongs to {filed[1] or filed[0]}, not to {checkpoint}. Choose another folder with --out, or "
+            f"{otherwise}."
         )
+
+
+def _content(value: Any) -> str:
+    if isinstance(value, Path) and value.is_dir():
+        return folder_fingerprint([value])
+    return str(value)
 
 
 def _line(layer: FinishedLayer) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mir_plugin.engine.progress import progress
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.comparable import protocol_differences
 from mir_plugin.measurement.measurement import Measurement, lock
 from mir_plugin.model_adapters import Checkpoint
 from mir_plugin.results import RESULT_NAME, MirConfig, MirResult
@@ -22,7 +23,6 @@ from mir_plugin.robustness.results import (
 )
 from mir_plugin.robustness.studies import Condition, Plan
 from mir_plugin.robustness.verdict import verdicts
-from mir_plugin.selection.comparison import what_differs
 from mir_plugin.types import ModelAdapter
 
 
@@ -166,5 +166,5 @@ def _differences(base: MirResult, against: Sequence[MirResult]) -> list[str]:
     return [
         f"{other.checkpoint} was not measured like the first condition: it differs in {'; '.join(differing)}."
         for other in against
-        if (differing := what_differs(base, other))
+        if (differing := protocol_differences(base, other, ("the first condition", other.checkpoint)))
     ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mir_plugin.errors import MirError
-from mir_plugin.measurement.checkpoint_names import result_name, run_of, step_of
+from mir_plugin.measurement.checkpoint_names import distinct_names, run_of, shown, step_of
+from mir_plugin.measurement.comparable import dtype_of, inputs_of
 from mir_plugin.results import RESULT_NAME, MirResult
 from mir_plugin.selection.select import Candidate
 
@@ -15,22 +17,42 @@ from mir_plugin.selection.select import Candidate
 def candidates_in(sources: Sequence[str]) -> list[Candidate]:
     """The results that sources hold, each checkpoint once: a later measurement of the same files replaces an earlier.
 
+    One in another dtype, or with other host settings, replaces none.
+
     Raises:
         MirError: if a source does not exist or holds no result.
     """
-    newest: dict[tuple[str, str | None], MirResult] = {}
-    for source in sources:
-        for path in _result_files(source):
-            result = MirResult.load(path)
-            key = result.checkpoint, result.fingerprints.get("checkpoint")
-            if key not in newest or newest[key].created < result.created:
-                newest[key] = result
-    candidates: list[Candidate] = []
-    for result in newest.values():
-        checkpoint = Path(result.checkpoint)
-        name = result_name(checkpoint, {candidate.name for candidate in candidates})
-        candidates.append(Candidate(name, run_of(checkpoint), step_of(checkpoint), result))
-    return candidates
+    found = [(path, MirResult.load(path)) for source in sources for path in _result_files(source)]
+    places = _places(found)
+    newest: dict[tuple[Any, ...], tuple[Path, MirResult]] = {}
+    for place, (_, result) in zip(places, found, strict=True):
+        key = place, result.fingerprints.get("checkpoint"), dtype_of(result), inputs_of(result)
+        if key not in newest or newest[key][1].created < result.created:
+            newest[key] = place, result
+    checkpoints = [place for place, _ in newest.values()]
+    return [
+        Candidate(name, run_of(shown(place)), step_of(place), result)
+        for name, (place, result) in zip(distinct_names(checkpoints), newest.values(), strict=True)
+    ]
+
+
+def _places(found: Sequence[tuple[Path, MirResult]]) -> list[Path]:
+    """Where each result's checkpoint was.
+
+    A result of schema 1 may know a relative path alone. Where results in different folders give one such name to
+    different weights, these were different checkpoints, and the folders tell them apart.
+    """
+    known = [Path(result.place or result.checkpoint) for _, result in found]
+    roots = [path.absolute().parents[min(1, len(path.absolute().parents) - 1)] for path, _ in found]
+    weights: dict[Path, dict[str | None, set[Path]]] = {}
+    for place, root, (_, result) in zip(known, roots, found, strict=True):
+        weights.setdefault(place, {}).setdefault(result.fingerprints.get("checkpoint"), set()).add(root)
+    several = {
+        run_of(place)
+        for place, by_weights in weights.items()
+        if not place.is_absolute() and len(by_weights) > 1 and len(set().union(*by_weights.values())) > 1
+    }
+    return [root / place if run_of(place) in several else place for place, root in zip(known, roots, strict=True)]
 
 
 def _result_files(source: str) -> Iterator[Path]:
@@ -43,7 +65,10 @@ def _result_files(source: str) -> Iterator[Path]:
 
 
 def found_checkpoints(patterns: Sequence[str]) -> list[Path]:
-    """The folders that patterns match and that hold a config.json; a name without wildcards is taken as it is.
+    """The folders that patterns match and that hold a config.json, each once.
+
+    A name that exists, and one without wildcards, is taken as it is. Of several spellings of one folder and links to it
+    the folder's own name counts, else the first.
 
     Raises:
         MirError: if a pattern matches no such folder.
@@ -52,7 +77,7 @@ def found_checkpoints(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         if "://" in pattern:
             raise MirError(f"{pattern!r} is a URL; expected a folder or a pattern. Download the checkpoint first.")
-        if not glob.has_magic(pattern):
+        if not glob.has_magic(pattern) or Path(pattern).exists():
             checkpoints.append(Path(pattern))
             continue
         matches = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - may be absolute
@@ -63,4 +88,9 @@ def found_checkpoints(patterns: Sequence[str]) -> list[Path]:
                 "Check the pattern; quote it so that the shell leaves it alone."
             )
         checkpoints += folders
-    return checkpoints
+    by_place: dict[Path, Path] = {}
+    for checkpoint in checkpoints:
+        place = checkpoint.resolve()
+        if place not in by_place or (checkpoint.absolute() == place and by_place[place].absolute() != place):
+            by_place[place] = checkpoint
+    return list(by_place.values())

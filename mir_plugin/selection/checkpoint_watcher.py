@@ -123,7 +123,8 @@ def _signature(checkpoint: Path) -> Signature:
     with contextlib.suppress(FileNotFoundError):
         for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
             state = path.stat()
-            entries.append((str(path.relative_to(checkpoint)), state.st_size, state.st_mtime_ns))
+            changed = max(state.st_mtime_ns, state.st_ctime_ns)  # the first can be set back
+            entries.append((str(path.relative_to(checkpoint)), state.st_size, changed))
     return tuple(entries)
 
 

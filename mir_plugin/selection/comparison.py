@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.comparable import allowed_differences, protocol_differences
 from mir_plugin.metric.uncertainty import (
     CONFIDENCE,
     half_width,
@@ -46,6 +47,7 @@ class Comparison:
         a, b: the checkpoints' names.
         paired: whether both were measured on the same samples.
         differing: what of samples and protocol is not the same.
+        told: sentences on what reached the models differently because the checkpoints differ.
         mir: the difference of MIR.
         layers: the differences of the layer distances; empty when the checkpoints have different numbers of layers.
     """
@@ -54,6 +56,7 @@ class Comparison:
     b: str
     paired: bool
     differing: tuple[str, ...]
+    told: tuple[str, ...]
     mir: Difference
     layers: tuple[Difference, ...]
 
@@ -89,10 +92,10 @@ def compare_results(a: MirResult, b: MirResult, *, anyway: bool = False) -> Comp
     Raises:
         MirError: if samples or protocol differ and ``anyway`` is not set; says in what.
     """
-    differing = tuple(what_differs(a, b))
+    differing = tuple(protocol_differences(a, b))
     if differing and not anyway:
         raise MirError(
-            f"{a.checkpoint} and {b.checkpoint} are not comparable: they differ in {'; '.join(differing)}. "
+            f"{a.checkpoint} (A) and {b.checkpoint} (B) are not comparable: they differ in {'; '.join(differing)}. "
             "Measure both with the same samples and options, or add --anyway."
         )
     paired = _share_samples(a, b)
@@ -108,6 +111,7 @@ def compare_results(a: MirResult, b: MirResult, *, anyway: bool = False) -> Comp
         b=b.checkpoint,
         paired=paired,
         differing=differing,
+        told=tuple(allowed_differences(a, b)),
         mir=mir_difference(a, b),
         layers=tuple(layers),
     )
@@ -118,32 +122,8 @@ def mir_difference(a: MirResult, b: MirResult, confidence: float = CONFIDENCE) -
     return _difference((a.mir, a.uncertainty), (b.mir, b.uncertainty), a, b, _share_samples(a, b), confidence)
 
 
-def what_differs(a: MirResult, b: MirResult) -> list[str]:
-    """What of samples and protocol is not the same, in words; versions and checkpoints may differ."""
-    differing = []
-    if a.fingerprints.get("samples") != b.fingerprints.get("samples"):
-        differing.append(f"samples ({_samples(a)} and {_samples(b)})")
-    if a.fingerprints.get("protocol") != b.fingerprints.get("protocol"):
-        one, other = _protocol(a), _protocol(b)
-        named = [f"{name} ({one[name]!r} and {other[name]!r})" for name in one if one[name] != other[name]]
-        differing += named or ["protocol"]
-    return differing
-
-
 def _share_samples(a: MirResult, b: MirResult) -> bool:
     return a.fingerprints.get("samples") == b.fingerprints.get("samples") and a.n_samples == b.n_samples
-
-
-def _protocol(result: MirResult) -> dict[str, Any]:
-    return {
-        "estimator": result.estimator,
-        **dataclasses.asdict(result.config),
-        "prompt template": result.facts.get("prompt_template"),
-    }
-
-
-def _samples(result: MirResult) -> str:
-    return f"{result.n_samples} of {result.samples.get('source', 'unknown source')}"
 
 
 def _difference(

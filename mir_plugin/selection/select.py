@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.comparable import allowed_differences, protocol_differences
 from mir_plugin.metric.uncertainty import CONFIDENCE, has_uncertainty
 from mir_plugin.results import MirResult
-from mir_plugin.selection.comparison import Difference, mir_difference, what_differs
+from mir_plugin.selection.comparison import Difference, mir_difference
 
 Outcome = Literal["clear", "undecided", "still falling"]
 Trend = Literal["saturated", "still falling", "rising again", "unknown"]
@@ -148,15 +149,22 @@ def select(candidates: Sequence[Candidate], *, tolerance: float = 0.0, anyway: b
 
 
 def _differences_in_protocol(candidates: Sequence[Candidate], anyway: bool) -> list[str]:
+    """Warnings: what reached the models differently, or, with ``anyway``, the first difference in protocol."""
     first = candidates[0]
     for other in candidates[1:]:
-        differing = what_differs(first.result, other.result)
+        differing = protocol_differences(first.result, other.result, (first.name, other.name))
         if differing:
             problem = f"{first.name} and {other.name} were not measured alike: they differ in {'; '.join(differing)}."
             if not anyway:
                 raise MirError(f"{problem} Measure all with the same samples and options, or add --anyway.")
             return [f"{problem} Their MIR values may differ for that alone."]
-    return []
+    return list(
+        dict.fromkeys(
+            sentence
+            for other in candidates[1:]
+            for sentence in allowed_differences(first.result, other.result, (first.name, other.name))
+        )
+    )
 
 
 def _ranked(ordered: Sequence[Candidate], tolerance: float) -> tuple[Ranked, ...]:

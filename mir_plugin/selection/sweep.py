@@ -21,6 +21,7 @@ from mir_plugin.measurement.checkpoint_names import (
     in_training_order,
     result_name,
     run_of,
+    shown,
     step_of,
 )
 from mir_plugin.results import RESULT_NAME, MirResult, is_filed_under
@@ -99,30 +100,45 @@ class Sweep:
         """Append checkpoints in training order; one that is there already is measured again, if its files changed."""
         saved = {path.parent.name: result for path, result in self._saved()}
         for checkpoint in in_training_order(checkpoints):
-            known = next((i for i, one in enumerate(self.entries) if one.checkpoint == checkpoint), None)
+            place = checkpoint.resolve()
+            known = next((i for i, one in enumerate(self.entries) if one.checkpoint.resolve() == place), None)
             if known is not None:
                 self.entries[known] = dataclasses.replace(self.entries[known], state="waiting")
                 continue
-            others = {name for name, result in saved.items() if not is_filed_under(result.checkpoint, checkpoint)}
+            others = {
+                name
+                for name, result in saved.items()
+                if not is_filed_under(result.checkpoint, result.place, checkpoint)
+            }
             name = result_name(checkpoint, others | {one.name for one in self.entries})
-            self.entries.append(SweepEntry(checkpoint, name, run_of(checkpoint), step_of(checkpoint)))
+            self.entries.append(SweepEntry(checkpoint, name, run_of(shown(checkpoint)), step_of(checkpoint)))
         self._changed()
 
-    def recall(self, below: Path, samples_fingerprint: str, config: Any) -> None:
+    def recall(self, below: Path, samples_fingerprint: str, config: Any, loading: str) -> list[Path]:
         """Take in results whose checkpoints are gone: trainings delete old ones, and what was measured still counts.
 
         Args:
             below: the folder where the checkpoints were.
-            samples_fingerprint, config: of this sweep; results of others are left alone.
+            samples_fingerprint, config, loading: of this sweep; results of others are left alone.
+        Returns:
+            Results of checkpoints that are gone, and that were measured or loaded in another way.
         """
+        left_out = []
         for path, result in self._saved():
-            checkpoint = Path(result.checkpoint)
-            gone = not checkpoint.exists() and checkpoint.absolute().is_relative_to(below.absolute())
-            if gone and result.fingerprints.get("samples") == samples_fingerprint and result.config == config:
+            checkpoint = Path(result.place or result.checkpoint)
+            if checkpoint.exists() or not checkpoint.absolute().is_relative_to(below.resolve()):
+                continue
+            prints = result.fingerprints
+            same_loading = prints.get("loading") == loading
+            if not (same_loading and prints.get("samples") == samples_fingerprint and result.config == config):
+                left_out.append(path)
+            else:
+                checkpoint = shown(checkpoint)
                 entry = SweepEntry(checkpoint, path.parent.name, run_of(checkpoint), step_of(checkpoint))
                 indicators = recorded_indicators(path.parent, result)
                 self.entries.append(dataclasses.replace(entry, state="kept", result=result, indicators=indicators))
         self._changed()
+        return left_out
 
     def _saved(self) -> Iterator[tuple[Path, MirResult]]:
         """The results below the output folder that can be read."""

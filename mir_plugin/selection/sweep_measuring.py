@@ -10,6 +10,7 @@ from mir_plugin.indicators.in_context import about_questions, chosen_questions
 from mir_plugin.indicators.indicators import checkpoint_indicators
 from mir_plugin.measurement.measurement import Measurement, lock
 from mir_plugin.measurement.out_of_memory import out_of_memory_explained
+from mir_plugin.measurement.resume import loading_fingerprint
 from mir_plugin.model_adapters import Checkpoint, LoadOptions
 from mir_plugin.model_adapters.weights.shared_parts import SharedParts
 from mir_plugin.processes import ALONE, Group
@@ -52,6 +53,11 @@ class SweepMeasuring:
         self._questions = chosen_questions(None, n_questions or 0)
         self._about = about_questions(self._questions)
         self._shared = SharedParts()
+
+    @property
+    def loading(self) -> str:
+        """Fingerprint of how checkpoints are loaded."""
+        return loading_fingerprint(self._load)
 
     def __call__(self, checkpoint: Path, result_path: Path) -> Measured:
         """Measure what is missing of a checkpoint: its MIR, its indicators, or nothing."""

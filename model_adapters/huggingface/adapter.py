@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mir_plugin.errors import MirError
+from mir_plugin.files.fingerprint import folder_fingerprint
 from mir_plugin.model_adapters.huggingface.answers import generate_answers, score_continuations
 from mir_plugin.model_adapters.huggingface.checkpoint import load_model_and_processor
+from mir_plugin.model_adapters.huggingface.identity import code_elsewhere, identified, image_settings
 from mir_plugin.model_adapters.huggingface.inputs import LOGITS_TO_KEEP, LoadedModel, evaluation_mode, takes_argument
-from mir_plugin.model_adapters.huggingface.streaming import StreamedCheckpoint
 from mir_plugin.model_adapters.introspection.decoder import (
+    attention_of,
     find_decoder,
     owner_of_layers,
     require_decoder_only,
@@ -31,11 +33,11 @@ from mir_plugin.model_adapters.introspection.image_positions import (
     text_mask,
     vision_mask,
 )
+from mir_plugin.model_adapters.introspection.prepared import is_cut, prepared_samples
 from mir_plugin.model_adapters.moca.training import has_moca
 from mir_plugin.model_adapters.recognition import CheckpointFolder
 from mir_plugin.model_adapters.weights.device import dtype_name
-from mir_plugin.model_adapters.weights.module_fingerprint import module_fingerprint
-from mir_plugin.model_adapters.weights.streamed import require_resident
+from mir_plugin.model_adapters.weights.streamed import StreamedLayers, require_resident
 from mir_plugin.types import Batch, Decoder
 
 if TYPE_CHECKING:
@@ -70,25 +72,34 @@ class HuggingFaceAdapter:
 
     Attributes:
         family: name in the adapter table, or what a host calls the model.
-        facts: classes, prompt, image token, dtype, and a hash of the parameters at the time of wrapping: wrap a model
+        facts: classes, prompt, image token, dtype, and which checkpoint this is at the time of wrapping: wrap a model
             again after training steps.
         device: where the language model's embeddings live.
         decoder: the language model's layers and final norm.
         max_batch: most samples that ``encode`` takes at once; None means any number.
     """
 
-    def __init__(self, model: Any, processor: Any, *, family: str, streamed: StreamedCheckpoint | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        family: str,
+        identity: Mapping[str, Any],
+        streamed: StreamedLayers | None = None,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            identity: facts that say which checkpoint this is.
+        """
         self._loaded = LoadedModel(unwrapped(model), processor)
         require_decoder_only(self._loaded.model)
         require_countable_features(self._loaded.model)
-        if streamed is None:
-            _require_whole_parameters(self._loaded.model)
         self._image_token_id = image_token_id(self._loaded.model, processor)
         self.family = family
         self.device: torch.device = self._loaded.device
-        self.decoder: Decoder = dataclasses.replace(
-            find_decoder(self._loaded.model), streamed=streamed.layers if streamed else None
-        )
+        self.decoder: Decoder = dataclasses.replace(find_decoder(self._loaded.model), streamed=streamed)
         # Where the language model takes that argument itself, it drops the other positions before its last layers.
         cuts_states = takes_argument(owner_of_layers(self._loaded.model, self.decoder), LOGITS_TO_KEEP)
         can_cut = takes_argument(self._loaded.model, LOGITS_TO_KEEP) and not cuts_states
@@ -98,7 +109,7 @@ class HuggingFaceAdapter:
         self.facts: Mapping[str, Any] = {
             **self._recognised(),
             "streamed": streamed is not None,
-            "checkpoint_fingerprint": streamed.fingerprint if streamed else module_fingerprint(self._loaded.model),
+            **identity,
         }
 
     def encode(self, samples: Sequence[Sample]) -> Batch:
@@ -121,16 +132,20 @@ class HuggingFaceAdapter:
         images = [(sample.open_image().convert("RGB"),) for sample in samples]
         try:
             conversations = [prompts.teacher_forced(sample.text) for sample in samples]
-            inputs = self._loaded.inputs(conversations, images, padding_side="right")
+            encoded = self._loaded.encoded(conversations, images, padding_side="right")
         except MirError as error:
             raise MirError(f"sample {', '.join(sample.sample_id for sample in samples)}: {error}") from error
-        vision = vision_mask(inputs, self._image_token_id)
-        self._require_fitting(samples, vision, inputs["attention_mask"])
+        vision = vision_mask(encoded, self._image_token_id)
+        texts = text_mask(vision, encoded["attention_mask"])
+        self._require_fitting(samples, vision, encoded["attention_mask"])
+        ids = encoded["input_ids"]
+        cut = [self._is_cut(sample.text, ids[row][texts[row]]) for row, sample in enumerate(samples)]
         return Batch(
-            inputs=inputs,
-            vision_mask=vision,
-            text_mask=text_mask(vision, inputs["attention_mask"]),
+            inputs=self._loaded.placed(encoded),
+            vision_mask=vision.to(self.device),
+            text_mask=texts.to(self.device),
             sample_ids=tuple(sample.sample_id for sample in samples),
+            prepared=prepared_samples(encoded, vision, cut=cut),
         )
 
     def forward(self, batch: Batch) -> Tensor:
@@ -211,8 +226,8 @@ class HuggingFaceAdapter:
             MirError: if the model's prompts are image and text anyway.
         """
         bare = copy.copy(self)
-        bare._loaded = dataclasses.replace(self._loaded, bare_prompts=True)
-        bare.facts = {**self.facts, **bare._prompt_facts()}
+        bare._loaded = dataclasses.replace(self._loaded, bare_prompts=True)  # noqa: SLF001  # a copy of this adapter
+        bare.facts = {**self.facts, **bare._prompt_facts()}  # noqa: SLF001
         if bare.facts["prompt_template"] == self.facts["prompt_template"]:
             raise MirError(f"{self._loaded.model_type} models have no conversation template: image and text follow.")
         return bare
@@ -233,13 +248,22 @@ class HuggingFaceAdapter:
             "processor_class": type(processor).__name__,
             "image_processor_class": type(processor.image_processor).__name__,
             "n_layers": len(self.decoder.layers),
+            "image_settings": image_settings(processor),
+            "prompt_has_date": "strftime_now" in str(getattr(processor, "chat_template", "")),
             "dtype": dtype_name(model.dtype),
-            "attention": model.config.get_text_config(decoder=True)._attn_implementation,
+            "attention": attention_of(model),
             "image_token_id": self._image_token_id,
             "moca": has_moca(model),
             **self._prompt_facts(),
             "max_batch": self.max_batch,
         }
+
+    def _is_cut(self, text: str, text_ids: Tensor) -> bool:
+        tokenizer = self._loaded.processor.tokenizer
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        if unknown is not None and unknown in text_ids:  # letters that it does not know are missing, too
+            return False
+        return is_cut(text, str(tokenizer.decode(text_ids, skip_special_tokens=True)))
 
     def _require_fitting(self, samples: Sequence[Sample], vision: Tensor, attention_mask: Tensor) -> None:
         limit = self._loaded.context_length
@@ -264,23 +288,36 @@ def load(folder: CheckpointFolder, options: LoadOptions) -> HuggingFaceAdapter:
     Raises:
         MirError: as ``load_model_and_processor`` and ``from_loaded``.
     """
+    before = folder_fingerprint([folder.path])
     loaded = load_model_and_processor(folder, options)
-    adapter = HuggingFaceAdapter(loaded.model, loaded.processor, family="huggingface", streamed=loaded.streamed)
-    adapter.facts = {**adapter.facts, "source_folders": [str(folder.path.absolute())]}
-    return adapter
+    code = code_elsewhere(folder.path, loaded.model, loaded.processor)
+    folders = [folder.path.absolute(), *code]
+    identity = {
+        "checkpoint_fingerprint": folder_fingerprint(folders) if code else before,
+        "source_folders": [str(place) for place in folders],
+    }
+    return HuggingFaceAdapter(
+        loaded.model, loaded.processor, family="huggingface", identity=identity, streamed=loaded.streamed
+    )
 
 
-def from_loaded(model: Any, processor: Any, *, family: str = "huggingface") -> HuggingFaceAdapter:
+def from_loaded(
+    model: Any, processor: Any, *, family: str = "huggingface", checkpoint: str | None = None
+) -> HuggingFaceAdapter:
     """Wrap a model that is already in memory: a host tool's, or the live one of a training run.
 
     Args:
         model: a transformers vision-language model, possibly inside DistributedDataParallel, PEFT or torch.compile.
         processor: its processor, with ``tokenizer`` and ``image_processor``.
         family: name to record.
+        checkpoint: folder or hub name that the weights came from, if they may still be its own. Where every parameter
+            holds what is stored there, the model counts as that checkpoint; else its values alone say what it is.
     Raises:
         MirError: if decoder layers, final norm or image features cannot be found, or parameters are partitioned.
     """
-    return HuggingFaceAdapter(model, processor, family=family)
+    inner = unwrapped(model)
+    _require_whole_parameters(inner)
+    return HuggingFaceAdapter(model, processor, family=family, identity=identified(inner, processor, checkpoint))
 
 
 def _require_whole_parameters(model: Any) -> None:

@@ -20,14 +20,14 @@ from mir_plugin.model_adapters.huggingface.files import (
 from mir_plugin.model_adapters.huggingface.inspection import require_applicable
 from mir_plugin.model_adapters.huggingface.streaming import (
     Placement,
-    StreamedCheckpoint,
     placement_errors,
     placement_within,
-    streamed_checkpoint,
+    streamed_layers,
 )
 from mir_plugin.model_adapters.moca.training import MOCA_KEY, load_moca
 from mir_plugin.model_adapters.recognition import CheckpointFolder, brings_code
 from mir_plugin.model_adapters.weights.device import chosen_device, chosen_dtype
+from mir_plugin.model_adapters.weights.streamed import StreamedLayers
 
 if TYPE_CHECKING:
     from mir_plugin.model_adapters import LoadOptions
@@ -39,7 +39,7 @@ class ModelAndProcessor:
 
     model: Any
     processor: Any
-    streamed: StreamedCheckpoint | None
+    streamed: StreamedLayers | None
 
 
 def load_model_and_processor(folder: CheckpointFolder, options: LoadOptions) -> ModelAndProcessor:
@@ -82,7 +82,7 @@ def load_model_and_processor(folder: CheckpointFolder, options: LoadOptions) -> 
             f"{checkpoint} has MoCa weights; Hugging Face checkpoints with MoCa cannot be streamed. Leave out "
             "--device-memory."
         )
-    streamed = streamed_checkpoint(model, device, placement) if placement else None
+    streamed = streamed_layers(model, device, placement) if placement else None
     if with_moca:
         load_moca(model, checkpoint)
     model = model.eval() if streamed else model.to(device).eval()

@@ -66,7 +66,13 @@ class LoadedModel:
     def inputs(
         self, conversations: Sequence[Rendered], images: Sequence[Sequence[Image]], *, padding_side: str
     ) -> dict[str, Tensor]:
-        """Arguments of the model's forward pass, on its device and in its dtype.
+        """Arguments of the model's forward pass, on its device and in its dtype; as ``encoded``."""
+        return self.placed(self.encoded(conversations, images, padding_side=padding_side))
+
+    def encoded(
+        self, conversations: Sequence[Rendered], images: Sequence[Sequence[Image]], *, padding_side: str
+    ) -> dict[str, Any]:
+        """What the processor makes of conversations and images, in host memory.
 
         Args:
             conversations: one per row.
@@ -104,6 +110,10 @@ class LoadedModel:
             encoded.pop("token_type_ids", None)
         if "qformer_input_ids" in encoded:
             encoded |= self._instruction_for_qformer(conversations)
+        return encoded
+
+    def placed(self, encoded: Mapping[str, Any]) -> dict[str, Any]:
+        """What the processor made, on the model's device and in its dtype."""
         return {name: self._placed(value) for name, value in encoded.items()}
 
     def _instruction_for_qformer(self, conversations: Sequence[Rendered]) -> Mapping[str, Tensor]:

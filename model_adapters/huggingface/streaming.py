@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.huggingface.files import skeleton
 from mir_plugin.model_adapters.introspection.decoder import find_decoder
 from mir_plugin.model_adapters.weights.device import dtype_name
 from mir_plugin.model_adapters.weights.key_rules import weights_below
-from mir_plugin.model_adapters.weights.module_fingerprint import module_fingerprint
 from mir_plugin.model_adapters.weights.stored import open_checkpoint_weights, open_weight_file, read_json
 from mir_plugin.model_adapters.weights.streamed import StreamedLayers, fit_within, n_bytes
 
@@ -34,14 +33,6 @@ class Placement:
 
     device_map: Mapping[str, str]
     room_for_two: bool
-
-
-@dataclass(frozen=True)
-class StreamedCheckpoint:
-    """Reader of a model's decoder layers, and the fingerprint of the model with all weights in memory."""
-
-    layers: StreamedLayers
-    fingerprint: str
 
 
 def placement_within(
@@ -96,8 +87,8 @@ def placement_errors(placement: Placement | None) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def streamed_checkpoint(model: Any, device: torch.device, placement: Placement) -> StreamedCheckpoint:
-    """The streamed layers and the fingerprint of a model that was loaded with this placement.
+def streamed_layers(model: Any, device: torch.device, placement: Placement) -> StreamedLayers:
+    """The reader of the decoder layers of a model that was loaded with this placement.
 
     Raises:
         MirError: if its layers' weights have several dtypes, or a file is damaged.
@@ -118,13 +109,7 @@ def streamed_checkpoint(model: Any, device: torch.device, placement: Placement) 
             f"({', '.join(sorted(map(dtype_name, dtypes)))}), which cannot be streamed. Leave out --device-memory."
         )
 
-    def value(name: str, parameter: Tensor) -> Tensor:
-        return stored[name].read().to(parameter.dtype) if parameter.is_meta else parameter
-
-    return StreamedCheckpoint(
-        StreamedLayers(layers, weights, device, model.dtype, room_for_two=placement.room_for_two),
-        module_fingerprint(model, value),
-    )
+    return StreamedLayers(layers, weights, device, model.dtype, room_for_two=placement.room_for_two)
 
 
 def _placed(module: nn.Module, layers: str, device: str, prefix: str = "") -> Iterator[tuple[str, str]]:

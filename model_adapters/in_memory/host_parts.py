@@ -54,8 +54,9 @@ def adapter_for(host_model: Any) -> ModelAdapter:
     tokenizers = _parts(holder, host_model, TOKENIZER_NAMES)
     processors = _parts(holder, host_model, PROCESSOR_NAMES)
     if not any(map(is_processor, processors)) and tokenizers and processors and hasattr(module, SPLICE):
-        return from_original(module, tokenizers[0], processors[0], getattr(host_model, "conv_mode", None) or "llava_v1")
-    return from_loaded(*loaded_parts(host_model))
+        mode = getattr(host_model, "conv_mode", None) or "llava_v1"
+        return from_original(module, tokenizers[0], processors[0], mode, checkpoint_name(host_model))
+    return from_loaded(*loaded_parts(host_model), checkpoint=checkpoint_name(host_model))
 
 
 def is_processor(value: Any) -> bool:

@@ -17,9 +17,14 @@ import torch
 from torch import Tensor
 
 from mir_plugin.errors import MirError
+from mir_plugin.files.fingerprint import folder_fingerprint
+from mir_plugin.model_adapters import LoadOptions
+from mir_plugin.model_adapters.huggingface.identity import memory_fingerprint
 from mir_plugin.model_adapters.huggingface.inputs import evaluation_mode
-from mir_plugin.model_adapters.introspection.decoder import find_decoder
+from mir_plugin.model_adapters.introspection.decoder import attention_of, find_decoder
 from mir_plugin.model_adapters.introspection.image_positions import text_mask
+from mir_plugin.model_adapters.introspection.prepared import prepared_image, prepared_sample
+from mir_plugin.model_adapters.llava.files import open_llava
 from mir_plugin.model_adapters.llava.preprocess import padded_to_square
 from mir_plugin.model_adapters.prompts.conversation import (
     CONVERSATIONS,
@@ -29,8 +34,10 @@ from mir_plugin.model_adapters.prompts.conversation import (
     prompt_ids,
 )
 from mir_plugin.model_adapters.prompts.generation import IMAGE_MARK
+from mir_plugin.model_adapters.recognition import CheckpointFolder
 from mir_plugin.model_adapters.weights.device import dtype_name
-from mir_plugin.model_adapters.weights.module_fingerprint import module_fingerprint
+from mir_plugin.model_adapters.weights.hub import local_folder
+from mir_plugin.model_adapters.weights.module_fingerprint import holds_stored
 from mir_plugin.types import Batch, Decoder
 
 if TYPE_CHECKING:
@@ -46,7 +53,7 @@ class OriginalLlavaAdapter:
 
     Attributes:
         family: "original-llava".
-        facts: classes, prompt, dtype, and a hash of the parameters at the time of wrapping.
+        facts: classes, prompt, dtype, and which checkpoint this is at the time of wrapping.
         device: where the language model's embeddings live.
         decoder: the language model's layers and final norm.
         max_batch: 1, as the original splices only single prompts without padding.
@@ -55,7 +62,9 @@ class OriginalLlavaAdapter:
     family = "original-llava"
     max_batch = 1
 
-    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, conversation: Conversation) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, image_processor: Any, conversation: Conversation, checkpoint: str | None
+    ) -> None:
         _require_one_plain_image(model)
         self._model = model
         self._tokenizer = _PieceTokenizer(tokenizer)
@@ -70,9 +79,10 @@ class OriginalLlavaAdapter:
             "image_aspect_ratio": getattr(model.config, "image_aspect_ratio", None) or "square",
             "conversation": conversation.name,
             "prompt_template": conversation.answered(f"{IMAGE_MARK}\n", "{text}"),
-            "checkpoint_fingerprint": module_fingerprint(model),
+            "checkpoint_fingerprint": _identity(model, tokenizer, image_processor, checkpoint),
             "n_layers": len(self.decoder.layers),
             "dtype": dtype_name(embeddings.dtype),
+            "attention": attention_of(model),
         }
 
     @torch.no_grad()
@@ -90,7 +100,8 @@ class OriginalLlavaAdapter:
             raise MirError(f"sample {sample.sample_id}: its text is empty. Remove the sample, then run again.")
         text = self._conversation.answered(f"{IMAGE_MARK}\n", sample.text)
         ids = torch.tensor([prompt_ids(self._tokenizer, text, 1, self._image_mark)], device=self.device)
-        embeddings, labels = self._spliced(ids, self._pixels(sample))
+        pixels = self._pixels(sample)
+        embeddings, labels = self._spliced(ids, pixels.to(self.device, self._model.get_input_embeddings().weight.dtype))
         vision = labels == _IGNORED
         texts = text_mask(vision, torch.ones_like(vision))
         limit = getattr(self._model.config, "max_position_embeddings", None)
@@ -104,7 +115,11 @@ class OriginalLlavaAdapter:
                 f"sample {sample.sample_id}: truncated to {int(vision.sum())} vision and {int(texts.sum())} text "
                 "tokens. Increase tokenizer_model_max_length in the model's config, or remove the sample."
             )
-        return Batch({"inputs_embeds": embeddings}, vision, texts, (sample.sample_id,))
+        n_whole = ids.shape[1] - 1 + int(vision.sum())  # the mark of the image becomes its vision tokens
+        prepared = prepared_sample(
+            labels[0].masked_fill(vision[0], 0), prepared_image([pixels]), cut=vision.shape[1] < n_whole
+        )
+        return Batch({"inputs_embeds": embeddings}, vision, texts, (sample.sample_id,), (prepared,))
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Tensor:
@@ -135,24 +150,43 @@ class OriginalLlavaAdapter:
         if self.facts["image_aspect_ratio"] == "pad":
             image = padded_to_square(image, self._image_processor.image_mean)
         pixels: Tensor = self._image_processor.preprocess(image, return_tensors="pt")["pixel_values"]
-        return pixels.to(self.device, self._model.get_input_embeddings().weight.dtype)
+        return pixels
 
 
 def from_original(
-    model: Any, tokenizer: Any, image_processor: Any, conv_mode: str = "llava_v1"
+    model: Any,
+    tokenizer: Any,
+    image_processor: Any,
+    conv_mode: str = "llava_v1",
+    checkpoint: str | None = None,
 ) -> OriginalLlavaAdapter:
     """Wrap a model that the original LLaVA code has loaded: LLaVA-1.5 and the families that share its class.
 
     Args:
         model: has ``prepare_inputs_labels_for_multimodal``.
         conv_mode: the original's name of the conversation template.
+        checkpoint: folder or hub name that the weights came from; where every parameter holds what is stored there,
+            the model counts as that checkpoint.
     Raises:
         MirError: for models that take several views of an image, another template, or if no decoder is found.
     """
     if conv_mode not in _CONVERSATION_OF_MODE:
         known = ", ".join(_CONVERSATION_OF_MODE)
         raise MirError(f"unknown conversation template {conv_mode!r}; known: {known}.")
-    return OriginalLlavaAdapter(model, tokenizer, image_processor, _CONVERSATION_OF_MODE[conv_mode])
+    return OriginalLlavaAdapter(model, tokenizer, image_processor, _CONVERSATION_OF_MODE[conv_mode], checkpoint)
+
+
+def _identity(model: Any, tokenizer: Any, image_processor: Any, checkpoint: str | None) -> str:
+    folder = local_folder(checkpoint) if checkpoint else None
+    if folder is not None:
+        try:
+            files = open_llava(CheckpointFolder.read(folder), LoadOptions(), family="llava-1.5")
+            before = folder_fingerprint(files.folders)
+            if holds_stored(model, files.weights.values()) and folder_fingerprint(files.folders) == before:
+                return before
+        except MirError:  # parts that only the host knows of, or files that are being written
+            pass
+    return memory_fingerprint(model, tokenizer, image_processor)
 
 
 class _PieceTokenizer:

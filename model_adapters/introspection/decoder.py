@@ -37,6 +37,12 @@ def unwrapped(model: Any) -> Any:
             return model
 
 
+def attention_of(model: Any) -> str | None:
+    """The implementation of attention that the language model runs, such as "sdpa"."""
+    name: str | None = model.config.get_text_config(decoder=True)._attn_implementation
+    return name
+
+
 def find_decoder(model: Any) -> Decoder:
     """The one stack of ``num_hidden_layers`` layers that is not part of another modality, and the norm behind it.
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mir_plugin.errors import MirError
-from mir_plugin.files.fingerprint import folder_fingerprint
+from mir_plugin.model_adapters.introspection.decoder import attention_of
+from mir_plugin.model_adapters.introspection.prepared import PreparedImage, prepared_image, prepared_sample
 from mir_plugin.model_adapters.llava.files import LlavaFiles
 from mir_plugin.model_adapters.llava.model import LlavaModel
 from mir_plugin.model_adapters.llava.preprocess import ClipPreprocessor
@@ -36,7 +37,7 @@ from mir_plugin.model_adapters.prompts.sequences import (
 )
 from mir_plugin.model_adapters.prompts.tokenizer import Tokenizer
 from mir_plugin.model_adapters.weights.device import dtype_name
-from mir_plugin.model_adapters.weights.shared_parts import FeatureStore
+from mir_plugin.model_adapters.weights.shared_parts import FeatureStore, Seen
 from mir_plugin.model_adapters.weights.streamed import require_resident
 from mir_plugin.samples.sample_set import Sample
 from mir_plugin.types import Batch, Decoder, LayerWeights
@@ -55,8 +56,14 @@ class LlavaAdapter:
         *,
         streamed: LayerWeights | None = None,
         features: FeatureStore | None = None,
+        fingerprint: str,
         more_facts: Mapping[str, Any],
     ) -> None:
+        """Put the parts together.
+
+        Args:
+            fingerprint: of all files that were read, taken before.
+        """
         self.family = family
         self.model = model
         self.tokenizer = tokenizer
@@ -66,7 +73,7 @@ class LlavaAdapter:
         inner = model.base_llm.model
         self.decoder = Decoder(layers=list(inner.layers), final_norm=inner.norm, streamed=streamed)
         self._facts = {
-            **_facts(family, files, model, tokenizer),
+            **_facts(family, files, fingerprint, model, tokenizer),
             **_conversation_facts(self.conversation),
             "streamed": streamed is not None,
             **more_facts,
@@ -88,13 +95,19 @@ class LlavaAdapter:
         Raises:
             MirError: if a text is empty, nothing of it is left after the cut, or a prompt exceeds the context.
         """
-        prompts = [self._teacher_forced(sample) for sample in samples]
+        wholes = [self._whole(sample) for sample in samples]
+        prompts = [self._cut(sample, whole) for sample, whole in zip(samples, wholes, strict=True)]
         padding = padded_batch(prompts, self.device)
+        seen, images = self._seen(samples)
         return Batch(
-            inputs={"prompts": padding, **self._seen(samples)},
+            inputs={"prompts": padding, **seen},
             vision_mask=padding.vision_mask,
             text_mask=padded([prompt.text_mask() for prompt in prompts]).to(self.device),
             sample_ids=tuple(sample.sample_id for sample in samples),
+            prepared=tuple(
+                prepared_sample(prompt.token_ids, image, cut=prompt.n_tokens < whole.n_tokens)
+                for prompt, image, whole in zip(prompts, images, wholes, strict=True)
+            ),
         )
 
     @torch.no_grad()
@@ -183,16 +196,25 @@ class LlavaAdapter:
         bare._facts = {**self._facts, **_conversation_facts(BARE)}  # noqa: SLF001  # a copy of this adapter
         return bare
 
-    def _seen(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """The images as pixels, or as vision-tower features where these are kept for other checkpoints."""
+    def _seen(self, samples: Sequence[Sample]) -> tuple[dict[str, Tensor], tuple[PreparedImage, ...]]:
+        """The images as pixels, or as vision-tower features where these are kept for other checkpoints; their digests.
 
-        def pixels() -> Tensor:
-            return self.preprocessor([sample.open_image() for sample in samples]).to(self.device)
+        Digests are those of the pixels in either case.
+        """
+
+        def pixels() -> tuple[Tensor, tuple[PreparedImage, ...]]:
+            values = self.preprocessor([sample.open_image() for sample in samples])
+            return values.to(self.device), tuple(prepared_image([image]) for image in values.split(1))
+
+        def seen() -> Seen:
+            values, images = pixels()
+            return Seen(self.model.vision_tower(values), images)
 
         if self._features is None:
-            return {"pixel_values": pixels()}
-        features = self._features.of(samples, lambda: self.model.vision_tower(pixels()))
-        return {"features": features.to(self.device)}
+            values, images = pixels()
+            return {"pixel_values": values}, images
+        features, images = self._features.of(samples, seen)
+        return {"features": features.to(self.device)}, images
 
     def _pixels(self, prompts: Sequence[Prompt]) -> Tensor:
         images = [image for prompt in prompts for image in prompt.images]
@@ -219,11 +241,15 @@ class LlavaAdapter:
             )
         return whole, len(ids) - n_common
 
-    def _teacher_forced(self, sample: Sample) -> ExpandedPrompt:
+    def _whole(self, sample: Sample) -> ExpandedPrompt:
+        """The prompt with the sample's text as the answer, before the cut."""
         if not sample.text.strip():
             raise MirError(f"sample {sample.sample_id}: its text is empty. Remove the sample or give it a text.")
         text = self.conversation.answered(f"{IMAGE_MARK}\n", sample.text)
-        whole = self._expanded(text, n_images=1)
+        return self._expanded(text, n_images=1)
+
+    def _cut(self, sample: Sample, whole: ExpandedPrompt) -> ExpandedPrompt:
+        """The prompt as training would have cut it."""
         prompt = whole.cut(self._cut_at)
         if prompt.n_tokens > self._n_positions:
             raise MirError(
@@ -273,7 +299,7 @@ def _image_mark(files: LlavaFiles, tokenizer: Tokenizer) -> tuple[int, ...]:
     return (start[0], IMAGE_PLACEHOLDER, end[0])
 
 
-def _facts(family: str, files: LlavaFiles, model: LlavaModel, tokenizer: Tokenizer) -> dict[str, Any]:
+def _facts(family: str, files: LlavaFiles, fingerprint: str, model: LlavaModel, tokenizer: Tokenizer) -> dict[str, Any]:
     head = model.base_llm.lm_head.weight
     return {
         "family": family,
@@ -287,11 +313,12 @@ def _facts(family: str, files: LlavaFiles, model: LlavaModel, tokenizer: Tokeniz
         "lora_modules": len(files.lora),
         "moca": files.has_moca,
         "tokenizer": str(tokenizer.source),
-        "checkpoint_fingerprint": folder_fingerprint(files.folders),
+        "checkpoint_fingerprint": fingerprint,
         "source_folders": [str(folder.absolute()) for folder in files.folders],
         "n_layers": len(model.base_llm.model.layers),
         "hidden_size": model.base_llm.config.hidden_size,
         "dtype": dtype_name(head.dtype),
+        "attention": attention_of(model.base_llm),
         "device": str(head.device),
     }
 

@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from mir_plugin.errors import MirError
+from mir_plugin.files.fingerprint import folder_fingerprint
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
 from mir_plugin.model_adapters.llava.files import LlavaFiles, open_llava
@@ -117,6 +118,7 @@ def assemble(
     Raises:
         MirError: if parts do not fit each other.
     """
+    fingerprint = folder_fingerprint(files.folders)
     device = chosen_device(options.device)
     dtype = chosen_dtype(options.dtype) or dtype_of(files.dtype_name)
     llm_config, llm_class = _llm(files)
@@ -154,6 +156,7 @@ def assemble(
         preprocessor,
         streamed=streamed,
         features=features,
+        fingerprint=fingerprint,
         more_facts=more_facts or {},
     )
 

@@ -53,6 +53,24 @@ def _is_there(path: Path) -> bool:
         return False
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder of that name, or the local copy of the hub repository of that name; None without one."""
+    try:
+        if Path(name).is_dir():
+            return Path(name).resolve()
+    except OSError:  # a name that is too long for a file
+        return None
+    if not _HUB_NAME.fullmatch(name):
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
+
+
 def hub_folder(name: str) -> Path | str:
     """The snapshot folder of a hub repository, from the local cache or the network; or why there is none."""
     if not _HUB_NAME.fullmatch(name):

@@ -1,27 +1,65 @@
-"""Content hash of a model in memory: what a host tool loaded, or a training has made of it."""
+"""Content hashes of a model in memory: what a host tool loaded, or a training has made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from mir_plugin.files.fingerprint import remembered
+from mir_plugin.model_adapters.weights.device import dtype_name
+from mir_plugin.model_adapters.weights.stored import StoredTensor
+
 CHUNK_BYTES = 16 << 20
 
 
-def module_fingerprint(model: nn.Module, read: Callable[[str, Tensor], Tensor] = lambda _, parameter: parameter) -> str:
-    """Hash of every parameter: name, dtype, shape and all its bytes.
-
-    Args:
-        read: gives the value of a named parameter whose weights are not loaded.
-    """
+def module_fingerprint(model: nn.Module) -> str:
+    """Hash of every parameter and buffer: name, dtype, shape and all its bytes."""
     from xxhash import xxh3_128
 
     digest = xxh3_128()
-    for name, current in model.named_parameters():
-        parameter = read(name, current).detach()
-        digest.update(f"{name}\0{parameter.dtype}\0{tuple(parameter.shape)}\0".encode())
-        for part in parameter.flatten().split(CHUNK_BYTES // parameter.element_size()):
-            digest.update(part.contiguous().cpu().view(torch.uint8).numpy())
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        for part in _bytes_of(value):
+            digest.update(part)
     return str(digest.hexdigest())[:16]
+
+
+def holds_stored(model: nn.Module, weights: Iterable[StoredTensor]) -> bool:
+    """Whether every parameter of a model holds the very numbers of one of the stored tensors.
+
+    Names play no part, as loaders rename them. Numbers of another stored dtype are compared after conversion. False
+    where that cannot be told: quantised weights, or parameters made of several stored ones.
+
+    Raises:
+        MirError: if a file is damaged, or changes while it is read.
+    """
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    by_file: dict[Path, list[StoredTensor]] = {}
+    for weight in weights:
+        by_file.setdefault(weight.path, []).append(weight)
+    stored = {one for path, own in by_file.items() for dtype in dtypes for one in _digests_in(path, own, dtype)}
+    return all(_digest(parameter) in stored for parameter in model.parameters())
+
+
+def _digests_in(path: Path, weights: Sequence[StoredTensor], dtype: torch.dtype) -> list[str]:
+    """Of tensors in one file, as a model of this dtype holds them."""
+    what = [dtype_name(dtype), *(weight.key for weight in weights)]
+    return remembered(path, what, lambda: " ".join(_digest(weight.read().to(dtype)) for weight in weights)).split()
+
+
+def _digest(value: Tensor) -> str:
+    from xxhash import xxh3_128
+
+    digest = xxh3_128(str(value.dtype).encode())
+    for part in _bytes_of(value):
+        digest.update(part)
+    return str(digest.hexdigest())
+
+
+def _bytes_of(value: Tensor) -> Iterator[memoryview]:
+    value = value.detach().flatten()
+    for part in value.split(max(1, CHUNK_BYTES // value.element_size())):
+        yield part.contiguous().cpu().view(torch.uint8).numpy().data

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,13 @@ class LoadedWeight:
         return self.value
 
 
+class Seen(NamedTuple):
+    """Vision-tower features (images, features, width) of a batch, and what identifies each of the images."""
+
+    features: Tensor
+    images: tuple[Any, ...]
+
+
 class FeatureStore:
     """Vision-tower features of batches of samples, in host memory, for as long as the tower stays the same.
 
@@ -53,21 +60,22 @@ class FeatureStore:
     """
 
     def __init__(self) -> None:
-        self._features: dict[tuple[int, ...], tuple[tuple[Sample, ...], Tensor]] = {}
+        self._features: dict[tuple[int, ...], tuple[tuple[Sample, ...], Seen]] = {}
         self._n_bytes = 0
 
     @torch.no_grad()
-    def of(self, samples: Sequence[Sample], compute: Callable[[], Tensor]) -> Tensor:
-        """Features (images, features, width) of these very samples; computed the first time, later from the CPU."""
+    def of(self, samples: Sequence[Sample], compute: Callable[[], Seen]) -> Seen:
+        """How the tower sees these very samples; computed the first time, later from the CPU."""
         key = tuple(map(id, samples))
         if key in self._features:
             return self._features[key][1]
-        features = compute()
-        n_bytes = features.numel() * features.element_size()
+        seen = compute()
+        n_bytes = seen.features.numel() * seen.features.element_size()
         if self._n_bytes + n_bytes <= MAX_FEATURE_BYTES:
             self._n_bytes += n_bytes
-            self._features[key] = (tuple(samples), features.cpu())  # holding the samples keeps their ids theirs
-        return features
+            # Holding the samples keeps their ids theirs.
+            self._features[key] = (tuple(samples), seen._replace(features=seen.features.cpu()))
+        return seen
 
     def clear(self) -> None:
         """Forget all features."""
@@ -145,5 +153,5 @@ def _source(weight: Weight) -> Hashable:
     if isinstance(weight, StoredTensor):
         path = weight.path.resolve()
         state = path.stat()
-        return (weight.key, path, state.st_size, state.st_mtime_ns)
+        return (weight.key, path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     raise TypeError(f"{type(weight).__name__} does not say what it is read from")

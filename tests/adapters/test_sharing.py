@@ -15,7 +15,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters import LoadOptions, load_adapter
 from mir_plugin.model_adapters.llava.vision_tower import ClipTower
-from mir_plugin.model_adapters.weights.shared_parts import FeatureStore, SharedParts
+from mir_plugin.model_adapters.weights.shared_parts import FeatureStore, Seen, SharedParts
 from mir_plugin.model_adapters.weights.stored import StoredTensor
 from mir_plugin.results import MirResult
 from mir_plugin.samples.sample_set import Sample, SampleSet
@@ -184,9 +184,9 @@ def test_a_merged_lora_is_kept_only_while_its_factors_are_the_same(tmp_path: Pat
 def test_features_are_kept_for_the_very_batch_and_only_as_far_as_memory_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def compute() -> torch.Tensor:
+    def compute() -> Seen:
         calls.append(1)
-        return torch.ones(1, 4)
+        return Seen(torch.ones(1, 4), ())
 
     monkeypatch.setattr("mir_plugin.model_adapters.weights.shared_parts.MAX_FEATURE_BYTES", 40)
     store, samples = FeatureStore(), [Sample(str(k), b"", "text") for k in range(4)]
