@@ -176,6 +176,7 @@ def indicators_json() -> Schema:
     reasons = {"type": "object", "additionalProperties": {"type": "string"}}
     document = _record(
         checkpoint=IDENTITY["checkpoint"],
+        place=_text("its folder when it was measured, absolute and without links; empty for a hub name"),
         checkpoint_fingerprint=_text("hash of its files, as fingerprints.checkpoint in mir.json"),
         values=numbers | {"description": "by name, see how-to/compare-indicators.md"},
         not_computed=reasons | {"description": "name → why there is no value"},

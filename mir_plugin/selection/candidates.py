@@ -29,11 +29,29 @@ def candidates_in(sources: Sequence[str]) -> list[Candidate]:
         key = place, result.fingerprints.get("checkpoint"), dtype_of(result), inputs_of(result)
         if key not in newest or newest[key][1].created < result.created:
             newest[key] = place, result
-    checkpoints = [place for place, _ in newest.values()]
     return [
         Candidate(name, run_of(shown(place)), step_of(place), result)
-        for name, (place, result) in zip(distinct_names(checkpoints), newest.values(), strict=True)
+        for name, (place, result) in zip(_names(list(newest.values())), newest.values(), strict=True)
     ]
+
+
+def _names(found: Sequence[tuple[Path, MirResult]]) -> list[str]:
+    """A name for each result: the shortest end of its checkpoint's path that no other checkpoint has.
+
+    Results of one checkpoint have what they differ in behind it.
+    """
+    places = list(dict.fromkeys(place for place, _ in found))
+    name_of = dict(zip(places, distinct_names(places), strict=True))
+    names = [name_of[place] for place, _ in found]
+    for of_result in (dtype_of, inputs_of, lambda result: f"weights {result.fingerprints.get('checkpoint')}"):
+        by_name: dict[str, set[str]] = {}
+        for name, (_, result) in zip(names, found, strict=True):
+            by_name.setdefault(name, set()).add(of_result(result))
+        names = [
+            f"{name} ({of_result(result)})" if len(by_name[name]) > 1 else name
+            for name, (_, result) in zip(names, found, strict=True)
+        ]
+    return names
 
 
 def _places(found: Sequence[tuple[Path, MirResult]]) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from mir_plugin.errors import MirError
@@ -23,6 +23,7 @@ from mir_plugin.reports.read.identity import (
 )
 from mir_plugin.reports.read.records import CheckpointRef, ParsedSources, Problem
 
+IN_MEMORY = "memory:"  # begins the fingerprint of weights that are no folder's
 KEY_KINDS = (PATH, NAME, VLMEVALKIT_MODEL, WEIGHTS)  # the first kind that a checkpoint has names it
 
 
@@ -42,10 +43,11 @@ class Checkpoints:
 
     by_key: Mapping[str, Checkpoint]
     problems: tuple[Problem, ...]
+    told_apart: Mapping[CheckpointRef, CheckpointRef] = field(default_factory=dict)
 
     def of(self, reference: CheckpointRef) -> Checkpoint:
         """The checkpoint that a record belongs to."""
-        return self.by_key[reference.keys[0]]
+        return self.by_key[self.told_apart.get(reference, reference).keys[0]]
 
 
 def find_checkpoints(parsed: ParsedSources, config: ReportConfig) -> Checkpoints:
@@ -55,12 +57,12 @@ def find_checkpoints(parsed: ParsedSources, config: ReportConfig) -> Checkpoints
         MirError: if the configuration gives one name to two checkpoints.
     """
     named = [score.checkpoint for score in parsed.scores] + [m.checkpoint for m in parsed.measurements]
-    references = {reference.keys: reference for reference in named}
+    told_apart, problems = _told_apart(named)
+    references = {reference.keys: reference for reference in (told_apart.get(one, one) for one in named)}
     clusters: Clusters[str] = Clusters()
     for keys in references:
         clusters.join(keys)
     everything = sorted({key for keys in references for key in keys})
-    problems: list[Problem] = []
     entry_keys: list[tuple[ModelEntry, str]] = []
     for entry in config.models:
         found = [key for text in entry.match for key in _matching(text, everything, clusters, problems)]
@@ -87,7 +89,51 @@ def find_checkpoints(parsed: ParsedSources, config: ReportConfig) -> Checkpoints
     }
     problems += _changed_weights(members, names)
     by_key = {key: found_checkpoints[root] for root, keys in members.items() for key in keys}
-    return Checkpoints(by_key, tuple(problems))
+    return Checkpoints(by_key, tuple(problems), told_apart)
+
+
+def _told_apart(named: Sequence[CheckpointRef]) -> tuple[dict[CheckpointRef, CheckpointRef], list[Problem]]:
+    """References without those names that mean several folders, and what to say about them.
+
+    A relative name means one folder in each working directory. Where results of different folders give one name to
+    different weights, and nobody wrote down the folder, each is taken to lie below its own results.
+    """
+    folders, weights, roots = (_by_name(named, kind) for kind in (PATH, WEIGHTS, ""))
+    ambiguous = {name for name, found in folders.items() if len(found) > 1}
+    ambiguous |= {name for name, found in roots.items() if len(found) > 1 and len(weights.get(name, ())) > 1}
+    changed: dict[CheckpointRef, CheckpointRef] = {}
+    problems = []
+    for reference in dict.fromkeys(named):
+        names = [key for key in reference.keys if key in ambiguous]
+        if reference.moved_link:
+            what = f"{reference.moved_link} is a link that was changed after this was measured"
+            remedy = "Shown apart: where it led is not known. Join it by `match:` in a configuration."
+            problems.append(Problem("warning", "unmatched", reference.label, what, remedy))
+        if not names:
+            continue
+        others = tuple(key for key in reference.keys if key not in ambiguous)
+        if any(key.startswith(PATH) for key in others):
+            changed[reference] = replace(reference, keys=others)
+        elif reference.root:
+            place = f"{reference.root}/{plain(names[0])}"
+            changed[reference] = replace(reference, label=place, keys=(PATH + place, *others))
+        else:
+            known = ", ".join(sorted(map(plain, folders.get(names[0], ())))) or "folders of several projects"
+            what = f"this name means several checkpoints here: {known}"
+            remedy = "Its scores are shown apart. Evaluate by absolute paths, or join them by `match:`."
+            problems.append(Problem("warning", "unmatched", reference.label, what, remedy))
+    return changed, problems
+
+
+def _by_name(named: Sequence[CheckpointRef], kind: str) -> dict[str, set[str]]:
+    """Name → keys of a kind that stand beside it; without a kind the roots."""
+    found: dict[str, set[str]] = {}
+    for reference in named:
+        beside = {key for key in reference.keys if key.startswith(kind)} if kind else {reference.root} - {""}
+        for key in reference.keys:
+            if key.startswith(NAME):
+                found.setdefault(key, set()).update(beside)
+    return found
 
 
 def _identities(members: Mapping[str, list[str]]) -> dict[str, str]:
@@ -166,10 +212,17 @@ def _changed_weights(members: Mapping[str, list[str]], names: Mapping[str, str])
     problems = []
     for root, keys in members.items():
         weights = [plain(key) for key in keys if key.startswith(WEIGHTS)]
-        if len(weights) > 1:
+        in_memory = [one for one in weights if one.startswith(IN_MEMORY)]
+        if len(weights) > 1 and in_memory and len(weights) - len(in_memory) == 1:
             what = (
-                f"its records name {len(weights)} different weights fingerprints ({', '.join(weights)}): "
-                "it was changed between measurements, or loaded in different ways"
+                "some of its MIR values are of weights in memory (a training, or a host that changed them), which are "
+                "not known to be those of its files"
+            )
+            problems.append(Problem("note", "incomparable", names[root], what, "Measure its files: `mir run`."))
+        elif len(weights) > 1:
+            what = (
+                f"its records name {len(weights)} different weights fingerprints ({', '.join(weights)}): it was "
+                "changed between measurements, or measured by a version that identified checkpoints otherwise"
             )
             problems.append(
                 Problem("warning", "incomparable", names[root], what, "Measure it again, or split the paths.")

@@ -6,10 +6,13 @@ import math
 import string
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from mir_plugin.measurement.comparable import allowed_differences
 from mir_plugin.reports.board.board import Cohort
 from mir_plugin.reports.read.records import (
     COMPARABILITY_PARTS,
+    KNOWN_TO_FEW,
     UNSTATED,
     Comparability,
     Measurement,
@@ -25,6 +28,7 @@ def choose_measurements(
     Where a checkpoint was measured in several ways, the way that most checkpoints share is taken, then the one with a
     per-layer table, then the newest.
     """
+    measured = _with_what_others_know(measured)
     distinct = {identity: _without_copies(measurements) for identity, measurements in measured.items()}
     members: dict[Comparability, set[str]] = defaultdict(set)
     for identity, measurements in distinct.items():
@@ -48,6 +52,38 @@ def choose_measurements(
         if other is not chosen[identity]
     ]
     return chosen, cohorts, problems
+
+
+def _with_what_others_know(measured: Mapping[str, Sequence[Measurement]]) -> dict[str, list[Measurement]]:
+    """The same measurements; one that does not state its dtype or inputs takes those of all others like it.
+
+    Tables and results of older schemas state neither. Where the others differ among themselves, it stays alone.
+    """
+    stated = {one.comparability for measurements in measured.values() for one in measurements}
+
+    def completed(measurement: Measurement) -> Measurement:
+        own = measurement.comparability
+        if UNSTATED not in (own.dtype, own.inputs) or own.samples == UNSTATED:
+            return measurement
+        fitting = {one for one in stated if all(part in KNOWN_TO_FEW for part in own.differing(one))}
+        fuller = {one for one in fitting if UNSTATED not in (one.dtype, one.inputs)}
+        return replace(measurement, comparability=fuller.pop()) if len(fuller) == 1 else measurement
+
+    return {identity: list(map(completed, measurements)) for identity, measurements in measured.items()}
+
+
+def prepared_differently(chosen: Mapping[str, Measurement], names: Mapping[str, str]) -> list[Problem]:
+    """What reached models otherwise than that of the first checkpoint, because the checkpoints differ."""
+    first: dict[Comparability, str] = {}
+    problems = []
+    for identity, measurement in chosen.items():
+        like = first.setdefault(measurement.comparability, identity)
+        reference, result = chosen[like].result, measurement.result
+        if reference is None or result is None:
+            continue
+        for sentence in allowed_differences(reference, result, (names[like], names[identity])):
+            problems.append(Problem("note", "incomparable", names[identity], sentence.rstrip(".")))
+    return problems
 
 
 def _without_copies(measurements: Sequence[Measurement]) -> list[Measurement]:
@@ -85,7 +121,11 @@ def cohort_warnings(cohorts: Sequence[Cohort]) -> list[str]:
             f"Ranks count within a cohort. {listed}."
         )
     for cohort in cohorts:
-        unstated = [part for part in COMPARABILITY_PARTS if getattr(cohort.comparability, part) == UNSTATED]
+        unstated = [
+            part
+            for part in COMPARABILITY_PARTS
+            if part not in KNOWN_TO_FEW and getattr(cohort.comparability, part) == UNSTATED
+        ]
         if unstated and cohort.n_rows > 1:
             warnings.append(
                 f"The sources of cohort {cohort.name} do not state the {', '.join(unstated)} of their MIR values; "
@@ -99,7 +139,7 @@ def describe(cohort: Cohort) -> str:
     parts = cohort.comparability
     return (
         f"{cohort.name}: {cohort.n_rows} checkpoint{'' if cohort.n_rows == 1 else 's'}, estimator {parts.estimator}, "
-        f"samples {parts.samples}, protocol {parts.protocol}"
+        f"samples {parts.samples}, protocol {parts.protocol}, dtype {parts.dtype}, inputs {parts.inputs}"
     )
 
 

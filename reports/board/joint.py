@@ -20,7 +20,7 @@ from mir_plugin.reports.board.board import (
     ScoreEntry,
 )
 from mir_plugin.reports.board.checkpoints import Checkpoint, find_checkpoints
-from mir_plugin.reports.board.cohorts import choose_measurements, cohort_warnings
+from mir_plugin.reports.board.cohorts import choose_measurements, cohort_warnings, prepared_differently
 from mir_plugin.reports.board.config import ReportConfig
 from mir_plugin.reports.board.correlation import correlate, with_holm
 from mir_plugin.reports.board.headlines import headline_entries
@@ -72,6 +72,7 @@ def join(parsed: ParsedSources, config: ReportConfig | None = None) -> Board:
         *parsed.problems,
         *checkpoints.problems,
         *cohort_problems,
+        *prepared_differently(chosen, {identity: one.name for identity, one in by_identity.items()}),
         *unmatched(rows),
         *_without_average(rows, weights, config.benchmarks),
         *headlines.problems,

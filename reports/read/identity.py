@@ -6,6 +6,7 @@ import os
 import posixpath
 import re
 from collections.abc import Hashable, Iterable
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar
 
@@ -18,20 +19,44 @@ NOT_IN_PATHS = re.compile(r'[<>"|\x00-\x1f]')  # no portable path or hub name ho
 K = TypeVar("K", bound=Hashable)
 
 
-def checkpoint_ref(text: str, weights: str = "") -> CheckpointRef:
+def checkpoint_ref(text: str, weights: str = "", *, place: str = "", date: str = "") -> CheckpointRef:
     """Reference for a checkpoint named by a path or a hub name, as given to ``pretrained=`` or ``mir run``.
 
     A relative path that exists is resolved, so that ``ckpts/a``, ``./ckpts/a/`` and its absolute path are one.
     Equal fingerprints of the weights join copies that lie at different places.
+
+    Args:
+        place: the folder that the name meant when it was used, if that was written down.
+        date: ISO 8601, when the name was used. Links that were changed later are not followed: nobody knows where they
+            led before.
     """
     name = posixpath.normpath(text.strip())
+    of_weights = (WEIGHTS + weights,) if weights else ()
+    if place:
+        # A name that ends otherwise than its folder is a link's, and may mean another folder tomorrow.
+        names = (NAME + name,) if PurePosixPath(name).name == PurePosixPath(place).name else ()
+        return CheckpointRef(label=place, keys=(PATH + place, *names, *of_weights))
+    link = _link_changed_after(name, date)
+    if link:
+        return CheckpointRef(name, (PATH + os.path.abspath(name), *of_weights), moved_link=link)  # noqa: PTH100
     keys = [NAME + name]
-    place = resolved(name)
-    if place is not None and (name.startswith(("/", "~")) or os.path.exists(name)):  # noqa: PTH110 - never raises
-        keys.insert(0, PATH + place)
-    if weights:
-        keys.append(WEIGHTS + weights)
-    return CheckpointRef(label=name, keys=tuple(keys))
+    path = resolved(name)
+    if path is not None and (name.startswith(("/", "~")) or os.path.exists(name)):  # noqa: PTH110 - never raises
+        keys.insert(0, PATH + path)
+    return CheckpointRef(label=name, keys=(*keys, *of_weights))
+
+
+def _link_changed_after(name: str, date: str) -> str:
+    """The first link in a path that is younger than a date; empty if there is none, or the date is unknown."""
+    try:
+        used = datetime.fromisoformat(date).timestamp()
+        path = Path(os.path.abspath(Path(name).expanduser()))  # noqa: PTH100 - links are looked at one by one
+        for part in (*reversed(path.parents), path):
+            if part.is_symlink() and part.lstat().st_mtime > used:
+                return str(part)
+    except (OSError, RuntimeError, ValueError):  # no date, or no path
+        pass
+    return ""
 
 
 def resolved(text: str) -> str | None:

@@ -51,8 +51,8 @@ def read_results(path: Path) -> ParsedSources:
     if not named:
         return _unreadable(path, 'it names no model ("model_name" is empty)')
 
-    checkpoint = checkpoint_ref(named)
     date = _iso_date(str(data.get("date") or path.name))
+    checkpoint = checkpoint_ref(named, date=date)
     whole = _whole_run(config)
     scores = tuple(_scores(data, checkpoint, whole, date, str(path)))
     version = str(data.get("lmms_eval_version") or "")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mir_plugin.errors import MirError
-from mir_plugin.reports.read.identity import checkpoint_ref
+from mir_plugin.measurement.comparable import dtype_of, inputs_of
+from mir_plugin.reports.read.identity import PATH, checkpoint_ref
 from mir_plugin.reports.read.records import (
     UNSTATED,
     CheckpointRef,
@@ -46,9 +48,12 @@ def read_mir_json(path: Path, beside: CheckpointRef | None = None) -> ParsedSour
 
 def measurement_of(result: MirResult, run_id: str, beside: CheckpointRef | None = None) -> Measurement:
     """What a report keeps of a result; ``beside`` is another way to know its checkpoint by."""
-    checkpoint = checkpoint_ref(result.checkpoint, result.fingerprints.get("checkpoint", ""))
+    weights = result.fingerprints.get("checkpoint", "")
+    checkpoint = checkpoint_ref(result.checkpoint, weights, place=result.place, date=result.created)
+    if not result.place and not checkpoint.keys[0].startswith(PATH):
+        checkpoint = replace(checkpoint, root=str(Path(run_id).absolute().parent.parent))
     if beside:
-        checkpoint = CheckpointRef(checkpoint.label, (*checkpoint.keys, *beside.keys))
+        checkpoint = replace(checkpoint, keys=(*checkpoint.keys, *beside.keys))
     low, high = result.uncertainty.get("low"), result.uncertainty.get("high")
     return Measurement(
         checkpoint=checkpoint,
@@ -57,6 +62,8 @@ def measurement_of(result: MirResult, run_id: str, beside: CheckpointRef | None 
             estimator=result.estimator,
             samples=result.fingerprints.get("samples", UNSTATED),
             protocol=result.fingerprints.get("protocol", UNSTATED),
+            dtype=dtype_of(result) or UNSTATED,
+            inputs=inputs_of(result),
         ),
         mir_published=result.mir_published,
         mir_published_upper=result.mir_published_upper,
@@ -66,6 +73,7 @@ def measurement_of(result: MirResult, run_id: str, beside: CheckpointRef | None 
         layers=result.layers,
         date=result.created,
         run_id=run_id,
+        result=result,
     )
 
 

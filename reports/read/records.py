@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from mir_plugin.results import LayerDistance
+from mir_plugin.results import LayerDistance, MirResult
 from mir_plugin.robustness.results import Robustness
 
 UNSTATED = "unstated"
@@ -22,10 +22,14 @@ class CheckpointRef:
     Attributes:
         label: the shortest honest name, shown when the configuration gives no display name.
         keys: identities such as ``path:/models/a``, ``weights:1f3c…`` or ``vlmevalkit:llava_v1.5_7b``; at least one.
+        root: folder of the results in which a relative name stands whose working directory nobody wrote down.
+        moved_link: a link in the path that was changed after the record was made, so that it leads elsewhere now.
     """
 
     label: str
     keys: tuple[str, ...]
+    root: str = ""
+    moved_link: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Comparability:
     estimator: str = UNSTATED
     samples: str = UNSTATED
     protocol: str = UNSTATED
+    dtype: str = UNSTATED
+    inputs: str = UNSTATED
 
     def differing(self, other: Comparability) -> tuple[str, ...]:
         """Names of the parts that differ, in reading order."""
@@ -69,6 +75,8 @@ class Comparability:
 
 COMPARABILITY_PARTS = tuple(part.name for part in fields(Comparability))
 """What must agree, in reading order; also the headings of tables."""
+KNOWN_TO_FEW = ("dtype", "inputs")
+"""Of these, what tables and older results do not state: they are compared by what they know."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ class Measurement:
     layers: tuple[LayerDistance, ...] = ()
     date: str = ""
     run_id: str = ""
+    result: MirResult | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.utils import logging
 
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.comparable import protocol_differences
 from mir_plugin.model_adapters.huggingface.adapter import from_loaded
 from mir_plugin.model_adapters.in_memory.host_parts import is_processor
 from mir_plugin.model_adapters.in_memory.initial_weights import warn_of_initial_parts
@@ -23,6 +24,8 @@ from mir_plugin.tasks.training.live import measure_live
 
 logger = logging.get_logger(__name__)
 N_SAMPLES = 32
+SUPERSEDED_NAME = f"{RESULT_NAME}.superseded"  # no command reads it
+_RESULTS = f"checkpoint-*/{RESULT_NAME}"
 
 
 class MIRCallback(TrainerCallback):
@@ -31,7 +34,8 @@ class MIRCallback(TrainerCallback):
     Values go through ``trainer.log``: to ``trainer_state.json`` and to every tracker of ``report_to``, as ``mir/mir``,
     ``mir/standard_error`` and ``mir/layer_k``. Whole results are kept in ``history`` and written to
     ``OUTPUT_DIR/mir/checkpoint-STEP/mir.json``, which `mir compare`, `mir select` and `mir report` read. A training
-    that resumes from a checkpoint takes up the results of the steps before it.
+    that resumes from a checkpoint takes up the results of the steps before it; those of later steps, which an earlier
+    training left there, are renamed to ``mir.json.superseded``.
 
     Several processes share the samples. A measurement that fails in mid-training (features that are not finite, not
     enough memory) is a warning, not the end of the training; a model that cannot be measured at all is an error before
@@ -108,6 +112,8 @@ class MIRCallback(TrainerCallback):
         with undisturbed(model):
             warn_of_initial_parts(unwrapped(model))
             from_loaded(unwrapped(model), self._processor).encode(self._sample_set.samples[:1])
+        if state.is_world_process_zero:
+            self._set_aside_after(state.global_step)
         self._results = current_group().broadcast(self._earlier_results(state.global_step))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -145,7 +151,7 @@ class MIRCallback(TrainerCallback):
         except (MirError, RuntimeError) as error:  # also out of memory, or linear algebra that did not converge
             logger.warning(f"MIR was not measured at step {step}; continuing. {error}")
             return
-        self._results = {s: r for s, r in self._results.items() if _comparable(r, result)} | {step: result}
+        self._results = {s: r for s, r in self._results.items() if not protocol_differences(r, result)} | {step: result}
         if state.is_world_process_zero:
             result.save(self._out_dir / f"checkpoint-{step}" / RESULT_NAME)
         # Trainer.log ends the request to log this step's loss, which the Trainer has yet to answer.
@@ -161,13 +167,20 @@ class MIRCallback(TrainerCallback):
 
     def _earlier_results(self, last_step: int) -> dict[int, MirResult]:
         """Results of an interrupted run up to the step it resumes from; none for a run that starts anew."""
-        found = {}
-        for path in self._out_dir.glob(f"checkpoint-*/{RESULT_NAME}"):
-            step = path.parent.name.removeprefix("checkpoint-")
-            if step.isdecimal() and int(step) <= last_step:
-                found[int(step)] = MirResult.load(path)
-        return dict(sorted(found.items()))
+        return {step: MirResult.load(path) for step, path in self._saved().items() if step <= last_step}
 
+    def _set_aside_after(self, last_step: int) -> None:
+        """Keep results of an earlier training in this folder from being taken for this one's."""
+        stale = [path for step, path in self._saved().items() if step > last_step]
+        for path in stale:
+            path.replace(path.with_name(SUPERSEDED_NAME))
+        if stale:
+            logger.warning(
+                f"{len(stale)} MIR results of an earlier training in {self._out_dir} are of steps after {last_step}; "
+                f"they are renamed to {SUPERSEDED_NAME}."
+            )
 
-def _comparable(one: MirResult, other: MirResult) -> bool:
-    return all(one.fingerprints.get(what) == other.fingerprints.get(what) for what in ("samples", "protocol"))
+    def _saved(self) -> dict[int, Path]:
+        """Results in the folder, by step."""
+        paths = {path.parent.name.removeprefix("checkpoint-"): path for path in self._out_dir.glob(_RESULTS)}
+        return dict(sorted((int(step), path) for step, path in paths.items() if step.isdecimal()))
