@@ -194,8 +194,9 @@ class _PieceTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self.bos_id = int(tokenizer.bos_token_id)
+        self.adds_bos = list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
         self.eos_id = int(tokenizer.eos_token_id)
+        self.bos_id = int(tokenizer.bos_token_id) if self.adds_bos else self.eos_id
         self.pad_id = int(tokenizer.pad_token_id or 0)
         self.n_tokens = len(tokenizer)
         self.source = Path(str(tokenizer.name_or_path))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,28 @@ from mir_plugin.model_adapters.prompts.tokenizer import has_tokenizer
 from mir_plugin.model_adapters.recognition import CheckpointFolder
 from mir_plugin.model_adapters.weights.hub import find_folder
 from mir_plugin.model_adapters.weights.key_rules import KeyRule, rename
+from mir_plugin.model_adapters.weights.left_by_trainers import remedy_for
 from mir_plugin.model_adapters.weights.lora import (
     ADAPTER_FILES,
+    LoraAdapter,
     LoraPair,
+    adapter_file,
     open_lora,
     require_all_targets,
 )
+from mir_plugin.model_adapters.weights.peft_options import refuse_tied
 from mir_plugin.model_adapters.weights.stored import (
     StoredTensor,
     has_checkpoint_weights,
     open_checkpoint_weights,
-    open_weight_file,
+    open_state,
     read_json,
+    wrappers_of,
 )
 
 logger = logging.getLogger(__name__)
 
 _TOWER_PREFIX = "vision_tower.encoder."
-_LORA_WRAPPER = "base_model.model."
 
 
 _TUNING_FLAGS = (
@@ -64,6 +68,7 @@ class LlavaFiles:
         weights: parameter name of the model → weight, still on disk.
         lora: by module of the model, empty without LoRA.
         has_moca: whether the decoder layers are calibrated.
+        notes: what was chosen or left out besides, as headings and texts.
         more_folders: of parts that only some families have.
     """
 
@@ -78,6 +83,7 @@ class LlavaFiles:
     lora: Mapping[str, LoraPair]
     has_moca: bool
     more_folders: tuple[Path, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dtype_name(self) -> str:
@@ -96,6 +102,8 @@ def description(files: LlavaFiles, options: LoadOptions) -> dict[str, str]:
     config = files.config
     ranks = sorted({pair.down.shape[0] for pair in files.lora.values()})
     lora = f"rank {', '.join(map(str, ranks))} on {len(files.lora)} modules" if files.lora else "none"
+    methods = sorted({pair.method for pair in files.lora.values() if pair.method})
+    lora += "".join(f", {method}" for method in methods)
     tuned = [name for name in _TUNING_FLAGS if config.get(name)]
     return {
         "kind": {"full": "full checkpoint", "projector": "projector only", "lora": "LoRA"}[files.kind],
@@ -109,6 +117,7 @@ def description(files: LlavaFiles, options: LoadOptions) -> dict[str, str]:
         "image shape": str(config.get("image_aspect_ratio") or "square"),
         "tokenizer": str(files.tokenizer),
         "saved as": files.dtype_name,
+        **files.notes,
     }
 
 
@@ -141,7 +150,7 @@ def open_llava(
         MirError: if a part is missing, damaged or contradicts another; names it and the option that supplies it.
     """
     checkpoint, config = folder.path, folder.config
-    kind = _kind(checkpoint)
+    kind = _kind(checkpoint, with_base=options.base_llm is not None)
     near = search_places(checkpoint)
     base_llm = None if kind == "full" else _base_llm(checkpoint, kind, config, options, near)
     if kind == "full" and options.base_llm is not None:
@@ -149,7 +158,8 @@ def open_llava(
             f"{checkpoint} is a full checkpoint with its own language model, so --base-llm {options.base_llm} "
             f"would change nothing. Leave it out, or name the projector-only checkpoint."
         )
-    weights = _weights(checkpoint, kind, config, base_llm, family, more_rules)
+    adapter = open_lora(checkpoint) if kind == "lora" else None
+    weights = _weights(checkpoint, kind, config, base_llm, adapter, family, more_rules)
     tower, tower_source, tower_weights = _vision_tower(checkpoint, config, options, weights, near)
     weights = {name: weight for name, weight in weights.items() if not name.startswith(_TOWER_PREFIX)} | tower_weights
     files = LlavaFiles(
@@ -161,24 +171,47 @@ def open_llava(
         tower=tower,
         tower_source=tower_source,
         weights=weights,
-        lora=_lora(checkpoint, weights) if kind == "lora" else {},
+        lora=_lora(checkpoint, config, adapter, weights, family) if adapter else {},
         has_moca=_has_moca(checkpoint, config, weights),
+        notes=_notes(checkpoint, kind, weights),
     )
+    for heading, text in files.notes.items():
+        logger.warning("%s: %s: %s", checkpoint, heading, text)
     logger.info("%s: %s checkpoint; vision tower: %s", checkpoint, kind, tower_source)
     return files
 
 
-def _kind(checkpoint: Path) -> str:
-    if (checkpoint / "adapter_config.json").is_file() or any((checkpoint / name).is_file() for name in ADAPTER_FILES):
+def _kind(checkpoint: Path, *, with_base: bool) -> str:
+    has_adapter = (checkpoint / "adapter_config.json").is_file() or any(
+        (checkpoint / name).is_file() for name in ADAPTER_FILES
+    )
+    whole = has_checkpoint_weights(checkpoint)  # also where an mm_projector.bin of the pre-training stage lies beside
+    if has_adapter and (with_base or not whole):
         return "lora"
-    if has_checkpoint_weights(checkpoint):  # also where an mm_projector.bin of the pre-training stage lies beside
+    if whole:
         return "full"
     if (checkpoint / "mm_projector.bin").is_file():
         return "projector"
+    remedy = remedy_for(checkpoint) or "Check that the copy or download is complete."
     raise MirError(
         f"{checkpoint} holds no weights: neither a whole model (model.safetensors, pytorch_model.bin or shards), "
-        f"nor mm_projector.bin, nor a LoRA adapter. Check that the copy or download is complete."
+        f"nor mm_projector.bin, nor a LoRA adapter. {remedy}"
     )
+
+
+def _notes(checkpoint: Path, kind: str, weights: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """What people should know of a choice that was made for them."""
+    notes = {}
+    left = [name for name in ADAPTER_FILES if (checkpoint / name).is_file()]
+    if kind == "full" and left:
+        notes["adapter beside"] = (
+            f"{left[0]} is not applied: the whole weights beside it count, as they are after a merge. To apply it to "
+            "another base, name that one with --base-llm."
+        )
+    wrappers = wrappers_of(weight for weight in weights.values() if kind != "lora" or weight.path.parent != checkpoint)
+    if wrappers:
+        notes["wrappers"] = f"{', '.join(wrappers)} left out of the keys"
+    return notes
 
 
 def _base_llm(
@@ -201,26 +234,55 @@ def _weights(
     kind: str,
     config: Mapping[str, Any],
     base_llm: Path | None,
+    adapter: LoraAdapter | None,
     family: str,
     more_rules: tuple[KeyRule, ...],
 ) -> dict[str, StoredTensor]:
-    projector = projector_rules(str(config.get("mm_projector_type", "linear")))
-    rules = (*LLM_RULES, *TOWER_RULES, *projector, *more_rules)
+    rules = _rules(config, more_rules)
     if base_llm is None:
         return rename(open_checkpoint_weights(checkpoint), rules, family=family)
-    base = rename(open_checkpoint_weights(base_llm), LLM_RULES, family=f"{family} base LLM")
+    base = _base_weights(base_llm, rules, family)
     if kind == "projector":
-        return base | rename(open_weight_file(checkpoint / "mm_projector.bin"), rules, family=family)
-    wrapped = tuple(KeyRule(_LORA_WRAPPER + rule.prefix, rule.target, rule.reason) for rule in rules)
-    return base | rename(open_weight_file(checkpoint / "non_lora_trainables.bin"), wrapped, family=f"{family} LoRA")
+        return base | rename(open_state(checkpoint / "mm_projector.bin"), rules, family=family)
+    trained = checkpoint / "non_lora_trainables.bin"
+    if not trained.is_file():
+        raise MirError(
+            f"{checkpoint} holds a LoRA adapter without {trained.name}, where LLaVA saves the projector: that file and "
+            "config.json are written at the end of a training, not into each checkpoint-N. Measure the run's folder, "
+            f"or take the projector from DeepSpeed's state. {remedy_for(checkpoint) or ''}".rstrip()
+        )
+    replaced = rename(adapter.replaced if adapter else {}, rules, family=family)
+    return base | rename(open_state(trained), rules, family=f"{family} LoRA") | replaced
 
 
-def _lora(checkpoint: Path, weights: Mapping[str, StoredTensor]) -> dict[str, LoraPair]:
-    pairs = open_lora(checkpoint)
+def _rules(config: Mapping[str, Any], more_rules: tuple[KeyRule, ...] = ()) -> tuple[KeyRule, ...]:
+    return (*LLM_RULES, *TOWER_RULES, *projector_rules(str(config.get("mm_projector_type", "linear"))), *more_rules)
+
+
+def _base_weights(base_llm: Path, rules: tuple[KeyRule, ...], family: str) -> dict[str, StoredTensor]:
+    """Those of a language model, or of a full LLaVA that was trained further: its own parts, where nothing newer is."""
+    stored = open_checkpoint_weights(base_llm)
+    if any(key.startswith("model.mm_projector.") for key in stored):
+        return rename(stored, rules, family=f"{family} full base")
+    return rename(stored, LLM_RULES, family=f"{family} base LLM")
+
+
+def _lora(
+    checkpoint: Path,
+    config: Mapping[str, Any],
+    adapter: LoraAdapter,
+    weights: Mapping[str, StoredTensor],
+    family: str,
+) -> dict[str, LoraPair]:
     require_all_targets(
-        checkpoint, pairs, [name.removeprefix("base_llm.") for name in weights if name.startswith("base_llm.")]
+        checkpoint, adapter, [name.removeprefix("base_llm.") for name in weights if name.startswith("base_llm.")]
     )
-    return {f"base_llm.{name}": pair for name, pair in pairs.items()}
+    changed = [*adapter.pairs, *(name.rpartition(".")[0] for name in adapter.replaced)]
+    refuse_tied(config, changed, adapter_file(checkpoint))
+    factors = {f"{module}.weight": pair.up for module, pair in adapter.pairs.items()}
+    module_of = {id(factors[f"{module}.weight"]): module for module in adapter.pairs}
+    renamed = rename(factors, _rules(config), family=f"{family} LoRA")
+    return {name.removesuffix(".weight"): adapter.pairs[module_of[id(up)]] for name, up in renamed.items()}
 
 
 def _vision_tower(

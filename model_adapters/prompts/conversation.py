@@ -76,7 +76,7 @@ def prompt_ids(
     Only the first ``n_images`` marks stand for images; a later ``<image>`` (in a sample's text) is ordinary text.
     ``image_mark_ids`` stand for each mark: the placeholder, with start and end tokens around it where a model has them.
     """
-    ids = [tokenizer.bos_id]
+    ids = [tokenizer.bos_id] if tokenizer.adds_bos else []
     for index, part in enumerate(text.split(IMAGE_MARK, n_images)):
         if index > 0:
             ids += image_mark_ids

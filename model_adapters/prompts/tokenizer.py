@@ -33,6 +33,7 @@ class Tokenizer(Protocol):
 
     Attributes:
         bos_id, eos_id, pad_id: special ids.
+        adds_bos: whether a prompt begins with the beginning-of-sequence token: LLaVA takes what its tokenizer emits.
         source: file it was read from.
         n_tokens: size of the vocabulary, added tokens included.
     """
@@ -40,6 +41,7 @@ class Tokenizer(Protocol):
     bos_id: int
     eos_id: int
     pad_id: int
+    adds_bos: bool
     source: Path
     n_tokens: int
 
@@ -93,6 +95,8 @@ class SentencePieceTokenizer:
         self._unk_text = self._pieces.id_to_piece(self._pieces.unk_id())
         self._unk_length = len(self._pieces.encode(self._unk_text))
         self.bos_id: int = self._pieces.bos_id()
+        adds_bos = settings.get("add_bos_token")
+        self.adds_bos = self.bos_id >= 0 and (adds_bos is None or bool(adds_bos))
         self.eos_id: int = self._pieces.eos_id()
         self.pad_id: int = self._pieces.unk_id()  # any valid id: padded positions are masked
         self.n_tokens = 1 + max(self._pieces.get_piece_size() - 1, *self._special.values())
@@ -164,7 +168,9 @@ class FastTokenizer:
         # The tokenizers library raises plain Exception for files it cannot read.
         except Exception as error:
             raise MirError(f"{self.source} cannot be read ({error}). Copy or download it again.") from error
-        self.bos_id = self._required("bos_token")
+        self.adds_bos = self._emits_bos(folder)
+        # Where the tokenizer does not emit it, no prompt begins with it; generation wants some id.
+        self.bos_id = self._required("bos_token" if self.adds_bos else "eos_token")
         self.eos_id = self._required("eos_token")
         self.pad_id = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else self.eos_id
         self.n_tokens = len(self._tokenizer)
@@ -176,6 +182,16 @@ class FastTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids, special tokens left out, without the space that encoding puts in front."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _emits_bos(self, folder: Path) -> bool:
+        """As transformers 4 decided it: what the config says, Llama's own default, what the file's template does."""
+        settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+        declared = settings.get("add_bos_token")
+        if isinstance(declared, bool):
+            return declared
+        if str(settings.get("tokenizer_class", "")).startswith("Llama"):
+            return True
+        return bool(self._tokenizer("a").input_ids[0] == self._tokenizer.bos_token_id)
 
     def _required(self, name: str) -> int:
         token = getattr(self._tokenizer, f"{name}_id")

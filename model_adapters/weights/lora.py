@@ -5,49 +5,104 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.weights.peft_options import method_of, refuse_unsound
 from mir_plugin.model_adapters.weights.stored import StoredTensor, open_weight_file, read_json
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
+_KEY = re.compile(
+    r"base_model\.model\.(?P<module>.+)\.(lora_(?P<side>[AB])(\.default)?\.weight"
+    r"|(?P<more>lora_(magnitude_vector|diag)(\.default)?(\.weight)?))"
+)
+_REPLACED = re.compile(r"base_model\.model\.(?P<module>.+?)(\.base_layer)?\.(?P<kind>weight|bias)")
+_OFTEN_SAVED_WHOLE = ("embed_tokens", "lm_head")  # PEFT saves resized embeddings without being asked
 
 
 @dataclass(frozen=True)
 class LoraPair:
-    """The two factors for one linear layer: ``down`` (A) is (r, inputs), ``up`` (B) is (outputs, r)."""
+    """The two factors for one linear layer: ``down`` (A) is (r, inputs), ``up`` (B) is (outputs, r).
+
+    Attributes:
+        alpha: ``scale`` is alpha / r, or alpha / √r for rank-stabilised LoRA.
+        method: what else is done besides adding the product, by its name, "PiSSA"; None for plain LoRA.
+        more: further tensors of the method, by their names in PEFT's layer.
+        settings: the content of adapter_config.json.
+    """
 
     down: StoredTensor
     up: StoredTensor
     scale: float
+    alpha: float = 0.0
+    method: str | None = None
+    more: Mapping[str, StoredTensor] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
-def open_lora(folder: Path) -> dict[str, LoraPair]:
-    """The LoRA pairs of a checkpoint folder, by name of the adapted module ("model.layers.0.mlp.up_proj").
+@dataclass(frozen=True)
+class LoraAdapter:
+    """What an adapter does to a base: ``pairs`` by module, and ``replaced``, parameters stored whole, by their names.
+
+    Names are those of the base: "model.layers.0.mlp.up_proj", "lm_head.weight".
+    """
+
+    pairs: Mapping[str, LoraPair]
+    replaced: Mapping[str, StoredTensor]
+
+
+def open_lora(folder: Path) -> LoraAdapter:
+    """The adapter of a checkpoint folder.
 
     Raises:
-        MirError: if a file is missing, the adapter is another method than plain LoRA, or a pair is incomplete.
+        MirError: if a file is missing, the adapter's method or initialisation cannot be merged from base and adapter
+            alone, or a pair is incomplete.
     """
-    config = read_json(folder / "adapter_config.json")
-    _refuse_other_methods(config, folder)
+    path, config = adapter_file(folder), read_json(folder / "adapter_config.json")
+    refuse_unsound(config, folder / "adapter_config.json", native=True)
+    _require_numbers(config, folder)
+    sides: dict[str, dict[str, StoredTensor]] = {}
+    replaced: dict[str, StoredTensor] = {}
+    for key, weight in open_weight_file(path).items():
+        if match := _KEY.fullmatch(key):
+            name = match["side"] or match["more"].partition(".")[0]
+            sides.setdefault(match["module"], {})[name] = weight
+        elif (whole := _REPLACED.fullmatch(key)) and _is_replaced(whole, config):
+            replaced[f"{whole['module']}.{whole['kind']}"] = weight
+        else:
+            raise MirError(
+                f"{weight.origin} is not a LoRA factor; expected a name like base_model.model.*.lora_A.weight. "
+                "Merge the adapter with PEFT and measure the merged checkpoint."
+            )
+    method = method_of(config)
+    for module in sides:
+        if method and f"{module}.weight" in replaced:
+            raise MirError(
+                f"{replaced[f'{module}.weight'].origin} is stored whole and adapted too, by {method}. Merge the "
+                "adapter with PEFT and measure the merged checkpoint."
+            )
+    pairs = {module: _pair(module, pair, config, path, method) for module, pair in sides.items()}
+    return LoraAdapter(pairs, replaced)
+
+
+def adapter_file(folder: Path) -> Path:
+    """The file of an adapter's weights. Raises MirError if there is none."""
     path = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
     if path is None:
         raise MirError(f"{folder} holds adapter_config.json but none of {', '.join(ADAPTER_FILES)}. Copy it there.")
-    sides: dict[str, dict[str, StoredTensor]] = {}
-    for key, weight in open_weight_file(path).items():
-        match = _KEY.fullmatch(key)
-        if match is None:
-            raise MirError(
-                f"{weight.origin} is not a LoRA factor; expected a name like base_model.model.*.lora_A.weight."
-            )
-        sides.setdefault(match["module"], {})[match["side"]] = weight
-    return {module: _pair(module, pair, config, path) for module, pair in sides.items()}
+    return path
 
 
-def require_all_targets(folder: Path, pairs: Mapping[str, LoraPair], base_names: Iterable[str]) -> None:
+def _is_replaced(key: re.Match[str], config: Mapping[str, Any]) -> bool:
+    saved = config.get("modules_to_save") or ()
+    if key["module"].endswith((*saved, *_OFTEN_SAVED_WHOLE)):  # PEFT takes them by the end of their names
+        return True
+    return key["kind"] == "bias" and config.get("bias", "none") != "none"
+
+
+def require_all_targets(folder: Path, adapter: LoraAdapter, base_names: Iterable[str]) -> None:
     """Refuse an adapter that lacks modules which its config says were adapted: part of it was lost when it was saved.
 
     Args:
@@ -60,23 +115,36 @@ def require_all_targets(folder: Path, pairs: Mapping[str, LoraPair], base_names:
     # A string is a pattern of PEFT's; a choice of layers or exclusions changes what is expected.
     if not isinstance(targets, list) or any(config.get(name) for name in ("layers_to_transform", "exclude_modules")):
         return
+    pairs = adapter.pairs
     modules = [name.removesuffix(".weight") for name in base_names if name.endswith(".weight") and ".layers." in name]
     if not pairs.keys() <= set(modules):
         return  # the adapter of another base, which is reported when they are merged
-    missing = [module for module in modules if module.rpartition(".")[2] in targets and module not in pairs]
+    whole = {name.removesuffix(".weight") for name in adapter.replaced}
+    missing = [
+        module
+        for module in modules
+        if module.rpartition(".")[2] in targets and module not in pairs and module not in whole
+    ]
     if missing:
-        path = next(folder / name for name in ADAPTER_FILES if (folder / name).is_file())
         raise MirError(
-            f"{path} has no factors for {len(missing)} of the modules that target_modules of adapter_config.json "
-            f"names, the first {missing[0]!r}. The adapter is incomplete: copy it again."
+            f"{adapter_file(folder)} has no factors for {len(missing)} of the modules that target_modules of "
+            f"adapter_config.json names, the first {missing[0]!r}. The adapter is incomplete: copy it again."
         )
 
 
-def _pair(module: str, sides: Mapping[str, StoredTensor], config: Mapping[str, Any], path: Path) -> LoraPair:
-    if sides.keys() != {"A", "B"}:
-        (present,) = sides
+def _pair(
+    module: str, sides: Mapping[str, StoredTensor], config: Mapping[str, Any], path: Path, method: str | None
+) -> LoraPair:
+    if not {"A", "B"} <= sides.keys():
+        present = next(iter(sides))
         raise MirError(f"{path} holds lora_{present} of {module!r} without its partner. Copy the adapter again.")
     down, up = sides["A"], sides["B"]
+    more = {name: weight for name, weight in sides.items() if name not in ("A", "B")}
+    if ("lora_magnitude_vector" in more) != bool(config.get("use_dora")):
+        raise MirError(
+            f"adapter_config.json has use_dora = {config.get('use_dora', False)}, but {path} says otherwise of "
+            f"{module!r}. Copy config and weights of one adapter."
+        )
     rank = _pattern(config, "rank_pattern", module, int(config["r"]))
     alpha = _pattern(config, "alpha_pattern", module, float(config["lora_alpha"]))
     if not (len(down.shape) == len(up.shape) == 2 and down.shape[0] == up.shape[1] == rank):
@@ -84,14 +152,15 @@ def _pair(module: str, sides: Mapping[str, StoredTensor], config: Mapping[str, A
             f"{down.origin} and {up.origin} have shapes {list(down.shape)} and {list(up.shape)}, "
             f"expected [{rank}, inputs] and [outputs, {rank}] (rank in adapter_config.json)."
         )
-    return LoraPair(down, up, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return LoraPair(down, up, scale, alpha, method, more, config)
 
 
 def _pattern(config: Mapping[str, Any], name: str, module: str, default: float) -> float:
     patterns = config.get(name) or {}
     try:
         for pattern, value in patterns.items():
-            if re.search(rf"(^|\.){pattern}$", module):
+            if re.match(rf"(.*\.)?({pattern})$", module):
                 return float(value)
     except (AttributeError, TypeError, ValueError, re.error) as error:
         raise MirError(
@@ -100,20 +169,7 @@ def _pattern(config: Mapping[str, Any], name: str, module: str, default: float) 
     return default
 
 
-def _refuse_other_methods(config: Mapping[str, Any], folder: Path) -> None:
-    refused = {
-        "peft_type": config.get("peft_type", "LORA") != "LORA",
-        "bias": config.get("bias", "none") != "none",
-        "modules_to_save": bool(config.get("modules_to_save")),
-        "use_dora": bool(config.get("use_dora")),
-        "fan_in_fan_out": bool(config.get("fan_in_fan_out")),
-    }
-    for name, is_refused in refused.items():
-        if is_refused:
-            raise MirError(
-                f"{folder / 'adapter_config.json'} has {name} = {config[name]!r}; only plain LoRA is read. "
-                f"Merge the adapter with PEFT and measure the merged checkpoint."
-            )
+def _require_numbers(config: Mapping[str, Any], folder: Path) -> None:
     for name in ("r", "lora_alpha"):
         value = config.get(name)
         if not isinstance(value, (int, float)) or not 0 < value < math.inf:

@@ -149,7 +149,8 @@ def _source(weight: Weight) -> Hashable:
         return weight.source
     if isinstance(weight, MergedWeight):
         pair = weight.lora
-        return (_source(weight.base), _source(pair.up), _source(pair.down), pair.scale)
+        more = tuple(_source(tensor) for tensor in pair.more.values())
+        return (_source(weight.base), _source(pair.up), _source(pair.down), pair.scale, pair.method, more)
     if isinstance(weight, StoredTensor):
         path = weight.path.resolve()
         state = path.stat()

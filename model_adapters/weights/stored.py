@@ -13,7 +13,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.strict_json import json_document
+from mir_plugin.model_adapters.weights.left_by_trainers import remedy_for
 from mir_plugin.model_adapters.weights.pickle_header import TensorHeader, is_archive, pickle_header
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+# What torch.compile, FSDP and activation checkpointing put into keys, before the names of wrapped modules.
+_INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+# What data parallelism and PEFT put before every key.
+_AROUND_ALL = ("module.", "base_model.model.")
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
 # How torch words what its weights-only unpickler will not build; the rest of its message advises to build it.
 _REFUSED_OBJECT = re.compile(r"(?:GLOBAL|Unsupported class|unrecognized function):? ([A-Za-z_][\w.]*)")
@@ -101,16 +106,24 @@ class StoredTensor:
 def open_checkpoint_weights(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a checkpoint folder: single or sharded, safetensors (preferred, as transformers does) or ``.bin``.
 
+    ``pytorch_model.bin`` may be a folder of shards, as DeepSpeed's ``zero_to_fp32.py`` writes it. Keys are without what
+    wrappers of a model put before them, see ``without_wrappers``.
+
     Raises:
         MirError: if there are no weights, a shard is missing or damaged, an index disagrees with its shards or points
             outside the folder, or a key occurs twice.
     """
-    for name in SINGLE_FILES:
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            return _open_sharded(index)
-        if (folder / name).is_file():
-            return open_weight_file(folder / name)
+    return without_wrappers(_opened(folder))
+
+
+def _opened(folder: Path) -> dict[str, StoredTensor]:
+    for place in (folder, *(folder / name for name in SINGLE_FILES if (folder / name).is_dir())):
+        for name in SINGLE_FILES:
+            index = place / f"{name}.index.json"
+            if index.is_file():
+                return _open_sharded(index)
+            if (place / name).is_file():
+                return open_weight_file(place / name)
     shards = sorted(path.name for path in _files_of(folder) if _SHARD.fullmatch(path.name))
     if shards:
         raise MirError(
@@ -119,15 +132,71 @@ def open_checkpoint_weights(folder: Path) -> dict[str, StoredTensor]:
         )
     raise MirError(
         f"{folder} holds no weights: none of {', '.join(SINGLE_FILES)} or a shard index. "
-        f"Check that the download or copy is complete."
+        f"{remedy_for(folder) or 'Check that the download or copy is complete.'}"
     )
 
 
 def has_checkpoint_weights(folder: Path) -> bool:
     """Whether the folder holds a whole model's weights in one of the layouts ``open_checkpoint_weights`` reads."""
-    return any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in SINGLE_FILES) or any(
+    return any((folder / name).exists() or (folder / f"{name}.index.json").is_file() for name in SINGLE_FILES) or any(
         _SHARD.fullmatch(path.name) for path in _files_of(folder)
     )
+
+
+def open_state(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file of a training's own (projector, trained parts), without what wrappers put before keys.
+
+    Raises:
+        MirError: as ``open_weight_file``, and for parameters that were saved empty.
+    """
+    return without_wrappers(open_weight_file(path))
+
+
+def without_wrappers(weights: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The mapping without the names of modules that are wrapped around a model, or around parts of it, in training.
+
+    torch.compile (``_orig_mod.``), FSDP and activation checkpointing stand anywhere in a key; data parallelism
+    (``module.``) and PEFT (``base_model.model.``) before every key. A tensor's own ``key`` stays as it is in the file.
+
+    Raises:
+        MirError: if two keys become one, an adapter was saved unmerged, or ZeRO stage 3 saved parameters without
+            gathering them.
+    """
+    empty = next((weight for weight in weights.values() if weight.shape == (0,)), None)
+    if empty is not None:
+        raise MirError(
+            f"{empty.origin} has shape [0]: it was saved under ZeRO stage 3 without gathering it. Save with "
+            "stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py of the training's checkpoint."
+        )
+    prefixes = tuple(prefix for prefix in _AROUND_ALL if all(_bare(key).startswith(prefix) for key in weights))
+    found: dict[str, StoredTensor] = {}
+    for key, weight in weights.items():
+        name = _bare(key)
+        for _ in prefixes:
+            for prefix in prefixes:
+                name = name.removeprefix(prefix)
+        if name in found:
+            raise MirError(f"{found[name].origin} and {weight.origin} are both {name!r} without their wrappers' names.")
+        found[name] = weight
+    unmerged = next((weight for name, weight in found.items() if ".base_layer." in name or ".lora_A." in name), None)
+    if unmerged is not None:
+        raise MirError(
+            f"{unmerged.origin} belongs to a PEFT model that was saved whole, with its adapter beside the base "
+            "weights. Merge it (merge_and_unload), save that, and measure what was saved."
+        )
+    return found
+
+
+def wrappers_of(weights: Iterable[StoredTensor]) -> tuple[str, ...]:
+    """Which wrappers' names stand in the keys of these weights' files, for people."""
+    keys = [weight.key for weight in weights]
+    return tuple(name for name in (*_INSIDE, *_AROUND_ALL) if any(name in f".{key}" for key in keys))
+
+
+def _bare(key: str) -> str:
+    for name in _INSIDE:
+        key = key.replace(name, "")
+    return key
 
 
 def open_weight_file(path: Path) -> dict[str, StoredTensor]:

@@ -74,7 +74,7 @@ class Tokenizer:
 
     bos_token_id, eos_token_id, pad_token_id, name_or_path = 1, 2, 0, "tokenizer"
 
-    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         ids = ours().tokenizer.encode(text)
         return {"input_ids": [1, *ids] if add_special_tokens else ids}
 

@@ -61,18 +61,31 @@ def test_decoding_leaves_special_tokens_out(tmp_path: Path) -> None:
     assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode("the end. é"), tokenizer.eos_id]) == "the end. é"
 
 
-def test_a_fast_tokenizer_file_alone_is_enough(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
+@pytest.mark.parametrize(
+    ("emitted", "settings", "begins"),
+    [
+        (False, {}, []),
+        (True, {}, [0]),
+        (True, {"add_bos_token": False}, []),
+        (False, {"tokenizer_class": "LlamaTokenizerFast"}, [0]),
+    ],
+)
+def test_a_fast_tokenizer_file_alone_is_enough(
+    tmp_path: Path, emitted: bool, settings: dict[str, object], begins: list[int]
+) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words = {"<s>": 0, "</s>": 1, "<unk>": 2, "the": 3, "end": 4}
     fast = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast.add_special_tokens(["<s>", "</s>"])
+    if emitted:
+        fast.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     fast.save(str(tmp_path / "tokenizer.json"))
-    config = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    config = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast", **settings}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = open_tokenizer(tmp_path)
-    assert prompt_ids(tokenizer, "the <image> end</s>", 1) == [0, 3, IMAGE_PLACEHOLDER, 4, 1]
+    assert prompt_ids(tokenizer, "the <image> end</s>", 1) == [*begins, 3, IMAGE_PLACEHOLDER, 4, 1]
     assert tokenizer.decode([0, 3, 4, 1]) == "the end"
 
 
