@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opened_files import opened_below
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import files_that_count
@@ -19,15 +19,6 @@ from mir_plugin.samples.embedded import embedded_samples, micro_checkpoints
 from golden_data import require_golden
 
 pytestmark = pytest.mark.slow
-_opened: list[Path] | None = None
-
-
-def _note_opened(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and _opened is not None and isinstance(arguments[0], (str, Path)):
-        _opened.append(Path(arguments[0]).absolute())
-
-
-sys.addaudithook(_note_opened)  # cannot be taken off again; without a list it does nothing
 
 
 @pytest.fixture(
@@ -53,17 +44,11 @@ def source_folders(result_facts: Any) -> list[Path]:
 
 
 def test_every_file_that_a_load_opens_counts(checkpoint: Path) -> None:
-    global _opened
-    _opened = []
-    try:
+    with opened_below(Path.cwd()) as opened:
         adapter = measurement_of(checkpoint).load()
-    finally:
-        opened, _opened = _opened, None
-    folders = source_folders(adapter.facts)
-    counted = {path for folder in folders for path in files_that_count(folder)}
-    below = {path for path in opened if path.is_file() and Path.cwd() in path.parents}
-    assert below, "the audit saw no file of the checkpoint"
-    assert below <= counted
+    counted = {path for folder in source_folders(adapter.facts) for path in files_that_count(folder)}
+    assert {path.suffix for path in opened} & {".safetensors", ".bin"}, "weights were not seen"
+    assert opened <= counted
 
 
 def test_a_change_of_any_file_in_place_is_noticed(checkpoint: Path) -> None:

@@ -28,6 +28,7 @@ IGNORED_FILES = (
     "mir.json",
 )  # fmt: skip
 IGNORED_FOLDERS = (".*", "__pycache__", "checkpoint-*", "global_step*", "runs", "logs", "wandb", "samples")
+IN_MEMORY = "memory:"  # begins the fingerprint of weights that are no folder's
 CHUNK_BYTES = 16 << 20
 REMEMBERED_FROM_BYTES = 8 << 20  # smaller files are read faster than a remembered digest
 

@@ -149,7 +149,10 @@ def _image_settings(a: MirResult, b: MirResult) -> str:
     ours, theirs = a.facts.get("image_settings") or {}, b.facts.get("image_settings") or {}
     differing = [name for name in theirs if name in ours and ours[name] != theirs[name]]
     named = [f"{name} {_value(theirs[name])} instead of {_value(ours[name])}" for name in differing]
-    return f": its image processor has {', '.join(named)}" if named else ""
+    if named:
+        return f": its image processor has {', '.join(named)}"
+    classes = [result.facts.get("image_processor_class") for result in (b, a)]
+    return f": prepared by {classes[0]} instead of {classes[1]}" if classes[0] != classes[1] and all(classes) else ""
 
 
 def _protocol(result: MirResult) -> dict[str, Any]:

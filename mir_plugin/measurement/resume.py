@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from mir_plugin import __version__
 from mir_plugin.errors import MirError
 from mir_plugin.files.atomic import not_writable, write_atomically
-from mir_plugin.files.fingerprint import fingerprint, folder_fingerprint
+from mir_plugin.files.fingerprint import IN_MEMORY, fingerprint, folder_fingerprint
 from mir_plugin.files.strict_json import json_document, read_as
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.weights.device import chosen_device
@@ -135,6 +135,27 @@ def files_fingerprint(facts: Mapping[str, Any]) -> str | None:
         return folder_fingerprint(Path(folder) for folder in facts["source_folders"])
     except MirError:
         return "gone"
+
+
+def folders_of(result: MirResult) -> tuple[str, ...]:
+    """The folders whose files the result's checkpoint fingerprint is that of; none for weights in memory."""
+    known = result.facts.get("source_folders") or [result.place]
+    in_memory = str(result.fingerprints.get("checkpoint", "")).startswith(IN_MEMORY)
+    return () if in_memory else tuple(str(folder) for folder in known if folder)
+
+
+def changed_since(folders: Sequence[str], checkpoint_fingerprint: str) -> bool:
+    """Whether a checkpoint's folders hold other files than when its fingerprint was taken.
+
+    False where they are gone: trainings delete checkpoints, and what was measured still counts.
+    """
+    paths = [Path(folder) for folder in folders]
+    if not paths or not all(path.is_dir() for path in paths):
+        return False
+    try:
+        return folder_fingerprint(paths) != checkpoint_fingerprint
+    except MirError:  # being written
+        return True
 
 
 def require_same_checkpoint(path: Path, filed: tuple[str, str], checkpoint: Path, otherwise: str) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 from torch import nn
 
 from mir_plugin.errors import MirError
-from mir_plugin.files.fingerprint import digest, fingerprint, folder_fingerprint
+from mir_plugin.files.fingerprint import IN_MEMORY, digest, fingerprint, folder_fingerprint
 from mir_plugin.model_adapters.weights.hub import local_folder
 from mir_plugin.model_adapters.weights.module_fingerprint import holds_stored, module_fingerprint
 from mir_plugin.model_adapters.weights.stored import open_checkpoint_weights
 
-IN_MEMORY = "memory:"  # begins the fingerprint of weights that are no folder's
 _REMOTE_CODE = "transformers_modules."
 # Where something was loaded from and how it is kept, and ids that only generation reads.
 _WITHOUT_EFFECT = frozenset(

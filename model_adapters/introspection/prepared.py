@@ -119,7 +119,7 @@ def _as_tensor(value: Any) -> Tensor | None:
 
 
 def _without_padding(tensor: Tensor) -> Tensor:
-    """Without the tiles of zeros that fill an image up to the number that the batch's largest image has."""
-    while tensor.dim() > 4 and tensor.shape[1] > 1 and not tensor[:, -1].any():
+    """Without the tiles of zeros that fill an image, or its mask, up to the number that the batch's largest one has."""
+    while tensor.dim() > 3 and tensor.shape[1] > 1 and not tensor[:, -1].any():
         tensor = tensor[:, :-1]
     return tensor

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from mir_plugin.errors import MirError
+from mir_plugin.files.fingerprint import IN_MEMORY
 from mir_plugin.measurement.checkpoint_names import step_in_name
 from mir_plugin.reports.board.config import ModelEntry, ReportConfig
 from mir_plugin.reports.read.identity import (
@@ -23,7 +24,6 @@ from mir_plugin.reports.read.identity import (
 )
 from mir_plugin.reports.read.records import CheckpointRef, ParsedSources, Problem
 
-IN_MEMORY = "memory:"  # begins the fingerprint of weights that are no folder's
 KEY_KINDS = (PATH, NAME, VLMEVALKIT_MODEL, WEIGHTS)  # the first kind that a checkpoint has names it
 
 

@@ -20,6 +20,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.files.atomic import write_atomically
 from mir_plugin.files.fingerprint import fingerprint
 from mir_plugin.files.strict_json import is_number, json_document
+from mir_plugin.measurement.resume import changed_since, folders_of
 from mir_plugin.results import MirResult
 from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.tasks.options import MirOptions, resolve
@@ -117,6 +118,11 @@ class MirDataSet:
             raise MirError(f"{path}: {wrong[0]} is not a number. {MEASURE_AGAIN}")
         if not measured:
             raise MirError(f"{path} holds no measurement {self.index!r}. {MEASURE_AGAIN}")
+        if is_outdated(measured):
+            raise MirError(
+                f"{path}: the files in {', '.join(measured['folders'])} have changed since MIR was measured. Run again "
+                "without --reuse."
+            )
         row = {name: measured.get(name) for name in (*METRICS, "samples", "protocol", "measurement")}
         text = pd.DataFrame([row]).to_csv(index=False, quoting=csv.QUOTE_ALL)
         write_atomically(path.with_name(f"{path.stem}_score.csv"), text)
@@ -139,10 +145,19 @@ def prediction_of(result: MirResult) -> str:
             "n_samples": result.n_samples,
             "samples": result.fingerprints["samples"],
             "protocol": result.fingerprints["protocol"],
+            "checkpoint": result.fingerprints["checkpoint"],
+            "folders": folders_of(result),
             "measurement": fingerprint(dataclasses.asdict(result)),
         },
         allow_nan=False,
     )
+
+
+def is_outdated(measured: Any) -> bool:
+    """Whether the checkpoint of a prediction has other files now; False where the prediction does not tell."""
+    if not isinstance(measured, dict) or not isinstance(measured.get("folders"), list):
+        return False
+    return changed_since(list(map(str, measured["folders"])), str(measured.get("checkpoint")))
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:

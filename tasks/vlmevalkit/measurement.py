@@ -12,11 +12,12 @@ from typing import Any
 import pandas as pd
 
 from mir_plugin.errors import MirError
+from mir_plugin.files.strict_json import json_document
 from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters.in_memory.host_parts import adapter_for, checkpoint_name
 from mir_plugin.processes import current_group
 from mir_plugin.tasks.host_internals import MODELS_BUILT_IN_INFERENCE
-from mir_plugin.tasks.vlmevalkit.data_set import RESULT_SUFFIX, MirDataSet, prediction_of
+from mir_plugin.tasks.vlmevalkit.data_set import RESULT_SUFFIX, MirDataSet, is_outdated, prediction_of
 from mir_plugin.tasks.vlmevalkit.model import CheckpointModel
 
 HOST = "vlmevalkit"
@@ -62,7 +63,8 @@ class Inference:
 def measured(call: Inference, host: ModuleType) -> Any:
     """Answer the data set's one row; returns the model, which VLMEvalKit uses for its next data set.
 
-    An answer of an earlier run that VLMEvalKit has put into place (``--reuse``) is kept, and no model is loaded.
+    An answer of an earlier run that VLMEvalKit has put into place (``--reuse``) is kept, and no model is loaded, while
+    the checkpoint's files are unchanged.
     Several processes measure together, each with its own copy of the model; the whole result is saved beside the
     predictions.
 
@@ -106,7 +108,11 @@ def _earlier_answer(call: Inference) -> str | None:
         answer = known.get(call.dataset.index)
     except Exception as error:  # what a damaged pickle raises is no closed list
         raise MirError(f"{earlier} cannot be read ({type(error).__name__}: {error}). Delete it.") from error
-    return None if answer is None else str(answer)
+    try:
+        outdated = answer is not None and is_outdated(json_document(str(answer)))
+    except ValueError:  # nothing of ours, which the evaluation will say
+        outdated = False
+    return None if answer is None or outdated else str(answer)
 
 
 def _built(call: Inference, host: ModuleType) -> Any:
