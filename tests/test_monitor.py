@@ -188,6 +188,24 @@ def test_values_reach_the_trackers_and_the_files(samples: SampleSet, tmp_path: P
     assert callback.history[4].mir == pytest.approx(saved.mir, rel=1e-12)
 
 
+def test_a_second_training_into_one_folder_keeps_no_later_step_of_the_first(
+    samples: SampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for n_steps in (3, 2):
+        trainer = trainer_of(tiny_llava(), Path("run"), max_steps=n_steps)
+        callback = MIRCallback(trainer, samples, every_steps=1)
+        trainer.add_callback(callback)
+        trainer.train()
+    assert list(callback.history) == [1, 2]
+    left = {path.parent.name: MirResult.load(path) for path in (tmp_path / "run/mir").rglob("mir.json")}
+    assert {name: result.mir for name, result in left.items()} == {
+        f"checkpoint-{step}": result.mir for step, result in callback.history.items()
+    }
+    assert left["checkpoint-2"].place == str(tmp_path / "run/checkpoint-2")
+    assert (tmp_path / "run/mir/checkpoint-3/mir.json.superseded").is_file()
+
+
 def test_a_training_that_no_longer_lowers_mir_stops(samples: SampleSet, tmp_path: Path) -> None:
     trainer = trainer_of(tiny_llava(), tmp_path, learning_rate=0.0, max_steps=20)
     trainer.add_callback(MIRCallback(trainer, samples, every_steps=2, stop_after=2))

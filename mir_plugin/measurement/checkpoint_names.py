@@ -113,7 +113,7 @@ def distinct_names(checkpoints: Sequence[Path]) -> list[str]:
         counts = Counter(names)
         shared = [counts[name] > 1 and n < len(own) for name, own, n in zip(names, parts, lengths, strict=True)]
         if not any(shared):
-            return names
+            return [str(path) if counts[name] > 1 else name for path, name in zip(checkpoints, names, strict=True)]
         lengths = [n + more for n, more in zip(lengths, shared, strict=True)]
 
 

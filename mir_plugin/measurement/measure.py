@@ -47,6 +47,7 @@ def measure(
     config: MirConfig | None = None,
     *,
     checkpoint: str,
+    place: str | None = None,
     host: str = "mir",
     batch_size: int | None = None,
     with_uncertainty: bool = True,
@@ -63,6 +64,7 @@ def measure(
 
     Args:
         checkpoint: what the result is filed under; a path or a hub name.
+        place: the folder it is or will be saved in, absolute; None takes what ``checkpoint`` means now.
         host: the program this runs in.
         batch_size: samples per forward pass; the result does not depend on it beyond rounding. None: 1 on a CPU,
             several on an accelerator.
@@ -123,7 +125,7 @@ def measure(
     layers = tuple(layer.distance for _, layer in sorted(finished.items()))
     result = MirResult(
         checkpoint=checkpoint,
-        place=place_of(checkpoint),
+        place=place_of(checkpoint) if place is None else place,
         family=adapter.family,
         mir=mir([layer.distance for layer in layers]),
         mir_published=_mir_or_none([layer.distance_published for layer in layers]),

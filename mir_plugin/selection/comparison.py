@@ -93,22 +93,24 @@ def compare_results(a: MirResult, b: MirResult, *, anyway: bool = False) -> Comp
         MirError: if samples or protocol differ and ``anyway`` is not set; says in what.
     """
     differing = tuple(protocol_differences(a, b))
+    same_name = a.checkpoint == b.checkpoint  # of two projects, or measured twice
+    one, other = (result.place or result.checkpoint if same_name else result.checkpoint for result in (a, b))
     if differing and not anyway:
         raise MirError(
-            f"{a.checkpoint} (A) and {b.checkpoint} (B) are not comparable: they differ in {'; '.join(differing)}. "
+            f"{one} (A) and {other} (B) are not comparable: they differ in {'; '.join(differing)}. "
             "Measure both with the same samples and options, or add --anyway."
         )
     paired = _share_samples(a, b)
     layers: list[Difference] = []
     if len(a.layers) == len(b.layers):
-        spreads = [one.uncertainty.get("layers") or [{}] * len(one.layers) for one in (a, b)]
+        spreads = [result.uncertainty.get("layers") or [{}] * len(result.layers) for result in (a, b)]
         layers = [
-            _difference((one.distance, one_spread), (other.distance, other_spread), a, b, paired)
-            for one, other, one_spread, other_spread in zip(a.layers, b.layers, *spreads, strict=True)
+            _difference((ours.distance, our_spread), (theirs.distance, their_spread), a, b, paired)
+            for ours, theirs, our_spread, their_spread in zip(a.layers, b.layers, *spreads, strict=True)
         ]
     return Comparison(
-        a=a.checkpoint,
-        b=b.checkpoint,
+        a=one,
+        b=other,
         paired=paired,
         differing=differing,
         told=tuple(allowed_differences(a, b)),

@@ -28,6 +28,7 @@ def measure_live(
     config: MirConfig | None = None,
     *,
     checkpoint: str = "live model",
+    place: str = "",
     batch_size: int | None = None,
 ) -> MirResult:
     """Measure the model as it is now, without disturbing its training (``mir_plugin.selection.monitor.undisturbed``).
@@ -45,6 +46,7 @@ def measure_live(
         sample_set: the same at every call, so that the values are comparable.
         config: the protocol; the paper's by default.
         checkpoint: what the result is filed under.
+        place: the folder that this state of the model is or will be saved in, absolute; empty where there is none.
         batch_size: samples per forward pass; None takes one on a CPU and several on an accelerator.
     Raises:
         MirError: as ``from_loaded`` of the Hugging Face adapter, and ``measure``.
@@ -55,7 +57,14 @@ def measure_live(
         adapter = from_loaded(inner, processor)
         size = min(batch_size or default_batch_size(adapter), adapter.max_batch or len(sample_set))
         return measure(
-            adapter, sample_set, config, checkpoint=checkpoint, host=HOST, batch_size=size, group=current_group()
+            adapter,
+            sample_set,
+            config,
+            checkpoint=checkpoint,
+            place=place,
+            host=HOST,
+            batch_size=size,
+            group=current_group(),
         )
 
 

@@ -146,6 +146,7 @@ class MIRCallback(TrainerCallback):
                 self._sample_set,
                 self._config,
                 checkpoint=str(self._run_dir / f"checkpoint-{step}"),
+                place=str(self._run_dir.resolve() / f"checkpoint-{step}"),
                 batch_size=self._batch_size,
             )
         except (MirError, RuntimeError) as error:  # also out of memory, or linear algebra that did not converge
