@@ -118,21 +118,31 @@ def selection_json() -> Schema:
         **IDENTITY,
         mir=_number("lower is better"),
         standard_error=_or_null(_number("over samples")),
-        behind_best=_or_null(_object(Difference)) | {"description": "b less a, a being the best; null for the best"},
-        tied_with_best=_or_null({"type": "boolean", "description": "cannot be told from the best"}),
+        compared_with=_or_null(_text("name of the lowest of its run; for that one, of the lowest of all")),
+        behind_best=_or_null(_object(Difference)) | {"description": "b less a, a being the one compared with"},
+        tied_with_best=_or_null({"type": "boolean", "description": "not shown to be more than the tolerance behind"}),
+        within_tolerance=_or_null({"type": "boolean", "description": "shown to be within the tolerance (TOST)"}),
     )
-    trend = _record(
-        run=_text("as above"), trend={"enum": list(get_args(Trend))}, saturated_at=_or_null(_record(**IDENTITY))
+    outcome = {"enum": list(get_args(Outcome))}
+    run = _record(
+        run=_text("as above"),
+        trend={"enum": list(get_args(Trend))},
+        saturated_at=_or_null(_record(**IDENTITY)),
+        best=ranked | {"description": "its lowest, compared with the lowest of all"},
+        recommended=_record(**IDENTITY),
+        outcome=outcome,
+        sentence=_text("the recommendation if there were no other run"),
     )
     verdict = _record(
-        outcome={"enum": list(get_args(Outcome))},
+        outcome=outcome,
         recommended=_record(**IDENTITY),
         sentence=_text("the recommendation"),
         reasons=LIST_OF_TEXT,
         warnings=LIST_OF_TEXT,
-        confidence=_number("for all comparisons together"),
+        confidence=_number("for all comparisons of a set together: along a run, or across runs"),
+        tolerance=_number("differences up to this do not count"),
         ranking={"type": "array", "items": ranked, "description": "best first"},
-        runs={"type": "array", "items": trend, "description": "runs with two or more checkpoints of known step"},
+        runs={"type": "array", "items": run, "description": "in the order of their lowest MIR"},
     )
     return _document("mir select --json", "Which of the measured checkpoints to fine-tune.", verdict)
 

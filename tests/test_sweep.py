@@ -43,6 +43,7 @@ from toy import ToyAdapter, toy_samples
 
 pytestmark = pytest.mark.slow
 
+CODES = {"clear": 0, "undecided": 3, "still falling": 4}
 SAMPLES = SampleSet(tuple(toy_samples(3)))
 
 
@@ -179,14 +180,58 @@ def test_results_of_checkpoints_that_a_training_deleted_still_count(tmp_path: Pa
     (out / "damaged").mkdir()
     (out / "damaged" / "mir.json").write_text("{")
     sweep = Sweep(out, measured_by_step)
-    left_out = sweep.recall(runs, SAMPLES.fingerprint, MirConfig(), "loaded alike")
+    left_out = sweep.recall(SAMPLES.fingerprint, MirConfig(), "loaded alike")
     assert {path.parent.name for path in left_out} == {"other", "older"}
-    assert [(one.name, one.state, one.step) for one in sweep.entries] == [("gone", "kept", 2)]
-    assert sweep.entries[0].result is not None
+    assert {(one.name, one.state, one.asked) for one in sweep.entries} == {
+        ("gone", "kept", False), ("there", "kept", False), ("elsewhere", "kept", False),
+    }  # fmt: skip
+    assert all(one.result is not None for one in sweep.entries)
     sweep.entries.clear()
-    sweep.recall(runs, "other samples", MirConfig(), "loaded alike")
-    sweep.recall(runs, SAMPLES.fingerprint, MirConfig(), "another base LLM or dtype")
+    sweep.recall("other samples", MirConfig(), "loaded alike")
+    sweep.recall(SAMPLES.fingerprint, MirConfig(), "another base LLM or dtype")
     assert sweep.entries == []
+
+
+def test_a_narrower_sweep_does_not_shrink_the_table(tmp_path: Path) -> None:
+    def alike(checkpoint: Path, path: Path) -> Measured:
+        result = loaded_alike(measured_by_step(checkpoint, path).result)
+        result.save(path)
+        return Measured(result, kept=False)
+
+    wide = Sweep(tmp_path, alike)
+    wide.add([Path(f"runs/a/checkpoint-{step}") for step in (10, 20, 40)])
+    wide.run()
+    before = saved(tmp_path)
+    narrow = Sweep(tmp_path, alike)
+    narrow.recall(SAMPLES.fingerprint, MirConfig(), "loaded alike")
+    narrow.add([Path("runs/a/checkpoint-40")])
+    narrow.run()
+    assert [row["step"] for row in csv.DictReader((tmp_path / "sweep.csv").open())] == ["10", "20", "40"]
+    assert saved(tmp_path)["selection"] == before["selection"]
+    assert [(one.step, one.state, one.asked) for one in narrow.entries] == [
+        (10, "kept", False), (20, "failed", False), (40, "measured", True),
+    ]  # fmt: skip
+
+
+def test_the_time_left_is_told_from_what_was_measured(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, measured_by_step)
+    sweep.add([Path(f"runs/a/checkpoint-{step}") for step in (1, 2, 3)])
+    assert sweep.seconds_left() is None
+    sweep.entries[0] = dataclasses.replace(sweep.entries[0], state="measured", seconds=30.0)
+    assert sweep.seconds_left() == 60.0
+
+
+def test_the_folder_of_a_run_stands_for_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/a/checkpoint-1", "runs/a/checkpoint-2", "runs/b/checkpoint-3"):
+        Path(name).mkdir(parents=True)
+        Path(name, "config.json").write_text("{}")
+    inside = [Path("runs/a/checkpoint-1"), Path("runs/a/checkpoint-2")]
+    assert sorted(found_checkpoints(["runs/a"])) == inside
+    assert len(found_checkpoints(["runs"])) == 3
+    Path("runs/a/config.json").write_text("{}")  # the last one of the run
+    assert sorted(found_checkpoints(["runs/a"])) == [Path("runs/a"), *inside]
+    assert found_checkpoints(["runs/a/checkpoint-2"]) == [inside[1]]
 
 
 def test_results_that_cannot_be_ranked_together_cost_the_verdict_and_nothing_else(tmp_path: Path) -> None:
@@ -261,7 +306,10 @@ def test_a_sweep_prints_its_verdict_goes_on_after_a_failure_and_resumes(
     code = mir(monkeypatch, "select", out, "--json")
     verdict = json.loads(capsys.readouterr().out)
     assert verdict == again["selection"]
-    assert code == {"clear": 0, "undecided": 3, "still falling": 4}[verdict["outcome"]]
+    assert code == CODES[verdict["outcome"]]
+    shutil.rmtree(runs / "checkpoint-40")
+    assert mir(monkeypatch, *arguments, "--no-report") == code  # the same verdict, the same code
+    capsys.readouterr()
     assert mir(monkeypatch, "select", out) == code
     assert verdict["sentence"] in capsys.readouterr().out
 
@@ -342,8 +390,9 @@ def test_a_watch_measures_what_is_there_and_what_lands(
     training = threading.Thread(target=land)
     training.start()
     arguments = ["sweep", "--watch", runs, *options(), "--out", out]
-    assert mir(monkeypatch, *arguments, "--watch-settle", 0.2, "--watch-idle", 5, "--no-report") == 0
+    code = mir(monkeypatch, *arguments, "--watch-settle", 0.2, "--watch-idle", 5, "--no-report")
     training.join()
+    assert code == CODES[saved(out)["selection"]["outcome"]]
     # The broken checkpoint never became complete, so it is none that failed.
     assert [row["step"] for row in saved(out)["checkpoints"]] == [20, 30, 50]
     assert not (out / "report").exists()
@@ -363,7 +412,8 @@ def test_a_plain_kill_ends_a_watch_as_ctrl_c_does_with_verdict_and_report(
     stopping = threading.Thread(target=stop)
     stopping.start()
     try:
-        assert mir(monkeypatch, "sweep", "--watch", runs, *options(), "--out", out, "--watch-settle", 0.2) == 0
+        code = mir(monkeypatch, "sweep", "--watch", runs, *options(), "--out", out, "--watch-settle", 0.2)
+        assert code == CODES[saved(out)["selection"]["outcome"]]
     finally:
         signal.signal(signal.SIGTERM, before)
         stopping.join()
@@ -387,7 +437,7 @@ def test_tables_fit_a_plain_terminal_with_long_names_steps_and_times(
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= 80
     assert [line.split()[-1] for line in lines if " 12345.6 " in line] == ["*", "measured"]
-    assert {line.split()[-1] for line in lines if re.match(r" \d ", line)} <= {"best", "worse", "tied"}
+    assert {line.split()[-1] for line in lines if re.match(r" \d ", line)} <= {"best", "worse", "undecided", "0.01"}
     assert len([line for line in lines if re.match(r" \d ", line)]) == 2
 
 

@@ -163,7 +163,11 @@ BatchSize = Annotated[
 ]
 Tolerance = Annotated[
     float,
-    typer.Option(min=0, help="Ignore differences in MIR up to this.", rich_help_panel=PROTOCOL),
+    typer.Option(
+        min=0,
+        help="Differences in MIR up to this do not matter, even where they are certain; 0 is strict.",
+        rich_help_panel=PROTOCOL,
+    ),
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Measure again and replace existing results.", rich_help_panel=OUTPUT)

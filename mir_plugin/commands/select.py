@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json as json_module
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mir_plugin.commands import options
-
-if TYPE_CHECKING:
-    from mir_plugin.selection.select import Outcome
-
-EXIT_CODES: dict[Outcome, int] = {"clear": 0, "undecided": 3, "still falling": 4}
+from mir_plugin.commands.subcommand import verdict_code
+from mir_plugin.metric.uncertainty import TOLERANCE
 
 
 def select(
     results: Annotated[
         list[str], typer.Argument(help="mir.json files, their folders (a sweep's, for example), or patterns.")
     ],
-    tolerance: options.Tolerance = 0.0,
+    tolerance: options.Tolerance = TOLERANCE,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Select even if samples or protocol differ; with a warning.")
     ] = False,
@@ -27,7 +24,8 @@ def select(
 ) -> None:
     """Rank measured checkpoints, find where MIR saturates, and recommend one to fine-tune.
 
-    All are compared on the same samples, pair by pair, with 95 % confidence for all comparisons together.
+    Along the steps of a run each checkpoint is compared with the lowest of the run, and the lowest of each run with the
+    lowest of all: on the same samples, pair by pair, with 95 % confidence for all comparisons of a set together.
 
     Examples:
 
@@ -35,8 +33,8 @@ def select(
 
       mir select 'mir-out/*/mir.json' --json
 
-    Exit codes: 0 a clear recommendation; 3 undecided, the results do not single out one checkpoint;
-    4 MIR is still falling at the last step, so train further; 1 the results cannot be compared.
+    Exit codes, as of `mir sweep`: 0 a clear recommendation, or one result; 3 undecided, the results do not single out
+    one checkpoint; 4 MIR is still falling at the last step, so train further; 1 the results cannot be compared.
     """
     from mir_plugin.commands.sweep_table import print_verdict
     from mir_plugin.commands.terminal import print_ranking
@@ -49,5 +47,5 @@ def select(
     else:
         print_ranking(verdict)
         print_verdict(verdict)
-    if EXIT_CODES[verdict.outcome]:
-        raise typer.Exit(EXIT_CODES[verdict.outcome])
+    if code := verdict_code(verdict):
+        raise typer.Exit(code)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
 
 from mir_plugin.measurement.out_of_memory import out_of_memory_explained
 
+if TYPE_CHECKING:
+    from mir_plugin.selection.select import Selection
+
 SOME_FAILED = 5
 INTERRUPTED = 130
+
+
+def verdict_code(verdict: Selection) -> int:
+    """What `mir select` and `mir sweep` exit with; 0 also where a single result leaves nothing to choose."""
+    codes = {"clear": 0, "undecided": 3, "still falling": 4}
+    return codes[verdict.outcome] if len(verdict.ranking) > 1 else 0
 
 
 class Subcommand(TyperCommand):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mir_plugin.commands import options
-from mir_plugin.commands.subcommand import INTERRUPTED, SOME_FAILED
+from mir_plugin.commands.subcommand import INTERRUPTED, SOME_FAILED, verdict_code
 from mir_plugin.errors import MirError
+from mir_plugin.metric.uncertainty import TOLERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,7 @@ def sweep(
         int,
         typer.Option(min=0, help="In-context questions with --indicators; 0 skips them.", rich_help_panel=INDICATORS),
     ] = options.N_QUESTIONS,
-    tolerance: options.Tolerance = 0.0,
+    tolerance: options.Tolerance = TOLERANCE,
     watch: Annotated[
         Path | None,
         typer.Option(
@@ -88,7 +89,9 @@ def sweep(
 
       mir sweep --watch runs/pretrain --base-llm vicuna-7b-v1.5
 
-    Exit codes: 0 all measured; 1 nothing could be measured; 5 some checkpoints failed; 130 interrupted.
+    Exit codes: those of `mir select` (0 a clear recommendation, or one result; 3 undecided; 4 MIR is still falling at
+    the last step; 1 nothing could be measured, or results cannot be compared); 5 some checkpoints failed; 130
+    interrupted. Under a launcher such as torchrun 3 and 4 are 0.
     """
     from mir_plugin.commands.sweep_table import SweepDisplay, print_sweep
     from mir_plugin.measurement.measurement import lock
@@ -121,9 +124,9 @@ def sweep(
         running = Sweep(out, measuring, tolerance=tolerance, on_change=display.refresh, writes=group.rank == 0)
         try:
             with lock(out, group), display.of(running):
+                left_out = running.recall(chosen.fingerprint, protocol, measuring.loading)
                 if watch is not None and watcher is not None:
-                    left_out = running.recall(watch, chosen.fingerprint, protocol, measuring.loading)
-                    _tell_left_out(left_out if group.rank == 0 else [])
+                    _tell_left_out(_gone(left_out, watch) if group.rank == 0 else [])
                     with _ended_by_kill():
                         _follow(running, watcher, watch_settle, watch_idle, group)
                 else:
@@ -138,7 +141,7 @@ def sweep(
         typer.echo(json_module.dumps(running.as_json(), indent=2, allow_nan=False))
     else:
         print_sweep(running, report_paths)
-    code = _exit_code(running)
+    code = _exit_code(running, only_failures=group.size > 1)
     if interrupted or code:
         raise typer.Exit(INTERRUPTED if interrupted else code)
 
@@ -160,6 +163,18 @@ def _follow(running: Sweep, watcher: CheckpointWatcher, settle: float, idle: flo
         if landed:
             running.add(landed)
             running.run()
+
+
+def _gone(results: list[Path], below: Path) -> list[Path]:
+    """Those of checkpoints that the training below a folder has deleted."""
+    from mir_plugin.results import MirResult
+
+    places = {path: Path((one := MirResult.load(path)).place or one.checkpoint) for path in results}
+    return [
+        path
+        for path, place in places.items()
+        if not place.exists() and place.absolute().is_relative_to(below.resolve())
+    ]
 
 
 def _tell_left_out(results: list[Path]) -> None:
@@ -189,7 +204,16 @@ def _report(running: Sweep) -> list[Path]:
     return list(build_report(sources, running.out_dir / "report", config).paths.values())
 
 
-def _exit_code(running: Sweep) -> int:
+def _exit_code(running: Sweep, *, only_failures: bool) -> int:
+    """Of the verdict, unless ``only_failures`` count: launchers take any code but 0 for a crash."""
     if not any(entry.result for entry in running.entries):
         return 1
-    return SOME_FAILED if any(entry.state == "failed" for entry in running.entries) else 0
+    if any(entry.state == "failed" and entry.asked for entry in running.entries):
+        return SOME_FAILED
+    if only_failures:
+        return 0
+    try:
+        verdict = running.selection()
+    except MirError:  # it is printed: the results cannot be compared
+        return 1
+    return verdict_code(verdict) if verdict else 1

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mir_plugin.commands.terminal import CLOSE, NAME_WIDTH
+from mir_plugin.engine.progress import duration
 from mir_plugin.errors import MirError
 from mir_plugin.results import PARTIAL_NAME
 from mir_plugin.selection.select import Outcome, Selection
@@ -58,22 +59,32 @@ class SweepDisplay:
         if self._live is not None:
             self._live.refresh()
             return
-        for number, entry in enumerate(self._entries(), start=1):
-            if entry.state in ("measured", "kept", "failed") and self._printed.get(entry.name) is not entry:
+        asked = [one for one in self._entries() if one.asked]
+        for number, entry in enumerate(asked, start=1):
+            if entry.is_done and self._printed.get(entry.name) is not entry:
                 self._printed[entry.name] = entry
-                self._console.print(_line(entry, number, len(self._entries())), soft_wrap=True, highlight=False)
+                line = _line(entry, number, len(asked)) + self._time_left()
+                self._console.print(line, soft_wrap=True, highlight=False)
 
     def _entries(self) -> list[SweepEntry]:
         return self._sweep.entries if self._sweep else []
 
+    def _time_left(self) -> str:
+        """Of what waits, as the end of a line."""
+        waiting = any(not one.is_done for one in self._entries())
+        seconds = self._sweep.seconds_left() if self._sweep and waiting else None
+        return "" if seconds is None else f"; about {duration(seconds)} left"
+
     def _table(self) -> Group:
         entries = self._entries()
-        n_done = sum(one.state in ("measured", "kept", "failed") for one in entries)
+        n_done = sum(one.is_done for one in entries)
         current = next((i for i, one in enumerate(entries) if one.state == "running"), len(entries))
         first = max(0, min(current - MAX_LIVE_ROWS // 2, len(entries) - MAX_LIVE_ROWS))
         shown = entries[first : first + MAX_LIVE_ROWS]
         hidden = len(entries) - len(shown)
-        summary = f"{n_done} of {len(entries)} checkpoints" + (f", {hidden} not shown" if hidden else "")
+        summary = (
+            f"{n_done} of {len(entries)} checkpoints" + (f", {hidden} not shown" if hidden else "") + self._time_left()
+        )
         if self._watching and n_done == len(entries):
             summary += "; waiting for more" if entries else "waiting for the first checkpoint"
         table = sweep_table(shown, entries, self._running_note(entries[current]) if current < len(entries) else "")

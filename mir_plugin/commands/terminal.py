@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -11,7 +12,8 @@ from rich.table import Table
 
 from mir_plugin.results import MirResult
 from mir_plugin.selection.comparison import Comparison, Difference
-from mir_plugin.selection.select import Selection
+from mir_plugin.selection.select import Ranked, Selection
+from mir_plugin.selection.verdict_text import standing
 
 # A name that is folded after every third letter cannot be read; numbers give way instead. With one space between the
 # columns rather than two, all of them fit the 80 characters of a plain terminal, long steps included.
@@ -68,16 +70,32 @@ def print_comparison(comparison: Comparison) -> None:
     console.print(table)
     console.print("paired over the same samples" if comparison.paired else "not paired: the samples differ")
     console.print(f"[bold]{escape(comparison.verdict)}[/bold]")
+    if comparison.size:
+        console.print(escape(comparison.size), soft_wrap=True)
 
 
 def print_ranking(selection: Selection) -> None:
-    """Print the candidates of a selection, best first, to standard output."""
-    table = Table(title="Ranking by MIR (lower is better)", title_justify="left", box=SIMPLE_HEAD, padding=CLOSE)
+    """Print the candidates of a selection to standard output: run by run, then the best of each run.
+
+    Where no run has two checkpoints, all stand in one table.
+    """
+    console = Console()
+    of_runs = [run for run in selection.runs if len(run.ranking) > 1]
+    if len(selection.runs) == 1 or not of_runs:
+        console.print(_ranking("Ranking by MIR (lower is better)", selection.ranking, selection.tolerance))
+        return
+    for run in of_runs:
+        console.print(_ranking(f"{run.run}, by MIR (lower is better)", run.ranking, selection.tolerance))
+    console.print(_ranking("The best of each run", [run.best for run in selection.runs], selection.tolerance))
+
+
+def _ranking(title: str, ranking: Sequence[Ranked], tolerance: float) -> Table:
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=CLOSE)
     table.add_column("", justify="right")
-    table.add_column("checkpoint", overflow="fold", min_width=NAME_WIDTH)
+    table.add_column("checkpoint", overflow="fold", min_width=NAME_WIDTH - 5)
     for heading in ("step", "MIR", "behind the best", ""):
         table.add_column(heading, justify="right", no_wrap=True)
-    for place, one in enumerate(selection.ranking, start=1):
+    for place, one in enumerate(ranking, start=1):
         behind = one.behind
         table.add_row(
             str(place),
@@ -87,9 +105,9 @@ def print_ranking(selection: Selection) -> None:
             ""
             if behind is None
             else f"{behind.difference:+.4f}" + ("" if behind.low is None else f" ({_bounds(behind)})"),
-            "best" if behind is None else {True: "tied", False: "worse", None: "unknown"}[one.tied],
+            "best" if behind is None else standing(one.tied, one.within, tolerance),
         )
-    Console().print(table)
+    return table
 
 
 def _bounds(difference: Difference) -> str:

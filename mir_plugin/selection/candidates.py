@@ -11,6 +11,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.measurement.checkpoint_names import distinct_names, run_of, shown, step_of
 from mir_plugin.measurement.comparable import dtype_of, inputs_of
 from mir_plugin.results import RESULT_NAME, MirResult
+from mir_plugin.selection.checkpoint_watcher import checkpoints_below
 from mir_plugin.selection.select import Candidate
 
 
@@ -82,10 +83,19 @@ def _result_files(source: str) -> Iterator[Path]:
     yield from files
 
 
+def _of_run(folder: Path) -> list[Path]:
+    """The checkpoints inside the folder of a run, with the folder where it is one; without any the folder alone."""
+    inside = [one for one in checkpoints_below(folder) if (one / "config.json").is_file()]
+    if not inside or (folder / "config.json").is_file():
+        inside.append(folder)
+    return inside
+
+
 def found_checkpoints(patterns: Sequence[str]) -> list[Path]:
     """The folders that patterns match and that hold a config.json, each once.
 
-    A name that exists, and one without wildcards, is taken as it is. Of several spellings of one folder and links to it
+    The folder of a run stands for the checkpoints inside it, and for itself if it is one too. Another name that exists,
+    and one without wildcards, is taken as it is. Of several spellings of one folder and links to it
     the folder's own name counts, else the first.
 
     Raises:
@@ -96,7 +106,7 @@ def found_checkpoints(patterns: Sequence[str]) -> list[Path]:
         if "://" in pattern:
             raise MirError(f"{pattern!r} is a URL; expected a folder or a pattern. Download the checkpoint first.")
         if not glob.has_magic(pattern) or Path(pattern).exists():
-            checkpoints.append(Path(pattern))
+            checkpoints += _of_run(Path(pattern))
             continue
         matches = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - may be absolute
         folders = [match for match in matches if (match / "config.json").is_file()]

@@ -12,6 +12,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.measurement.comparable import allowed_differences, protocol_differences
 from mir_plugin.metric.uncertainty import (
     CONFIDENCE,
+    TOLERANCE,
     half_width,
     has_uncertainty,
     influences_of,
@@ -22,7 +23,13 @@ from mir_plugin.results import MirResult
 
 @dataclass(frozen=True)
 class Difference:
-    """B − A of one quantity; error and interval are None where a result was measured without its uncertainty."""
+    """B − A of one quantity; error and intervals are None where a result was measured without its uncertainty.
+
+    Attributes:
+        low, high: the interval; the difference is certain where it excludes 0.
+        equivalence_low, equivalence_high: the interval of the equivalence test (TOST), with twice the error
+            probability; the difference is certain to be within a tolerance where this interval is.
+    """
 
     a: float
     b: float
@@ -30,6 +37,8 @@ class Difference:
     standard_error: float | None
     low: float | None
     high: float | None
+    equivalence_low: float | None = None
+    equivalence_high: float | None = None
 
     @property
     def distinguishable(self) -> bool | None:
@@ -37,6 +46,18 @@ class Difference:
         if self.low is None or self.high is None:
             return None
         return not self.low <= 0 <= self.high
+
+    def may_be_within(self, tolerance: float) -> bool | None:
+        """Whether the interval leaves room for a difference of at most the tolerance; None if there is no interval."""
+        if self.low is None or self.high is None:
+            return None
+        return self.low <= tolerance and self.high >= -tolerance
+
+    def is_within(self, tolerance: float) -> bool | None:
+        """Whether the difference is shown to be at most the tolerance; never for 0. None if there is no interval."""
+        if self.equivalence_low is None or self.equivalence_high is None:
+            return None
+        return tolerance > 0 and -tolerance <= self.equivalence_low and self.equivalence_high <= tolerance
 
 
 @dataclass(frozen=True)
@@ -50,6 +71,7 @@ class Comparison:
         told: sentences on what reached the models differently because the checkpoints differ.
         mir: the difference of MIR.
         layers: the differences of the layer distances; empty when the checkpoints have different numbers of layers.
+        tolerance: a difference of MIR up to this does not matter.
     """
 
     a: str
@@ -59,6 +81,7 @@ class Comparison:
     told: tuple[str, ...]
     mir: Difference
     layers: tuple[Difference, ...]
+    tolerance: float = TOLERANCE
 
     @property
     def verdict(self) -> str:
@@ -71,17 +94,32 @@ class Comparison:
         lower = "B" if self.mir.difference < 0 else "A"
         return f"distinguishable: {lower} has the lower, better MIR ({interval})."
 
+    @property
+    def size(self) -> str:
+        """Whether the difference matters, in one sentence; empty where that was not asked or is unknown."""
+        if self.mir.distinguishable is None or self.tolerance == 0:
+            return ""
+        if self.mir.is_within(self.tolerance):
+            inner = f"{self.mir.equivalence_low:+.4f} … {self.mir.equivalence_high:+.4f}"
+            level = f"{2 * CONFIDENCE - 1:.0%} interval {inner}, equivalence test"
+            return f"within {self.tolerance:g} of each other: of no practical importance ({level})."
+        if not self.mir.may_be_within(self.tolerance):
+            return f"more than {self.tolerance:g} apart."
+        return f"may be within {self.tolerance:g} of each other: more samples would tell."
+
     def as_json(self) -> dict[str, Any]:
         """All fields, with the verdict and whether the two are distinguishable, as plain JSON values."""
         return {
             **dataclasses.asdict(self),
             "distinguishable": self.mir.distinguishable,
+            "within_tolerance": self.mir.is_within(self.tolerance),
             "confidence": CONFIDENCE,
             "verdict": self.verdict,
+            "size": self.size,
         }
 
 
-def compare_results(a: MirResult, b: MirResult, *, anyway: bool = False) -> Comparison:
+def compare_results(a: MirResult, b: MirResult, *, anyway: bool = False, tolerance: float = TOLERANCE) -> Comparison:
     """Compare two measurements; the difference is B − A.
 
     On the same samples the influences are subtracted sample by sample before they are squared. On different samples
@@ -89,6 +127,7 @@ def compare_results(a: MirResult, b: MirResult, *, anyway: bool = False) -> Comp
 
     Args:
         anyway: compare although samples or protocol differ.
+        tolerance: differences of MIR up to this do not matter to the user; 0 asks for certainty alone.
     Raises:
         MirError: if samples or protocol differ and ``anyway`` is not set; says in what.
     """
@@ -116,6 +155,7 @@ def compare_results(a: MirResult, b: MirResult, *, anyway: bool = False) -> Comp
         told=tuple(allowed_differences(a, b)),
         mir=mir_difference(a, b),
         layers=tuple(layers),
+        tolerance=tolerance,
     )
 
 
@@ -144,5 +184,7 @@ def _difference(
         error = standard_error([v - u for u, v in zip(of_one, of_other, strict=True)])
     else:
         error = math.hypot(standard_error(of_one), standard_error(of_other))
-    half = half_width(error, min(len(of_one), len(of_other)), confidence)
-    return Difference(one[0], other[0], difference, error, difference - half, difference + half)
+    n_samples = min(len(of_one), len(of_other))
+    half, inner = (half_width(error, n_samples, level) for level in (confidence, 2 * confidence - 1))
+    intervals = (difference - half, difference + half, difference - inner, difference + inner)
+    return Difference(one[0], other[0], difference, error, *intervals)

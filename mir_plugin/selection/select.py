@@ -1,24 +1,42 @@
-"""Which checkpoint to fine-tune: ranking, ties, saturation and a recommendation, from results alone.
+"""Which checkpoint to fine-tune: ranking, saturation and a recommendation, from results alone.
 
-All comparisons are paired over the samples (``mir_plugin.selection.comparison``). The lowest MIR is compared with all
-others, and an early checkpoint with all later ones, so intervals are widened until the confidence holds for all
-comparisons together (Bonferroni). Then the truly best checkpoint is, with that confidence, among those that cannot be
-told from the one with the lowest value, which may be lowest by luck.
+There is one set of comparisons, and table, text and exit code all follow from it:
+
+* along the steps of a run, each checkpoint with the lowest of its run; no other run plays a part in these;
+* across runs, the lowest of each run with the lowest of all.
+
+Comparisons are paired over the samples (``mir_plugin.selection.comparison``). Within each of the two sets the intervals
+are widened until the confidence holds for all of the set together (Bonferroni). Then the truly best checkpoint of a run
+is, with that confidence, among those that are not shown to be worse than the one with the lowest value, which may be
+lowest by luck.
+
+A difference that is certain need not matter. Two questions are therefore asked of each comparison: is the difference
+beyond the tolerance, and is it certain to be within (TOST, two one-sided tests; Schuirmann 1987, doi
+10.1007/BF01068419)? Where neither is shown, that is what the verdict says.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.comparable import allowed_differences, protocol_differences
-from mir_plugin.metric.uncertainty import CONFIDENCE, has_uncertainty
+from mir_plugin.metric.uncertainty import CONFIDENCE, TOLERANCE, has_uncertainty
 from mir_plugin.results import MirResult
 from mir_plugin.selection.comparison import Difference, mir_difference
+from mir_plugin.selection.verdict_text import (
+    Counts,
+    across_reason,
+    no_choice,
+    no_choice_between_runs,
+    other_runs_sentence,
+    row_sentence,
+    still_falling,
+    trend_reason,
+)
 
 Outcome = Literal["clear", "undecided", "still falling"]
 Trend = Literal["saturated", "still falling", "rising again", "unknown"]
@@ -39,29 +57,42 @@ class Ranked:
     """A candidate in its place.
 
     Attributes:
-        behind: its MIR minus the best one's, and the interval of that; None for the best.
-        tied: whether it cannot be told from the best; None where that is unknown.
+        against: the lowest of its run, or for that one the lowest of all runs; None for the lowest of all.
+        behind: its MIR minus that of ``against``, and the interval of that.
+        tied: whether it is not shown to be more than the tolerance behind; None where that is unknown.
+        within: whether it is shown to be within the tolerance; None where that is unknown.
     """
 
     candidate: Candidate
-    behind: Difference | None
-    tied: bool | None
+    against: Candidate | None = None
+    behind: Difference | None = None
+    tied: bool | None = True
+    within: bool | None = True
 
 
 @dataclass(frozen=True)
-class RunTrend:
-    """Where MIR goes along one run.
+class RunVerdict:
+    """The verdict along the steps of one run.
 
     Attributes:
         run: as in ``Candidate``.
-        trend: "saturated" if some checkpoint but the last is within the noise of all later ones; else what the last
-            two do; "unknown" without uncertainties.
-        saturated_at: the first such checkpoint.
+        ranking: of the run alone, best first.
+        trend: "saturated" if the last checkpoints, two or more, are all tied with the lowest of the run; "still
+            falling" if the last is and the one before it is not; else "rising again"; "unknown" without uncertainties
+            or with fewer than two known steps.
+        saturated_at: the first of those last checkpoints.
+        recommended, outcome, sentence: as of ``Selection``, if there were no other run.
+        best: its lowest, compared with the lowest of all runs.
     """
 
     run: str
+    ranking: tuple[Ranked, ...]
     trend: Trend
     saturated_at: Candidate | None
+    recommended: Candidate
+    outcome: Outcome
+    sentence: str
+    best: Ranked
 
 
 @dataclass(frozen=True)
@@ -69,23 +100,25 @@ class Selection:
     """The verdict.
 
     Attributes:
-        ranking: best first.
-        trends: of every run with two or more checkpoints of known step.
+        ranking: all candidates, best first.
+        runs: the verdict along the steps of each run, in the order of their lowest MIR.
         recommended: what to fine-tune, or what comes closest to a choice where ``outcome`` is "undecided".
         outcome: "clear"; "undecided", where the measurements do not single out one checkpoint; "still falling", where
             the best is the last of its run and MIR has not settled.
         sentence: the recommendation.
         reasons: what it rests on.
         warnings: what to know before trusting it.
+        tolerance: differences up to this do not count.
     """
 
     ranking: tuple[Ranked, ...]
-    trends: tuple[RunTrend, ...]
+    runs: tuple[RunVerdict, ...]
     recommended: Candidate
     outcome: Outcome
     sentence: str
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
+    tolerance: float
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON values; candidates by name."""
@@ -96,32 +129,28 @@ class Selection:
             "reasons": list(self.reasons),
             "warnings": list(self.warnings),
             "confidence": CONFIDENCE,
-            "ranking": [
-                {
-                    **_identity(one.candidate),
-                    "mir": one.candidate.result.mir,
-                    "standard_error": one.candidate.result.uncertainty.get("standard_error"),
-                    "behind_best": None if one.behind is None else dataclasses.asdict(one.behind),
-                    "tied_with_best": one.tied,
-                }
-                for one in self.ranking
-            ],
+            "tolerance": self.tolerance,
+            "ranking": [_ranked_json(one) for one in self.ranking],
             "runs": [
                 {
-                    "run": trend.run,
-                    "trend": trend.trend,
-                    "saturated_at": None if trend.saturated_at is None else _identity(trend.saturated_at),
+                    "run": one.run,
+                    "trend": one.trend,
+                    "saturated_at": None if one.saturated_at is None else _identity(one.saturated_at),
+                    "best": _ranked_json(one.best),
+                    "recommended": _identity(one.recommended),
+                    "outcome": one.outcome,
+                    "sentence": one.sentence,
                 }
-                for trend in self.trends
+                for one in self.runs
             ],
         }
 
 
-def select(candidates: Sequence[Candidate], *, tolerance: float = 0.0, anyway: bool = False) -> Selection:
+def select(candidates: Sequence[Candidate], *, tolerance: float = TOLERANCE, anyway: bool = False) -> Selection:
     """Rank candidates and recommend one.
 
     Args:
-        tolerance: differences of MIR up to this do not matter to the user, however well they are measured.
+        tolerance: differences of MIR up to this do not matter to the user, however well they are measured; 0 is strict.
         anyway: go on although samples or protocol differ; a warning says so.
     Raises:
         MirError: if there is no candidate, or if samples or protocol differ and ``anyway`` is not set.
@@ -131,21 +160,159 @@ def select(candidates: Sequence[Candidate], *, tolerance: float = 0.0, anyway: b
     warnings = _differences_in_protocol(candidates, anyway)
     if not all(has_uncertainty(one.result.uncertainty) for one in candidates):
         warnings.append("some results have no uncertainty (--no-uncertainty, or one sample): ranked by value alone.")
-    ordered = sorted(candidates, key=lambda one: one.result.mir)
-    ranking = _ranked(ordered, tolerance)
-    by_run = _by_run(candidates)
-    trends = tuple(_trend(run, members, tolerance) for run, members in by_run.items() if len(members) > 1)
-    recommended, outcome, because = _recommendation(ranking, by_run, trends, tolerance)
     label = _labels(candidates)
+    by_run: dict[str, list[Candidate]] = {}
+    for one in sorted(candidates, key=lambda one: one.result.mir):
+        by_run.setdefault(one.run, []).append(one)
+    across = _compared([members[0] for members in by_run.values()], tolerance)
+    runs = tuple(
+        _run_verdict(run, members, best, tolerance, label, alone=len(by_run) == 1)
+        for (run, members), best in zip(by_run.items(), across, strict=True)
+    )
+    recommended, outcome, sentence = _overall(runs, tolerance, label)
+    ranked = {id(one.candidate): one for run in runs for one in (*run.ranking, run.best)}  # a run's best: across runs
     return Selection(
-        ranking=ranking,
-        trends=trends,
+        ranking=tuple(sorted(ranked.values(), key=lambda one: one.candidate.result.mir)),
+        runs=runs,
         recommended=recommended,
         outcome=outcome,
-        sentence=_sentence(ranking, recommended, outcome, because, by_run, label),
-        reasons=tuple(_reasons(ranking, trends, tolerance, label)),
+        sentence=sentence,
+        reasons=tuple(_reasons(runs, tolerance, label)),
         warnings=tuple(warnings),
+        tolerance=tolerance,
     )
+
+
+def _compared(ordered: Sequence[Candidate], tolerance: float) -> tuple[Ranked, ...]:
+    """One set of comparisons: each with the first, which has the lowest MIR."""
+    best, *others = ordered
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(others))
+    ranked = [Ranked(best)]
+    for other in others:
+        behind = mir_difference(best.result, other.result, confidence)
+        ranked.append(Ranked(other, best, behind, behind.may_be_within(tolerance), behind.is_within(tolerance)))
+    return tuple(ranked)
+
+
+def _run_verdict(
+    run: str,
+    members: Sequence[Candidate],
+    best: Ranked,
+    tolerance: float,
+    label: Mapping[int, str],
+    *,
+    alone: bool,
+) -> RunVerdict:
+    """Members have the lowest MIR first; ``alone`` if there is no other run."""
+    ranking = _compared(members, tolerance)
+    steps = sorted((one for one in ranking if one.candidate.step is not None), key=lambda one: one.candidate.step or 0)
+    trend, saturated_at = _trend(steps)
+    others = "the other checkpoint" if len(ranking) == 2 else "every other checkpoint"
+    others += "" if alone else " of its run"
+    recommended, outcome, sentence = _along_steps(ranking, steps, trend, tolerance, label, others)
+    return RunVerdict(run, ranking, trend, saturated_at, recommended, outcome, sentence, best)
+
+
+def _trend(steps: Sequence[Ranked]) -> tuple[Trend, Candidate | None]:
+    if len(steps) < 2 or any(one.tied is None for one in steps):
+        return "unknown", None
+    first = len(steps)
+    while first > 0 and steps[first - 1].tied:
+        first -= 1
+    if len(steps) - first >= 2:
+        return "saturated", steps[first].candidate
+    return "still falling" if first < len(steps) else "rising again", None
+
+
+def _along_steps(
+    ranking: Sequence[Ranked],
+    steps: Sequence[Ranked],
+    trend: Trend,
+    tolerance: float,
+    label: Mapping[int, str],
+    others: str,
+) -> tuple[Candidate, Outcome, str]:
+    best, name = ranking[0].candidate, label[id(ranking[0].candidate)]
+    if len(ranking) == 1:
+        return best, "undecided", no_choice(name, "there is nothing to compare it with")
+    if any(one.tied is None for one in ranking):
+        return best, "undecided", no_choice(name, "without uncertainties the error is unknown")
+    counts = Counts.of(ranking[1:])
+    if not counts.n_worse and counts.n_open:
+        return best, "undecided", no_choice(name, counts.nothing_shown(tolerance, best.result.n_samples))
+    row = _tied_around(ranking[0], steps)
+    in_row = {id(one.candidate) for one in row}
+    apart = [one for one in ranking if one.tied and id(one.candidate) not in in_row]
+    if apart:
+        n_unknown = sum(one.candidate.step is None or best.step is None for one in apart)
+        return best, "undecided", no_choice(name, Counts.of(apart).apart(n_unknown, tolerance))
+    if trend == "still falling" and best is steps[-1].candidate:
+        return best, "still falling", still_falling(name)
+    recommended = row[0].candidate
+    labels = [label[id(one.candidate)] for one in row]
+    return recommended, "clear", row_sentence(labels, Counts.of(row), tolerance, others)
+
+
+def _tied_around(best: Ranked, steps: Sequence[Ranked]) -> Sequence[Ranked]:
+    """The unbroken row of steps around the best that are tied with it; the best alone if its step is unknown."""
+    if best not in steps:
+        return (best,)
+    first = last = steps.index(best)
+    while first > 0 and steps[first - 1].tied:
+        first -= 1
+    while last + 1 < len(steps) and steps[last + 1].tied:
+        last += 1
+    return steps[first : last + 1]
+
+
+def _overall(runs: Sequence[RunVerdict], tolerance: float, label: Mapping[int, str]) -> tuple[Candidate, Outcome, str]:
+    """The verdict across runs; that along the steps where there is only one run."""
+    best, *others = runs
+    if not others:
+        return best.recommended, best.outcome, best.sentence
+    lowest = best.best.candidate
+    counts = Counts.of([one.best for one in others])
+    if any(one.best.tied is None for one in others):
+        return lowest, "undecided", no_choice(label[id(lowest)], "without uncertainties the error is unknown")
+    if counts.n_worse < len(others):
+        of_runs = any(len(one.ranking) > 1 for one in runs)
+        sentence = no_choice_between_runs(label[id(lowest)], counts, tolerance, len(runs), of_runs)
+        return lowest, "undecided", sentence
+    if len(best.ranking) == 1:
+        of_runs = any(len(one.ranking) > 1 for one in others)
+        which = "the other checkpoint" if len(others) == 1 else "every other checkpoint"
+        which = which.replace("checkpoint", "run's best") if of_runs else which
+        return lowest, "clear", row_sentence([label[id(lowest)]], counts, tolerance, which)
+    return best.recommended, best.outcome, f"{best.sentence} {other_runs_sentence(len(others), tolerance)}"
+
+
+def _reasons(runs: Sequence[RunVerdict], tolerance: float, label: Mapping[int, str]) -> list[str]:
+    lowest = runs[0].best.candidate
+    reasons = [f"{label[id(lowest)]} has the lowest MIR, {lowest.result.mir:.4f}."]
+    if len(runs) > 1 and all(one.best.tied is not None for one in runs):
+        reasons.append(across_reason(Counts.of([one.best for one in runs[1:]]), tolerance, lowest.result.n_samples))
+    for run in runs:
+        where = f"{run.run}: " if len(runs) > 1 else ""
+        others = run.ranking[1:]
+        if not others or any(one.tied is None for one in others):
+            continue
+        best = run.ranking[0].candidate
+        than = "" if len(runs) == 1 else f" than {label[id(best)]}"
+        reasons.append(where + Counts.of(others).reason(tolerance, best.result.n_samples, than))
+        after = [] if run.saturated_at is None else _from(run, run.saturated_at)
+        at = "" if run.saturated_at is None else label[id(run.saturated_at)]
+        told = trend_reason(run.trend, at, Counts.of(after), tolerance)
+        if told:
+            reasons.append(where + told)
+    return reasons
+
+
+def _from(run: RunVerdict, first: Candidate) -> list[Ranked]:
+    return [
+        one
+        for one in run.ranking
+        if one.candidate.step is not None and one.behind is not None and one.candidate.step >= (first.step or 0)
+    ]
 
 
 def _differences_in_protocol(candidates: Sequence[Candidate], anyway: bool) -> list[str]:
@@ -167,172 +334,23 @@ def _differences_in_protocol(candidates: Sequence[Candidate], anyway: bool) -> l
     )
 
 
-def _ranked(ordered: Sequence[Candidate], tolerance: float) -> tuple[Ranked, ...]:
-    best = ordered[0]
-    confidence = _jointly(len(ordered) - 1)
-    behind = [mir_difference(best.result, other.result, confidence) for other in ordered[1:]]
-    others = [
-        Ranked(other, difference, _tied(difference, tolerance))
-        for other, difference in zip(ordered[1:], behind, strict=True)
-    ]
-    return (Ranked(best, None, True), *others)
-
-
-def _trend(run: str, members: Sequence[Candidate], tolerance: float) -> RunTrend:
-    """Members are in the order of their steps."""
-    for index, early in enumerate(members[:-1]):
-        later = members[index + 1 :]
-        confidence = _jointly(len(later))
-        tied = [_tied(mir_difference(early.result, one.result, confidence), tolerance) for one in later]
-        if None in tied:
-            return RunTrend(run, "unknown", None)
-        if all(tied):
-            return RunTrend(run, "saturated", early)
-    before, last = members[-2:]
-    return RunTrend(run, "still falling" if last.result.mir < before.result.mir else "rising again", None)
-
-
-def _recommendation(
-    ranking: Sequence[Ranked],
-    by_run: Mapping[str, Sequence[Candidate]],
-    trends: Sequence[RunTrend],
-    tolerance: float,
-) -> tuple[Candidate, Outcome, str]:
-    """What to take, how sure that is, and the reservation if there is one."""
-    best = ranking[0].candidate
-    if len(ranking) == 1:
-        return best, "undecided", "there is nothing to compare it with"
-    if any(one.tied is None for one in ranking):
-        return best, "undecided", "without uncertainties the error is unknown"
-    if all(one.tied for one in ranking) and not all(_alike(one.behind, tolerance) for one in ranking):
-        return best, "undecided", f"on {best.result.n_samples} samples no other can be told from it; measure more"
-    row = _tied_around(best, ranking, by_run)
-    in_row = {id(one) for one in row}
-    apart = [one.candidate for one in ranking if one.tied and id(one.candidate) not in in_row]
-    if apart:
-        return best, "undecided", _why_not_these(best, apart)
-    trend = next((one.trend for one in trends if one.run == best.run), None)
-    if trend == "still falling" and best is by_run[best.run][-1]:
-        return best, "still falling", ""
-    return row[0], "clear", ""
-
-
-def _why_not_these(best: Candidate, apart: Sequence[Candidate]) -> str:
-    """That the best is not the only choice: checkpoints outside its row of steps cannot be told from it either."""
-
-    def where(one: Candidate) -> str:
-        if one.run != best.run:
-            return "of other runs"
-        return "of unknown step" if None in (one.step, best.step) else "with distinguishably worse ones in between"
-
-    numbers = Counter(map(where, apart))
-    groups = [f"{n} checkpoint{'s' * (n > 1)} {which}" for which, n in numbers.items()]
-    return f"{' and '.join(groups)} cannot be told from it"
-
-
-def _tied_around(
-    best: Candidate, ranking: Sequence[Ranked], by_run: Mapping[str, Sequence[Candidate]]
-) -> Sequence[Candidate]:
-    """The unbroken row of steps around the best that cannot be told from it; the best alone if its step is unknown."""
-    if best.step is None:
-        return (best,)
-    members = by_run[best.run]
-    tied = {id(one.candidate) for one in ranking if one.tied}
-    first = last = members.index(best)
-    while first > 0 and id(members[first - 1]) in tied:
-        first -= 1
-    while last + 1 < len(members) and id(members[last + 1]) in tied:
-        last += 1
-    return members[first : last + 1]
-
-
-def _by_run(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
-    """Candidates of known step, run by run in the order of their steps."""
-    by_run: dict[str, list[Candidate]] = {}
-    for one in sorted((one for one in candidates if one.step is not None), key=lambda one: one.step or 0):
-        by_run.setdefault(one.run, []).append(one)
-    return by_run
-
-
-def _tied(difference: Difference, tolerance: float) -> bool | None:
-    if difference.low is None or difference.high is None:
-        return None
-    return difference.low <= tolerance and difference.high >= -tolerance
-
-
-def _alike(difference: Difference | None, tolerance: float) -> bool:
-    """Whether it is certain not to matter: more samples would not tell more. None is the best's, from itself."""
-    if difference is None or difference.low is None or difference.high is None:
-        return difference is None
-    return tolerance > 0 and difference.low >= -tolerance and difference.high <= tolerance
-
-
-def _jointly(n_comparisons: int) -> float:
-    """Confidence that each of n comparisons needs for all of them to have the usual one together."""
-    return 1 - (1 - CONFIDENCE) / max(1, n_comparisons)
-
-
 def _identity(one: Candidate) -> dict[str, Any]:
     return {"name": one.name, "run": one.run, "step": one.step, "checkpoint": one.result.checkpoint}
+
+
+def _ranked_json(one: Ranked) -> dict[str, Any]:
+    return {
+        **_identity(one.candidate),
+        "mir": one.candidate.result.mir,
+        "standard_error": one.candidate.result.uncertainty.get("standard_error"),
+        "compared_with": None if one.against is None else one.against.name,
+        "behind_best": None if one.behind is None else dataclasses.asdict(one.behind),
+        "tied_with_best": one.tied,
+        "within_tolerance": one.within,
+    }
 
 
 def _labels(candidates: Sequence[Candidate]) -> dict[int, str]:
     """What people call a candidate: its step where all belong to one run, else its name."""
     by_step = len({one.run for one in candidates}) == 1 and all(one.step is not None for one in candidates)
     return {id(one): f"step {one.step}" if by_step else one.name for one in candidates}
-
-
-def _sentence(
-    ranking: Sequence[Ranked],
-    recommended: Candidate,
-    outcome: Outcome,
-    because: str,
-    by_run: Mapping[str, Sequence[Candidate]],
-    label: Mapping[int, str],
-) -> str:
-    name = label[id(recommended)]
-    if outcome == "undecided":
-        return f"No clear choice: {name} has the lowest MIR, but {because}."
-    if outcome == "still falling":
-        return f"Train further: MIR still falls at {name}, the last and best; if training is over, fine-tune {name}."
-    best = ranking[0].candidate
-    row = _tied_around(best, ranking, by_run)
-    if len(row) == 1:
-        return f"Fine-tune {name}; every other checkpoint is distinguishably worse."
-    first, last = label[id(row[0])], label[id(row[-1])]
-    if first.startswith("step ") and last.startswith("step "):
-        first, last = f"steps {first.removeprefix('step ')}", last.removeprefix("step ")
-    return f"Fine-tune {name}; {first} to {last} ({len(row)} checkpoints) are indistinguishable."
-
-
-def _reasons(
-    ranking: Sequence[Ranked], trends: Sequence[RunTrend], tolerance: float, label: Mapping[int, str]
-) -> list[str]:
-    best, others = ranking[0].candidate, ranking[1:]
-    reasons = [f"{label[id(best)]} has the lowest MIR, {best.result.mir:.4f}."]
-    known = [one for one in others if one.tied is not None]
-    if known:
-        n_worse = sum(one.tied is False for one in known)
-        beyond = f" by more than {tolerance:g}" if tolerance else ""
-        reasons.append(
-            f"{n_worse} of {len(known)} others are distinguishably worse{beyond}: paired over "
-            f"{best.result.n_samples} samples, {CONFIDENCE:.0%} confidence for all comparisons together."
-        )
-    for trend in trends:
-        where = f"{trend.run}: " if len(trends) > 1 else ""
-        if trend.saturated_at is not None:
-            apart = (
-                f"is distinguishably more than {tolerance:g} away"
-                if tolerance
-                else "differs from it by more than the noise"
-            )
-            reasons.append(f"{where}MIR saturates at {label[id(trend.saturated_at)]}: no later checkpoint {apart}.")
-        elif trend.trend == "still falling":
-            reasons.append(
-                f"{where}MIR has not saturated: the last checkpoint is distinguishably below the one before."
-            )
-        elif trend.trend == "rising again":
-            reasons.append(
-                f"{where}MIR has not saturated: the last checkpoint is distinguishably above the one before."
-            )
-    return reasons

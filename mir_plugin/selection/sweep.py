@@ -24,11 +24,13 @@ from mir_plugin.measurement.checkpoint_names import (
     shown,
     step_of,
 )
-from mir_plugin.results import RESULT_NAME, MirResult, is_filed_under
+from mir_plugin.metric.uncertainty import TOLERANCE
+from mir_plugin.results import RESULT_NAME, MirConfig, MirResult, is_filed_under
 from mir_plugin.selection.select import Candidate, Selection, select
 
 State = Literal["waiting", "running", "measured", "kept", "failed"]
 SCHEMA_VERSION = 1
+SWEEP_NAME = "sweep.json"
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class SweepEntry:
         name: of its folder below the output folder; unique in the sweep.
         state: "kept" is a result that an earlier sweep had saved for the same request.
         seconds: from loading to saving.
+        asked: whether this sweep was asked for it; else it is what an earlier sweep left in the folder.
         indicators: those that were recorded beside the result, on the same samples and weights.
     """
 
@@ -53,6 +56,12 @@ class SweepEntry:
     error: str | None = None
     seconds: float | None = None
     indicators: Mapping[str, float] = field(default_factory=dict)
+    asked: bool = True
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will be done about it."""
+        return self.state in ("measured", "kept", "failed")
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Sweep:
         out_dir: Path,
         measure: Callable[[Path, Path], Measured],
         *,
-        tolerance: float = 0.0,
+        tolerance: float = TOLERANCE,
         on_change: Callable[[], None] = lambda: None,
         writes: bool = True,
     ) -> None:
@@ -103,7 +112,7 @@ class Sweep:
             place = checkpoint.resolve()
             known = next((i for i, one in enumerate(self.entries) if one.checkpoint.resolve() == place), None)
             if known is not None:
-                self.entries[known] = dataclasses.replace(self.entries[known], state="waiting")
+                self.entries[known] = dataclasses.replace(self.entries[known], state="waiting", asked=True)
                 continue
             others = {
                 name
@@ -112,33 +121,56 @@ class Sweep:
             }
             name = result_name(checkpoint, others | {one.name for one in self.entries})
             self.entries.append(SweepEntry(checkpoint, name, run_of(shown(checkpoint)), step_of(checkpoint)))
+        self._in_training_order()
         self._changed()
 
-    def recall(self, below: Path, samples_fingerprint: str, config: Any, loading: str) -> list[Path]:
-        """Take in results whose checkpoints are gone: trainings delete old ones, and what was measured still counts.
+    def recall(self, samples_fingerprint: str, config: MirConfig, loading: str) -> list[Path]:
+        """Take in what earlier sweeps left in the output folder, so that a narrower one does not shrink the table.
+
+        Trainings delete old checkpoints; what was measured of them still counts.
 
         Args:
-            below: the folder where the checkpoints were.
             samples_fingerprint, config, loading: of this sweep; results of others are left alone.
         Returns:
-            Results of checkpoints that are gone, and that were measured or loaded in another way.
+            Results that were measured or loaded in another way.
         """
         left_out = []
         for path, result in self._saved():
-            checkpoint = Path(result.place or result.checkpoint)
-            if checkpoint.exists() or not checkpoint.absolute().is_relative_to(below.resolve()):
-                continue
             prints = result.fingerprints
-            same_loading = prints.get("loading") == loading
-            if not (same_loading and prints.get("samples") == samples_fingerprint and result.config == config):
+            same_samples = prints.get("samples") == samples_fingerprint
+            if not (same_samples and prints.get("loading") == loading and result.config == config):
                 left_out.append(path)
-            else:
-                checkpoint = shown(checkpoint)
-                entry = SweepEntry(checkpoint, path.parent.name, run_of(checkpoint), step_of(checkpoint))
-                indicators = recorded_indicators(path.parent, result)
-                self.entries.append(dataclasses.replace(entry, state="kept", result=result, indicators=indicators))
-        self._changed()
+                continue
+            checkpoint = shown(Path(result.place or result.checkpoint))
+            entry = SweepEntry(checkpoint, path.parent.name, run_of(checkpoint), step_of(checkpoint), asked=False)
+            indicators = recorded_indicators(path.parent, result)
+            self._take_in(dataclasses.replace(entry, state="kept", result=result, indicators=indicators))
+        for row in _failed_rows(self.out_dir / SWEEP_NAME):
+            checkpoint = Path(row["checkpoint"])
+            entry = SweepEntry(checkpoint, row["name"], row["run"], row["step"], asked=False)
+            self._take_in(dataclasses.replace(entry, state="failed", error=row["error"]))
+        self._in_training_order()
         return left_out
+
+    def seconds_left(self) -> float | None:
+        """About how long what waits will take, by what was measured before; None without any of that."""
+        waiting = sum(not one.is_done for one in self.entries)
+        known = [one.seconds for one in self.entries if one.state == "measured" and one.seconds is not None]
+        known = known or [one.result.timing["total"] for one in self.entries if one.result and one.result.timing]
+        return waiting * sum(known) / len(known) if known else None
+
+    def _take_in(self, entry: SweepEntry) -> None:
+        """Add an entry of an earlier sweep; of several results of one checkpoint the latest."""
+        place = entry.checkpoint.resolve()
+        known = next((i for i, one in enumerate(self.entries) if one.checkpoint.resolve() == place), None)
+        if known is None:
+            self.entries.append(entry)
+        elif (there := self.entries[known].result) and entry.result and there.created < entry.result.created:
+            self.entries[known] = entry
+
+    def _in_training_order(self) -> None:
+        places = {checkpoint: i for i, checkpoint in enumerate(in_training_order(e.checkpoint for e in self.entries))}
+        self.entries.sort(key=lambda one: places[one.checkpoint])
 
     def _saved(self) -> Iterator[tuple[Path, MirResult]]:
         """The results below the output folder that can be read."""
@@ -200,9 +232,21 @@ class Sweep:
 
     def _changed(self) -> None:
         if self._writes:
-            write_atomically(self.out_dir / "sweep.json", json.dumps(self.as_json(), indent=2, allow_nan=False) + "\n")
+            write_atomically(self.out_dir / SWEEP_NAME, json.dumps(self.as_json(), indent=2, allow_nan=False) + "\n")
             write_atomically(self.out_dir / "sweep.csv", as_csv([_row(one) for one in self.entries]))
         self._on_change()
+
+
+def _failed_rows(path: Path) -> list[Any]:
+    """The checkpoints that failed in an earlier sweep, as its sweep.json has them; nothing from a damaged file."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["checkpoints"]
+        failed = [row for row in rows if row["state"] == "failed"]
+        return [
+            row for row in failed if all(isinstance(row[name], str) for name in ("checkpoint", "name", "run", "error"))
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from mir_plugin.results import LayerDistance, MirResult
 from mir_plugin.robustness.results import Robustness
+from mir_plugin.selection.verdict_text import standing
 
 UNSTATED = "unstated"
 
@@ -136,9 +137,12 @@ class VerdictRow:
     """One checkpoint of a sweep.
 
     Attributes:
-        behind: its MIR minus the best one's, over the same samples; None for the best.
+        behind: its MIR minus that of ``against``, over the same samples; None for the best of all.
         low, high: interval of that difference.
-        tied: whether it is indistinguishable from the best; None if unknown.
+        tied: whether it is not shown to be more than the tolerance behind; None if unknown.
+        within: whether it is shown to be within the tolerance; None if unknown.
+        tolerance: of the sweep.
+        against: the lowest of its run, for that one the lowest of all; empty for the lowest of all.
     """
 
     name: str
@@ -149,23 +153,25 @@ class VerdictRow:
     low: float | None
     high: float | None
     tied: bool | None
+    within: bool | None = None
+    tolerance: float = 0.0
+    against: str = ""
 
     @property
     def standing(self) -> str:
-        """A short description."""
-        if self.behind is None:
-            return "best"
-        return {True: "tied with the best", False: "worse", None: "unknown"}[self.tied]
+        """A short description, in the words of the sweep's own table."""
+        return "best" if self.behind is None else standing(self.tied, self.within, self.tolerance)
 
 
 @dataclass(frozen=True)
 class VerdictRun:
-    """The best checkpoint of one run, and where MIR goes along it."""
+    """The best checkpoint of one run, where MIR goes along it, and the verdict along its steps."""
 
     run: str
     best: VerdictRow
     trend: str
     saturated_at: str
+    sentence: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,19 @@ def read_sweep(path: Path) -> ParsedSources:
 
 
 def _verdict(selection: Mapping[str, Any], source: str) -> Verdict:
-    rows = tuple(map(_row, selection["ranking"]))
+    tolerance = selection.get("tolerance", 0.0)
+    rows = tuple(_row(one, tolerance) for one in selection["ranking"])
+    if len({row.run for row in rows}) == 1:  # what it is compared with needs no column then
+        rows = tuple(replace(row, against="") for row in rows)
     trends = {one["run"]: one for one in selection["runs"]}
     runs = []
     for run in dict.fromkeys(row.run for row in rows):
         settled = trends.get(run, {}).get("saturated_at")
         best = next(row for row in rows if row.run == run)
-        runs.append(
-            VerdictRun(run, best, str(trends.get(run, {}).get("trend", "")), str(settled["name"]) if settled else "")
-        )
+        told = trends.get(run, {})
+        at = str(settled["name"]) if settled else ""
+        along = str(told.get("sentence", "")) if len(trends) > 1 else ""
+        runs.append(VerdictRun(run, best, str(told.get("trend", "")), at, along))
     return Verdict(
         sentence=str(selection["sentence"]),
         recommended=str(selection["recommended"]["name"]),
@@ -48,7 +53,7 @@ def _verdict(selection: Mapping[str, Any], source: str) -> Verdict:
     )
 
 
-def _row(ranked: Mapping[str, Any]) -> VerdictRow:
+def _row(ranked: Mapping[str, Any], tolerance: float) -> VerdictRow:
     behind = ranked.get("behind_best") or {}
     if not is_number(ranked["mir"]):
         raise ValueError(f"mir is {ranked['mir']!r}")
@@ -61,4 +66,7 @@ def _row(ranked: Mapping[str, Any]) -> VerdictRow:
         low=behind.get("low"),
         high=behind.get("high"),
         tied=ranked.get("tied_with_best"),
+        within=ranked.get("within_tolerance"),
+        tolerance=float(tolerance),
+        against=str(ranked.get("compared_with") or ""),
     )

@@ -266,7 +266,8 @@ VERDICT_COLUMNS: tuple[Column[VerdictRow], ...] = (
     Column("Run", lambda r: r.run, TEXT, 30),
     Column("Step", lambda r: r.step, WHOLE, 9),
     Column("MIR", lambda r: r.mir, THREE_PLACES, 9),
-    Column("Behind the best", lambda r: r.behind, THREE_PLACES, 10),
+    Column("Compared with", lambda r: r.against, TEXT, 40),
+    Column("Behind it", lambda r: r.behind, THREE_PLACES, 10),
     Column("Behind, low", lambda r: r.low, THREE_PLACES, 10),
     Column("Behind, high", lambda r: r.high, THREE_PLACES, 10),
     Column("Standing", lambda r: r.standing, TEXT, 20),
@@ -278,6 +279,9 @@ VERDICT_RUN_COLUMNS: tuple[Column[VerdictRun], ...] = (
     Column("MIR", lambda r: r.best.mir, THREE_PLACES, 9),
     Column("Trend", lambda r: r.trend, TEXT, 16),
     Column("Saturated at", lambda r: r.saturated_at, TEXT, 30),
+    Column("Behind the best run", lambda r: r.best.behind, THREE_PLACES, 12),
+    Column("Standing of its best", lambda r: r.best.standing if r.sentence else "", TEXT, 18),
+    Column("Verdict along its steps", lambda r: r.sentence, TEXT, 80, wraps=True),
 )
 
 PROBLEM_COLUMNS: tuple[Column[Problem], ...] = (

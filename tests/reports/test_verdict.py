@@ -21,7 +21,14 @@ def ranked(name, run, step, mir, behind=None, tied=None):
     span = {"standard_error": 0.01, "low": (behind or 0) - 0.02, "high": (behind or 0) + 0.02}
     difference = None if behind is None else {"a": 1.0, "b": 1.0, "difference": behind, **span}
     facts = {"name": name, "run": run, "step": step, "checkpoint": f"{run}/checkpoint-{step}"}
-    return {**facts, "mir": mir, "standard_error": 0.01, "behind_best": difference, "tied_with_best": tied}
+    return {
+        **facts,
+        "mir": mir,
+        "standard_error": 0.01,
+        "behind_best": difference,
+        "tied_with_best": tied,
+        "within_tolerance": tied,
+    }
 
 
 @pytest.fixture
@@ -38,6 +45,7 @@ def folder(tmp_path):
         "reasons": ["The others are worse."],
         "warnings": [],
         "confidence": 0.95,
+        "tolerance": 0.01,
         "ranking": ranking,
         "runs": [{"run": "runs/a", "trend": "saturated", "saturated_at": ranking[0]}],
     }
@@ -50,7 +58,7 @@ def folder(tmp_path):
 def test_the_verdict_is_read_as_the_sweep_wrote_it(folder):
     (verdict,) = join(read_sources([folder])).verdicts
     assert (verdict.sentence, verdict.recommended) == (SENTENCE, "a_checkpoint-200")
-    assert [row.standing for row in verdict.rows] == ["best", "tied with the best", "worse"]
+    assert [row.standing for row in verdict.rows] == ["best", "within 0.01", "worse"]
     assert [(run.run, run.best.name, run.saturated_at) for run in verdict.runs] == [
         ("runs/a", "a_checkpoint-200", "a_checkpoint-200"),
         ("runs/b", "b_checkpoint-200", ""),
@@ -79,9 +87,7 @@ def test_every_format_opens_with_it(folder):
     assert book.sheetnames[:2] == ["Verdict", "Leaderboard"]
     cells = [[cell for cell in row if cell is not None] for row in book["Verdict"].iter_rows(values_only=True)]
     assert cells[0] == [SENTENCE]
-    assert [1.005, 0.005, pytest.approx(-0.015), pytest.approx(0.025), "tied with the best"] in [
-        row[3:] for row in cells
-    ]
+    assert [1.005, 0.005, pytest.approx(-0.015), pytest.approx(0.025), "within 0.01"] in [row[3:] for row in cells]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"selection": {"ranking": []}}', '{"selection": 3}'])
