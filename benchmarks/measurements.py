@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.published import published_mir
-from mir_plugin.engine.features import default_batch_size, packed_by_length
+from mir_plugin.engine.batches import default_batch_size, packed_by_length
 from mir_plugin.measurement.measure import measure
 from mir_plugin.metric.frechet import trace_term_by_eigenvalues, transport_by_eigenvectors
 from mir_plugin.metric.moments import Moments, moments
@@ -90,7 +90,7 @@ def measured_run(
 
 def bare_forwards(adapter: Any, samples: Sequence[Sample]) -> None:
     """The forward passes that MIR is made of, in the same batches, and nothing else: no attentions, nothing kept."""
-    for indices in packed_by_length(samples, default_batch_size(adapter)):
+    for indices in packed_by_length(samples, default_batch_size(adapter, samples)):
         adapter.forward(adapter.encode([samples[index] for index in indices]))
 
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from typing import Any
 
 import pytest
 import torch
 
-from mir_plugin.engine.features import layer_features, packed_by_length
+import mir_plugin.engine.batches
+from mir_plugin.engine.batches import ENOUGH_TOKENS, bytes_of_layer, default_batch_size, packed_by_length
+from mir_plugin.engine.features import layer_features
 from mir_plugin.engine.memory import estimate_memory, require_disk_space
-from mir_plugin.engine.replay import ReplayCheck, check_replay
+from mir_plugin.engine.replay import PROOF_TEXT, ReplayCheck, check_replay
 from mir_plugin.errors import MirError
 
 from toy import ToyAdapter, toy_samples
@@ -163,3 +167,92 @@ def test_a_depth_first_run_that_does_not_fit_the_disk_is_refused_before_it_start
     require_disk_space(estimate)
     with pytest.raises(MirError, match=r"features go to disk: about 1000000000\.0 GB.*Set TMPDIR"):
         require_disk_space(dataclasses.replace(estimate, spool=10**18))
+
+
+def test_with_two_buffers_features_outlive_the_next_layer() -> None:
+    once = [(f.vision.clone(), f.text.clone()) for f in layer_features(ToyAdapter(), toy_samples(3))]
+    before = None
+    for k, features in enumerate(layer_features(ToyAdapter(), toy_samples(3), n_buffers=2)):
+        assert torch.equal(features.vision, once[k][0])
+        if before:
+            assert torch.equal(before.vision, once[k - 1][0])
+            assert torch.equal(before.text, once[k - 1][1])
+        before = features
+
+
+def out_of_memory_above(size: int, adapter: ToyAdapter, layer: int) -> list[int]:
+    """Let a decoder layer run out of memory with more samples than ``size``; lists the sizes that it is called with."""
+    called: list[int] = []
+
+    def refuse(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        state = args[0] if args else kwargs["hidden_states"]
+        called.append(len(state))
+        if len(state) > size:
+            raise torch.cuda.OutOfMemoryError("out of memory, says the test")
+
+    adapter.decoder.layers[layer].register_forward_pre_hook(refuse, with_kwargs=True)
+    return called
+
+
+@pytest.mark.parametrize("check", [ReplayCheck("breadth-first", ""), DEPTH_FIRST], ids=lambda check: check.path)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_out_of_memory_halves_the_batches_says_so_once_and_moves_no_feature(
+    check: ReplayCheck, layer: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter, samples = ToyAdapter(), toy_samples(7)
+    expected = [
+        (f.vision.clone(), f.text.clone(), f.text_counts)
+        for f in layer_features(adapter, samples, check=check, batch_size=2)
+    ]
+    called = out_of_memory_above(2, adapter, layer)
+    with caplog.at_level(logging.WARNING):
+        found = [
+            (f.vision.clone(), f.text.clone(), f.text_counts)
+            for f in layer_features(adapter, samples, check=check, batch_size=7)
+        ]
+    for (vision, text, counts), (other_vision, other_text, other_counts) in zip(found, expected, strict=True):
+        # Batches of other samples add in another order: float32 rounding on values of order 1.
+        torch.testing.assert_close(vision, other_vision, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(text, other_text, rtol=1e-4, atol=1e-5)
+        assert counts == other_counts
+    assert [size for size in called if size > 2] == [7, 4]  # 7 → 4 → 2, and never again
+    (said,) = (record.message for record in caplog.records if "out of GPU memory" in record.message)
+    assert "7 samples" in said
+    assert "--batch-size" in said
+
+
+def test_one_sample_that_does_not_fit_is_an_error() -> None:
+    adapter = ToyAdapter()
+    out_of_memory_above(0, adapter, 0)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        list(layer_features(adapter, toy_samples(3), check=ReplayCheck("breadth-first", ""), batch_size=2))
+
+
+def test_batches_on_an_accelerator_follow_the_longest_text_and_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, samples = ToyAdapter(), toy_samples(3)
+    assert default_batch_size(adapter, samples) == 1
+    adapter.device = torch.device("cuda")  # the toy still computes on the CPU
+    many = samples * 100
+    free: list[int | None] = [None]
+    monkeypatch.setattr(mir_plugin.engine.batches, "free_memory", lambda device: free[0])
+    n_tokens = max(12 + len(sample.text) for sample in samples)
+    assert default_batch_size(adapter, many) == ENOUGH_TOKENS // n_tokens
+    assert default_batch_size(adapter, samples) == 3
+    one = bytes_of_layer(adapter.decoder, n_tokens)
+    free[0] = 4 * 5 * one + 3  # a quarter of it may be taken
+    assert default_batch_size(adapter, many) == 5
+    free[0] = 1
+    assert default_batch_size(adapter, many) == 1
+
+
+def test_the_proof_of_the_replay_runs_on_a_short_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = ToyAdapter()
+    plain, lengths = adapter.encode, []
+
+    def watched(samples: list[Any]) -> Any:
+        lengths.extend(len(sample.text) for sample in samples)
+        return plain(samples)
+
+    monkeypatch.setattr(adapter, "encode", watched)
+    assert check_replay(adapter, dataclasses.replace(toy_samples(1)[0], text="word " * 80)).path == "breadth-first"
+    assert lengths == [PROOF_TEXT - 1]  # less the space at its end

@@ -155,5 +155,5 @@ def test_mir_is_the_logarithm_of_the_sum() -> None:
 
 def test_effective_rank_counts_equal_directions() -> None:
     cov = torch.diag(torch.tensor([2.0, 2.0, 2.0, 0.0, 0.0])).double()
-    assert effective_rank(Moments(9, torch.zeros(5).double(), cov)) == pytest.approx(3)
-    assert effective_rank(Moments(9, torch.zeros(5).double(), cov * 0)) == 0
+    assert effective_rank(Moments(9, torch.zeros(5).double(), cov)).item() == pytest.approx(3)
+    assert effective_rank(Moments(9, torch.zeros(5).double(), cov * 0)).item() == 0

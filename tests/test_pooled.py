@@ -12,9 +12,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import mir_plugin.measurement.measure
 import mir_plugin.measurement.pooled
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.measure import measure
 from mir_plugin.measurement.pooled import PooledLayer, pooled_median, pooled_moments
 from mir_plugin.metric.frechet import WAYS, transport
 from mir_plugin.metric.influence import influences_through_scale, sample_influences, token_influences
@@ -30,7 +33,10 @@ from mir_plugin.metric.normalize import (
 )
 from mir_plugin.processes import Group
 from mir_plugin.results import LayerDistance, MirConfig
+from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.types import TokenFeatures
+
+from toy import ToyAdapter, toy_samples
 
 Pair = tuple[Tensor, Tensor]
 
@@ -226,3 +232,99 @@ def test_the_pooled_median_is_that_of_the_coordinates_and_leaves_the_features(
     before = features.clone()
     assert torch.equal(pooled_median(features), coordinate_median(features))
     assert torch.equal(features, before)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for an accelerator: numbers read, masks counted, checks of errors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = name in ("index", "index_put", "index_put_") and any(
+            one is not None and one.dtype == torch.bool for one in args[1]
+        )
+        counted = name == "repeat_interleave" and not (kwargs or {}).get("output_size")
+        if name in ("_local_scalar_dense", "nonzero", "equal", "_linalg_check_errors", "_unique2", "unique_dim") or (
+            masks or counted
+        ):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here on a CPU's numbers."""
+    monkeypatch.setitem(WAYS, "cpu", "polar")
+    monkeypatch.setattr(mir_plugin.measurement.pooled, "reads_early", lambda device: False)
+
+
+def layer_with_outliers(n: int, d: int) -> TokenFeatures:
+    generator = torch.Generator().manual_seed(3)
+    samples = [(torch.randn(n, d, generator=generator), torch.randn(n, d, generator=generator) + 1) for _ in range(4)]
+    samples[1][0][0] *= 50
+    samples[2][1][3] *= 50
+    return features_of(samples, d, torch.float32)
+
+
+def test_a_layer_on_an_accelerator_waits_for_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = layer_with_outliers(40, 12)
+    expected = PooledLayer.of(features, MirConfig())
+    distance = expected.layer_distance()
+    influences = expected.influences(expected.transport(), distance.distance)
+    as_on_an_accelerator(monkeypatch)
+    with Waits() as waits:
+        layer = PooledLayer.of(features, MirConfig())
+        maps = layer.transport()
+        numbers, sums = layer.numbers(maps.trace_term), layer.sample_sums(maps)
+    assert waits.found == ["_local_scalar_dense"]  # whether a covariance was singular
+    found = layer.distance_of(numbers.tolist(), maps.trace_term.route)
+    assert found.n_vision_outliers == distance.n_vision_outliers > 0
+    assert found.distance == pytest.approx(distance.distance, rel=1e-9)
+    # Influences are float32 products.
+    assert layer.influences_of(sums, found.distance, found.scale) == pytest.approx(influences, rel=1e-4, abs=1e-5)
+
+
+def test_unusable_features_are_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_an_accelerator(monkeypatch)
+    features = layer_with_outliers(40, 12)
+    features.text[7, 2] = float("nan")
+    with pytest.raises(MirError, match=r"1 of 160 text tokens at layer 1 .* sample number 0"):
+        PooledLayer.of(features, MirConfig()).layer_distance()
+    features.text.zero_()
+    with pytest.raises(MirError, match="all text tokens have norm zero"):
+        PooledLayer.of(features, MirConfig()).layer_distance()
+
+
+@pytest.mark.parametrize("with_uncertainty", [True, False])
+def test_statistics_beside_the_next_layer_are_those_in_turn(
+    monkeypatch: pytest.MonkeyPatch, with_uncertainty: bool
+) -> None:
+    samples = SampleSet(tuple(toy_samples(4)))
+    in_turn = measure(ToyAdapter(), samples, checkpoint="toy", with_uncertainty=with_uncertainty)
+    monkeypatch.setattr(mir_plugin.measurement.measure, "overlaps", lambda *_: True)
+    beside = measure(ToyAdapter(), samples, checkpoint="toy", with_uncertainty=with_uncertainty)
+    assert beside.engine["overlapped"] and not in_turn.engine["overlapped"]
+    assert beside.layers == in_turn.layers
+    assert beside.uncertainty == in_turn.uncertainty
+    assert beside.engine["memory_estimate"]["features"] == 2 * in_turn.engine["memory_estimate"]["features"]
+
+
+def test_small_decompositions_run_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    plain = mir_plugin.measurement.pooled.transport
+    monkeypatch.setattr(
+        mir_plugin.measurement.pooled, "transport", lambda *a: seen.append(torch.get_num_threads()) or plain(*a)
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        layer = PooledLayer.of(layer_with_outliers(40, 12), MirConfig())
+        layer.transport()
+        monkeypatch.setattr("mir_plugin.engine.threads.WIDEST_ON_ONE_THREAD", 8)
+        layer.transport()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 2]

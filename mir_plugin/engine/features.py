@@ -9,6 +9,7 @@ depth-first instead, its features spooled to disk.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mir_plugin.engine.batches import BatchLimit, default_batch_size, halves, packed_by_length
 from mir_plugin.engine.inputs import ReceivedInputs
 from mir_plugin.engine.progress import progress
 from mir_plugin.engine.replay import (
@@ -34,9 +36,6 @@ from mir_plugin.errors import MirError
 from mir_plugin.samples.sample_set import Sample
 from mir_plugin.types import Batch, ModelAdapter, TokenFeatures
 
-# Eight sequences fill a data-centre GPU; a CPU core is busy with one, and padding would only cost (benchmarks/).
-BATCH_ON_ACCELERATORS = 8
-
 
 def layer_features(
     adapter: ModelAdapter,
@@ -45,43 +44,32 @@ def layer_features(
     batch_size: int | None = None,
     check: ReplayCheck | None = None,
     received: ReceivedInputs | None = None,
+    n_buffers: int = 1,
 ) -> Iterator[TokenFeatures]:
     """Yield the features of layers 1..L in order; each is valid until the next is asked for.
+
+    On an accelerator the layer's kernels may still be queued.
 
     Args:
         adapter: the loaded checkpoint.
         samples: at least one.
         batch_size: samples per forward pass; None takes ``default_batch_size``. The features do not depend on it
-            beyond rounding: padding is masked.
+            beyond rounding: padding is masked. It is halved when the device runs out of memory.
         check: result of ``check_replay``; made on the first sample when absent.
         received: takes what reached the model.
+        n_buffers: 2 keeps a layer's features valid until the next but one is asked for, in twice the memory.
     Raises:
         MirError: from the adapter for a sample it cannot encode.
+        torch.OutOfMemoryError: if not even one sample fits.
     """
     if not samples:
         raise MirError("no samples to measure on.")
     check = check or check_replay(adapter, samples[0])
-    features = _breadth_first if check.path == "breadth-first" else _depth_first
-    return features(adapter, samples, batch_size or default_batch_size(adapter), received or ReceivedInputs())
-
-
-def default_batch_size(adapter: ModelAdapter) -> int:
-    """One sample at a time on a CPU, several on an accelerator, as far as the adapter takes batches."""
-    if adapter.device.type == "cpu":
-        return 1
-    return min(BATCH_ON_ACCELERATORS, getattr(adapter, "max_batch", None) or BATCH_ON_ACCELERATORS)
-
-
-def packed_by_length(samples: Sequence[Sample], batch_size: int) -> list[list[int]]:
-    """Indices of the samples in batches of texts about equally long, so that little of a batch is padding.
-
-    >>> packed_by_length([Sample(str(n), b"", "x" * n) for n in (5, 1, 4, 2)], batch_size=2)
-    [[1, 3], [2, 0]]
-    """
-    order = list(range(len(samples)))
-    if batch_size > 1:
-        order.sort(key=lambda index: len(samples[index].text))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batch_size = batch_size or default_batch_size(adapter, samples)
+    received = received or ReceivedInputs()
+    if check.path == "breadth-first":
+        return _breadth_first(adapter, samples, batch_size, received, n_buffers)
+    return _depth_first(adapter, samples, batch_size, received)
 
 
 @contextmanager
@@ -156,11 +144,13 @@ class PooledBatch:
     """A batch between two layers: where its vision and text tokens lie in the pool, and its other tokens.
 
     Attributes:
+        indices: of its samples.
         masks, kwargs, autocast, places: as caught.
         vision_rows, text_rows: rows of the pool, (tokens,).
         others: hidden states of all other positions, (tokens, d); overwritten by every layer.
     """
 
+    indices: Sequence[int]
     masks: Batch
     kwargs: Mapping[str, Any]
     autocast: Callable[[], AbstractContextManager[None]]
@@ -171,9 +161,12 @@ class PooledBatch:
 
 
 class _Pool:
-    """Hidden states of all samples between two layers, in sample order: what a layer's features are, kept once."""
+    """Hidden states of all samples between two layers, in sample order: what a layer's features are, kept once.
 
-    def __init__(self, caught: list[CaughtBatch], batches: Sequence[Sequence[int]]) -> None:
+    With two buffers a layer reads one and writes the other, so that its predecessor's features outlive it.
+    """
+
+    def __init__(self, caught: list[CaughtBatch], batches: Sequence[Sequence[int]], n_buffers: int = 1) -> None:
         """Move the caught states into the pool; empties ``caught``, so that each is freed as soon as it is moved."""
         self.vision_counts = _counts_in_sample_order([one.masks.vision_mask for one in caught], batches)
         self.text_counts = _counts_in_sample_order([one.masks.text_mask for one in caught], batches)
@@ -181,7 +174,15 @@ class _Pool:
         self.vision = first.new_empty(sum(self.vision_counts), first.shape[2])
         self.text = first.new_empty(sum(self.text_counts), first.shape[2])
         del first
-        self.batches = [self._pooled(caught.pop(0), indices) for indices in batches]
+        self._next = (self.vision, self.text)
+        self.batches = []
+        for indices in batches:
+            one = caught.pop(0)
+            self.batches.append(self.batch(one, indices))
+            self.put(self.batches[-1], one.state)
+            del one
+        if n_buffers == 2:
+            self._next = (torch.empty_like(self.vision), torch.empty_like(self.text))
 
     def take(self, batch: PooledBatch) -> Tensor:
         """The batch's hidden states as a layer expects them, (samples, tokens, d)."""
@@ -193,44 +194,108 @@ class _Pool:
         return state.view(shape)
 
     def put(self, batch: PooledBatch, state: Tensor) -> None:
-        """Keep what a layer returned, in place of what it was given."""
+        """Keep what a layer returned; ``take`` gives it after ``turn``."""
         # A layer's output lies on the layer's device where a model is spread over several GPUs.
         state = state.flatten(0, 1).to(self.vision.device)
-        self.vision.index_copy_(0, batch.vision_rows, state.index_select(0, batch.places.vision))
-        self.text.index_copy_(0, batch.text_rows, state.index_select(0, batch.places.text))
+        vision, text = self._next
+        vision.index_copy_(0, batch.vision_rows, state.index_select(0, batch.places.vision))
+        text.index_copy_(0, batch.text_rows, state.index_select(0, batch.places.text))
         batch.others.copy_(state.index_select(0, batch.places.other))
 
-    def _pooled(self, caught: CaughtBatch, indices: Sequence[int]) -> PooledBatch:
+    def turn(self) -> None:
+        """Go on with what the layer returned for all batches."""
+        (self.vision, self.text), self._next = self._next, (self.vision, self.text)
+
+    def batch(self, caught: CaughtBatch, indices: Sequence[int]) -> PooledBatch:
+        """A caught batch of these samples, which belong to the pool; ``others`` are the caught ones."""
         device = self.vision.device
-        batch = PooledBatch(
+        return PooledBatch(
+            indices,
             caught.masks,
             caught.kwargs,
             caught.autocast,
             caught.places,
             vision_rows=_rows_of(indices, self.vision_counts).to(device),
             text_rows=_rows_of(indices, self.text_counts).to(device),
-            others=self.vision.new_empty(len(caught.places.other), self.vision.shape[1]),
+            others=caught.state.flatten(0, 1).index_select(0, caught.places.other).to(device),
         )
-        self.put(batch, caught.state)
+
+
+class _BreadthFirst:
+    """Runs one layer after another on all batches of a pool."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        samples: Sequence[Sample],
+        batch_size: int,
+        received: ReceivedInputs,
+        n_buffers: int,
+    ) -> None:
+        self._adapter, self._samples, self._received = adapter, samples, received
+        self._limit = BatchLimit(batch_size)
+        caught, batches = self._caught(packed_by_length(samples, batch_size))
+        self.pool = _Pool(caught, batches, n_buffers)
+
+    def run(self, layer: nn.Module, *, is_last: bool) -> None:
+        """Run a layer on the whole pool; the last is followed by the final norm."""
+        work = functools.partial(self._layer_on, layer, is_last=is_last)
+        done: list[PooledBatch] = []
+        for batch in self.pool.batches:
+            done += self._limit.run(batch, len(batch.indices), work, self._halves)
+        self.pool.batches = done
+        self.pool.turn()
+
+    def _layer_on(self, layer: nn.Module, batch: PooledBatch, *, is_last: bool) -> PooledBatch:
+        with self._adapter.bound_to(batch.masks), batch.autocast():
+            state = hidden_states_of(layer(self.pool.take(batch), **batch.kwargs))
+            state = self._adapter.decoder.final_norm(state) if is_last else state
+        self.pool.put(batch, state)
         return batch
+
+    def _halves(self, batch: PooledBatch) -> list[tuple[PooledBatch, int]]:
+        """The batch in two: the layers' arguments are caught again, as nobody else knows how to part them."""
+        state = self.pool.take(batch)
+        parts = []
+        for rows, size in halves(range(len(batch.indices))):
+            indices = [batch.indices[row] for row in rows]
+            caught = self._catch(indices)
+            # Padding is on the right: a half may be shorter.
+            part = state[rows[0] : rows[-1] + 1, : caught.state.shape[1]]
+            parts.append((self.pool.batch(dataclasses.replace(caught, state=part), indices), size))
+        return parts
+
+    def _caught(self, batches: Sequence[Sequence[int]]) -> tuple[list[CaughtBatch], list[Sequence[int]]]:
+        """All samples as they reach the first layer, and which are in which batch."""
+        caught: list[CaughtBatch] = []
+        kept: list[Sequence[int]] = []
+        by_shape: dict[torch.Size, Mapping[str, Any]] = {}
+        for indices in progress(batches, "images and text", "batch"):
+            for part, batch in self._limit.run(indices, len(indices), lambda part: (part, self._catch(part)), halves):
+                # Masks and rotary tables of batches of one length are mostly the same: one copy is kept.
+                known = by_shape.setdefault(batch.masks.vision_mask.shape, batch.kwargs)
+                shared = first_difference(known, batch.kwargs) is None
+                caught.append(dataclasses.replace(batch, kwargs=known) if shared else batch)
+                kept.append(part)
+        return caught, kept
+
+    def _catch(self, indices: Sequence[int]) -> CaughtBatch:
+        encoded = self._adapter.encode([self._samples[index] for index in indices])
+        self._received.add(encoded, indices)
+        return _catch_first_layer_inputs(self._adapter, encoded, self._received)
 
 
 def _breadth_first(
-    adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int, received: ReceivedInputs
+    adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int, received: ReceivedInputs, n_buffers: int
 ) -> Iterator[TokenFeatures]:
-    batches = packed_by_length(samples, batch_size)
     with torch.no_grad():
-        pool = _Pool(_caught_batches(adapter, samples, batches, received), batches)
-    n_layers = len(adapter.decoder.layers)
+        running = _BreadthFirst(adapter, samples, batch_size, received, n_buffers)
+    pool, n_layers = running.pool, len(adapter.decoder.layers)
     ids = tuple(sample.sample_id for sample in samples)
     with LayerStream(adapter.decoder, adapter.device) as stream:
         for k in progress(range(n_layers), "decoder layers", "layer"):
             with torch.no_grad(), stream.layer(k) as layer:
-                for batch in pool.batches:
-                    with adapter.bound_to(batch.masks), batch.autocast():
-                        state = hidden_states_of(layer(pool.take(batch), **batch.kwargs))
-                        state = state if k + 1 < n_layers else adapter.decoder.final_norm(state)
-                    pool.put(batch, state)
+                running.run(layer, is_last=k + 1 == n_layers)
             yield TokenFeatures(k + 1, pool.vision, pool.text, pool.vision_counts, pool.text_counts, ids)
 
 
@@ -238,34 +303,30 @@ def _depth_first(
     adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int, received: ReceivedInputs
 ) -> Iterator[TokenFeatures]:
     n_layers = len(adapter.decoder.layers)
-    batches = [range(len(samples))[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+    batches: list[Sequence[int]] = [
+        range(len(samples))[start : start + batch_size] for start in range(0, len(samples), batch_size)
+    ]
+    limit = BatchLimit(batch_size)
     with Spool(n_layers) as spool:
         with torch.no_grad(), LayerStream(adapter.decoder, adapter.device) as stream:
-            for indices in progress(batches, "forward passes", "batch"):
+
+            def spooled(indices: Sequence[int]) -> None:
                 batch = adapter.encode([samples[index] for index in indices])
                 received.add(batch, indices)
                 record = _SpoolRecorder(spool, batch, received)
-                with stream.during_forward(), recorded_outputs(adapter, record), adapter.bound_to(batch):
+                with (
+                    spool.all_or_nothing(),
+                    stream.during_forward(),
+                    recorded_outputs(adapter, record),
+                    adapter.bound_to(batch),
+                ):
                     adapter.forward(batch)
+
+            for indices in progress(batches, "forward passes", "batch"):
+                list(limit.run(indices, len(indices), spooled, halves))
         ids = tuple(sample.sample_id for sample in samples)
         for k in progress(range(n_layers), "decoder layers", "layer"):
             yield dataclasses.replace(spool.read(k + 1, adapter.device), sample_ids=ids)
-
-
-def _caught_batches(
-    adapter: ModelAdapter, samples: Sequence[Sample], batches: Sequence[Sequence[int]], received: ReceivedInputs
-) -> list[CaughtBatch]:
-    caught: list[CaughtBatch] = []
-    by_shape: dict[torch.Size, Mapping[str, Any]] = {}
-    for indices in progress(batches, "images and text", "batch"):
-        encoded = adapter.encode([samples[index] for index in indices])
-        received.add(encoded, indices)
-        batch = _catch_first_layer_inputs(adapter, encoded, received)
-        # Masks and rotary tables of batches of one length are mostly the same: one copy is kept.
-        known = by_shape.setdefault(batch.masks.vision_mask.shape, batch.kwargs)
-        shared = first_difference(known, batch.kwargs) is None
-        caught.append(dataclasses.replace(batch, kwargs=known) if shared else batch)
-    return caught
 
 
 def _catch_first_layer_inputs(adapter: ModelAdapter, batch: Batch, received: ReceivedInputs) -> CaughtBatch:

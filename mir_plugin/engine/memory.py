@@ -28,7 +28,7 @@ class MemoryEstimate:
 
     Attributes:
         decoder: weights of the decoder layers that are resident at one time.
-        features: one layer's tokens of all samples.
+        features: one layer's tokens of all samples; of two layers where statistics run beside the forward passes.
         statistics: float64 copies of some thousand rows, covariances and their decomposition.
         spool: on disk, of a depth-first run; else 0.
     """
@@ -44,22 +44,28 @@ class MemoryEstimate:
         return shown + (f"; on disk {self.spool / 1e9:.2f} GB" if self.spool else "")
 
 
-def estimate_memory(adapter: ModelAdapter, samples: Sequence[Sample], check: ReplayCheck) -> MemoryEstimate:
-    """Estimate from the first sample: as many vision tokens in each, text tokens in proportion to the texts' length."""
+def estimate_memory(
+    adapter: ModelAdapter, samples: Sequence[Sample], check: ReplayCheck, n_buffers: int = 1
+) -> MemoryEstimate:
+    """Estimate from the first sample: as many vision tokens in each, text tokens in proportion to the texts' length.
+
+    Args:
+        n_buffers: as for ``layer_features``.
+    """
     first = adapter.encode(samples[:1])
     n_vision, n_text = int(first.vision_mask.sum()), int(first.text_mask.sum())
     n_tokens = len(samples) * n_vision + n_text * sum(len(one.text) for one in samples) // len(samples[0].text)
-    d, dtype = _hidden_states(adapter.decoder)
+    d, dtype = hidden_states_of_decoder(adapter.decoder)
     features = n_tokens * d * dtype.itemsize
     return MemoryEstimate(
         decoder=_decoder_bytes(adapter.decoder),
-        features=features,
+        features=n_buffers * features,
         statistics=8 * d * (3 * min(CHUNK_ROWS, n_tokens) + N_MATRICES * d),
         spool=len(adapter.decoder.layers) * features if check.path == "depth-first" else 0,
     )
 
 
-def _hidden_states(decoder: Decoder) -> tuple[int, torch.dtype]:
+def hidden_states_of_decoder(decoder: Decoder) -> tuple[int, torch.dtype]:
     """Width and dtype, from a norm's weight, or what a layer's first projection takes where norms have none."""
     modules = (decoder.final_norm, *decoder.layers)
     norms = [p for module in modules for p in module.parameters() if p.dim() == 1]

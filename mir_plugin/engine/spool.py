@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -37,6 +39,19 @@ class Spool:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._file.close()
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Forget what the block added, if it ends with an error."""
+        before = (
+            self._end,
+            *({m: [list(one) for one in of[m]] for m in MODALITIES} for of in (self._parts, self._counts)),
+        )
+        try:
+            yield
+        except BaseException:
+            self._end, self._parts, self._counts = before  # type: ignore[assignment]
+            raise
 
     def add(self, features: TokenFeatures) -> None:
         """Append the rows of some samples at one layer. Raises MirError when the disk is full."""

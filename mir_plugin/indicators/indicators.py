@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mir_plugin.engine.features import default_batch_size, layer_features
+from mir_plugin.engine.batches import default_batch_size
+from mir_plugin.engine.features import layer_features
 from mir_plugin.engine.precision import full_float32
 from mir_plugin.engine.progress import progress
 from mir_plugin.engine.replay import split_arguments
@@ -105,7 +106,7 @@ def model_indicators(
     """
     if adapter.decoder.streamed is not None:
         raise MirError("indicators need all weights in memory; load the checkpoint without --device-memory.")
-    samples, size = sample_set.samples, batch_size or default_batch_size(adapter)
+    samples, size = sample_set.samples, batch_size or default_batch_size(adapter, sample_set.samples)
     at_input, losses = _plain_pass(adapter, samples, size)
     chosen = _token_choices(len(at_input.vision), len(at_input.text), seed)
     series, distances = _Series(), defaultdict[str, list[float]](list)

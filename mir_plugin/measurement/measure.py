@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import logging
@@ -14,9 +15,11 @@ from typing import Any
 
 import torch
 
-from mir_plugin.engine.features import default_batch_size, layer_features
+from mir_plugin.engine.batches import default_batch_size, free_memory
+from mir_plugin.engine.features import layer_features
 from mir_plugin.engine.inputs import ReceivedInputs, described
 from mir_plugin.engine.memory import estimate_memory, require_disk_space
+from mir_plugin.engine.overlap import OnHost, SecondStream
 from mir_plugin.engine.precision import full_float32
 from mir_plugin.engine.replay import ReplayCheck, check_replay
 from mir_plugin.errors import MirError
@@ -27,7 +30,7 @@ from mir_plugin.measurement.resume import FinishedLayer, Journal
 from mir_plugin.metric.layer import mir
 from mir_plugin.metric.uncertainty import uncertainty
 from mir_plugin.processes import ALONE, Group
-from mir_plugin.results import MirConfig, MirResult
+from mir_plugin.results import LayerDistance, MirConfig, MirResult
 from mir_plugin.samples.sample_set import Sample, SampleSet
 from mir_plugin.types import ModelAdapter, TokenFeatures
 
@@ -97,24 +100,29 @@ def measure(
     samples = group.shard(sample_set.samples)
     with group.agreed("checking the replay of decoder layers"):
         check = check_replay(adapter, samples[0]) if samples else None
-        estimate = estimate_memory(adapter, samples, check) if check else None
+        batch_size = batch_size or default_batch_size(adapter, samples)
+        fits = check is None or overlaps(adapter, samples, check)
+    n_buffers = 2 if all(group.all_gather_object(fits)) else 1  # in all processes or in none: they work in one order
+    with group.agreed("estimating the memory"):
+        estimate = estimate_memory(adapter, samples, check, n_buffers) if check else None
         if estimate:
             logger.info("memory that the run needs, estimated: %s", estimate)
             require_disk_space(estimate)
-    batch_size = batch_size or default_batch_size(adapter)
     checked = time.perf_counter()
-    statistics_seconds = 0.0
-    for features in _layers(adapter, samples, batch_size, check, group, received):
+    statistics = _Statistics(adapter.device, config, with_uncertainty, group, n_behind=n_buffers - 1)
+    for features in _layers(adapter, samples, batch_size, check, group, received, n_buffers):
         if watch:
             watch(features)
-        if features.layer in finished:
-            continue
-        _wait_for(adapter.device)
-        begun = time.perf_counter()
-        finished[features.layer] = _finished_layer(features, config, with_uncertainty, group)
+        if features.layer not in finished:
+            statistics.add(features)
+        for layer in statistics.finished():
+            finished[layer.distance.layer] = layer
+            if journal:
+                journal.add(layer)
+    for layer in statistics.rest():
+        finished[layer.distance.layer] = layer
         if journal:
-            journal.add(finished[features.layer])
-        statistics_seconds += time.perf_counter() - begun
+            journal.add(layer)
     ended = time.perf_counter()
     with group.agreed("looking at the checkpoint's files again"):
         if group.rank == 0:
@@ -142,6 +150,7 @@ def measure(
             "path": check.path if check else "",
             "reason": check.reason if check else "",
             "batch_size": batch_size,
+            "overlapped": n_buffers == 2,
             "memory_estimate": dataclasses.asdict(estimate) if estimate else {},
             "device": str(adapter.device),
             "processes": group.size,
@@ -149,8 +158,8 @@ def measure(
         },
         timing={
             "check": checked - started,
-            "forward": ended - checked - statistics_seconds,
-            "statistics": statistics_seconds,
+            "forward": ended - checked - statistics.seconds,
+            "statistics": statistics.seconds,
             "total": ended - started,
         },
         peak_memory=_peak_memory(),
@@ -169,12 +178,17 @@ def _layers(
     check: ReplayCheck | None,
     group: Group,
     received: ReceivedInputs,
+    n_buffers: int,
 ) -> Iterator[TokenFeatures]:
     """Features of this process's samples at layers 1..L; without rows where it has no samples.
 
     A process that fails to make them ends all processes with its cause.
     """
-    own = layer_features(adapter, samples, batch_size=batch_size, check=check, received=received) if samples else None
+    own = None
+    if samples:
+        own = layer_features(
+            adapter, samples, batch_size=batch_size, check=check, received=received, n_buffers=n_buffers
+        )
     for k in range(1, len(adapter.decoder.layers) + 1):
         with group.agreed(f"running decoder layer {k}"):
             features = next(own) if own else None
@@ -194,13 +208,91 @@ def _require_unchanged(adapter: ModelAdapter, checkpoint: str) -> None:
         )
 
 
-def _finished_layer(features: TokenFeatures, config: MirConfig, with_uncertainty: bool, group: Group) -> FinishedLayer:
-    layer = PooledLayer.of(features, config, group)
-    with group.agreed(f"the distance of layer {features.layer}"):
-        maps = layer.transport() if with_uncertainty else None
-        distance = layer.layer_distance(maps.trace_term if maps else None)
-    influences = tuple(layer.influences(maps, distance.distance).tolist()) if maps else None
-    return FinishedLayer(distance, influences)
+def overlaps(adapter: ModelAdapter, samples: Sequence[Sample], check: ReplayCheck) -> bool:
+    """Whether statistics run beside the next layer's forward passes: on a GPU that has memory for two layers' features.
+
+    A CPU has no core to spare for it, and a depth-first run no forward passes left.
+    """
+    free = free_memory(adapter.device)
+    if free is None or check.path == "depth-first":
+        return False
+    estimate = estimate_memory(adapter, samples, check, n_buffers=2)
+    weights = estimate.decoder if adapter.decoder.streamed else 0  # resident ones are there already
+    return weights + estimate.features + estimate.statistics < free
+
+
+class _BegunLayer:
+    """A layer whose statistics were given to the device."""
+
+    def __init__(self, features: TokenFeatures, config: MirConfig, with_uncertainty: bool, group: Group) -> None:
+        self._layer = PooledLayer.of(features, config, group)
+        self._group = group
+        with group.agreed(self._task):
+            maps = self._layer.transport() if with_uncertainty else None
+            term = maps.trace_term if maps else self._layer.trace_term()
+            self._route = term.route
+            self._numbers = OnHost(self._layer.numbers(term))
+        self._sums = OnHost(self._layer.sample_sums(maps)) if maps else None
+
+    def finished(self) -> FinishedLayer:
+        """The numbers, on the host. Collective."""
+        with self._group.agreed(self._task):
+            distance = self._distance()
+        if self._sums is None:
+            return FinishedLayer(distance, None)
+        influences = self._layer.influences_of(self._sums.read(), distance.distance, distance.scale)
+        return FinishedLayer(distance, tuple(influences.tolist()))
+
+    @property
+    def _task(self) -> str:
+        return f"the distance of layer {self._layer.layer}"
+
+    def _distance(self) -> LayerDistance:
+        return self._layer.distance_of(self._numbers.read().tolist(), self._route)
+
+
+class _Statistics:
+    """Takes layers' features and gives finished layers, at once or, beside the next layer's forward passes, later.
+
+    Layer k is begun when layer k + 1 is queued, and read when layer k + 1 is begun: the device always has work, and
+    the host waits for it once a layer, where the decomposition has to know whether a covariance is singular.
+
+    Attributes:
+        seconds: that the host spent here; where work overlaps, part of them are forward passes.
+    """
+
+    def __init__(
+        self, device: torch.device, config: MirConfig, with_uncertainty: bool, group: Group, n_behind: int
+    ) -> None:
+        self._device, self._n_behind = device, n_behind
+        self._arguments = (config, with_uncertainty, group)
+        self._stream = SecondStream(device)
+        self._queued: collections.deque[tuple[TokenFeatures, Any]] = collections.deque()
+        self._begun: collections.deque[_BegunLayer] = collections.deque()
+        self.seconds = 0.0
+
+    def add(self, features: TokenFeatures) -> None:
+        """Take the next layer."""
+        self._queued.append((features, self._stream.mark()))
+
+    def finished(self, n_behind: int | None = None) -> Iterator[FinishedLayer]:
+        """Begin what has waited long enough, and give what is finished."""
+        n_behind = self._n_behind if n_behind is None else n_behind
+        if n_behind == 0:
+            _wait_for(self._device)
+        started = time.perf_counter()
+        while len(self._queued) > n_behind:
+            features, mark = self._queued.popleft()
+            with self._stream.after(mark):
+                self._begun.append(_BegunLayer(features, *self._arguments))
+            self._stream.join()
+        ready = [self._begun.popleft().finished() for _ in range(len(self._begun) - n_behind)]
+        self.seconds += time.perf_counter() - started
+        yield from ready
+
+    def rest(self) -> Iterator[FinishedLayer]:
+        """Give all that is left."""
+        return self.finished(n_behind=0)
 
 
 def _wait_for(device: torch.device) -> None:

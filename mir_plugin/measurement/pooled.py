@@ -6,11 +6,14 @@ fill much of the memory and are spread over processes; a property test compares 
 * outliers are found and moments taken on the tokens as they are; the text-centric scale is applied to the moments;
 * outliers to be replaced are marked, and replaced in copies of some thousand rows at a time;
 * norms are gathered, covariances summed, and medians taken over the tokens of all processes;
-* the number of tokens of each sample is kept, for the samples' influences.
+* the number of tokens of each sample is kept, for the samples' influences;
+* on an accelerator nothing is read back before the end: medians are taken whether or not there are outliers, and
+  unusable features are noticed with the numbers. The decomposition waits for the device once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +22,18 @@ import torch
 from torch import Tensor
 
 from mir_plugin.engine.memory import CHUNK_ROWS
+from mir_plugin.engine.threads import threads_for_decomposition, threads_for_pass
 from mir_plugin.errors import MirError
-from mir_plugin.metric.frechet import ROUNDING, TraceTerm, Transport, mean_term, trace_product, trace_term, transport
+from mir_plugin.metric.frechet import (
+    ROUNDING,
+    TraceTerm,
+    Transport,
+    mean_term,
+    trace_product,
+    trace_term,
+    transport,
+    way_on,
+)
 from mir_plugin.metric.influence import influences_through_scale, sample_influences, squared_norms, token_influences
 from mir_plugin.metric.moments import Moments, effective_rank, require_two, root_of_centred
 from mir_plugin.metric.normalize import lower_medians, outlier_rows, scale_from_norms
@@ -37,7 +50,7 @@ class PooledTokens:
         features: (tokens, d), this process's rows without removed ones.
         counts: rows per sample of ``features``, (samples,).
         replaced: bool (tokens,), rows that count as ``replacement``, (d,); None if there are none.
-        n_outliers: in all processes.
+        n_outliers: in all processes, scalar.
         moments: of all processes, not scaled.
     """
 
@@ -45,7 +58,7 @@ class PooledTokens:
     counts: Tensor
     replaced: Tensor | None
     replacement: Tensor | None
-    n_outliers: int
+    n_outliers: Tensor
     moments: Moments
 
 
@@ -58,7 +71,9 @@ class PooledLayer:
         scale: text-centric scale, 1 without normalization; the moments are not multiplied by it yet.
         normalized: whether the scale is the text-centric one.
         vision_norms, text_norms: of all tokens of all processes, outliers included.
-        own_text_norms: of this process's text tokens, in sample order, ``own_text_counts`` for each sample.
+        own_vision_norms, own_text_norms: of this process's tokens, in sample order.
+        own_text_counts: text tokens of each sample of this process.
+        features: what the layer was made of.
         group: the processes whose samples are taken together.
     """
 
@@ -69,8 +84,10 @@ class PooledLayer:
     normalized: bool
     vision_norms: Tensor
     text_norms: Tensor
+    own_vision_norms: Tensor
     own_text_norms: Tensor
     own_text_counts: Tensor
+    features: TokenFeatures
     group: Group
 
     @classmethod
@@ -80,13 +97,21 @@ class PooledLayer:
         Args:
             features: of this process's samples; not modified.
         Raises:
-            MirError: for NaN or infinite features, fewer than two tokens of a modality, or text of norm zero.
+            MirError: for fewer than two tokens of a modality; on a CPU also for NaN or infinite features or text of
+                norm zero, which ``layer_distance`` refuses elsewhere.
         """
+        with threads_for_pass(features.vision.numel() + features.text.numel()):
+            return cls._of(features, config, group)
+
+    @classmethod
+    def _of(cls, features: TokenFeatures, config: MirConfig, group: Group) -> PooledLayer:
+        own_vision_norms, own_text_norms = pooled_norms(features.vision), pooled_norms(features.text)
         with group.agreed(f"layer {features.layer}"):
-            own_vision_norms = _finite_norms(features.vision, "vision", features)
-            own_text_norms = _finite_norms(features.text, "text", features)
+            if reads_early(own_text_norms.device):
+                _require_finite(own_vision_norms, own_text_norms, features)
         vision_norms, text_norms = group.all_gather(own_vision_norms), group.all_gather(own_text_norms)
-        scale = scale_from_norms(text_norms)  # also refuses text of norm zero where it is not normalized
+        # The first also refuses text of norm zero, where it is not normalized too.
+        scale = scale_from_norms(text_norms) if reads_early(text_norms.device) else 1 / text_norms.mean()
         vision = _pooled_tokens(features.vision, features.vision_counts, own_vision_norms, vision_norms, config, group)
         text = _pooled_tokens(features.text, features.text_counts, own_text_norms, text_norms, config, group)
         return cls(
@@ -97,27 +122,69 @@ class PooledLayer:
             normalized=config.normalize,
             vision_norms=vision_norms,
             text_norms=text_norms,
+            own_vision_norms=own_vision_norms,
             own_text_norms=own_text_norms,
-            own_text_counts=torch.tensor(features.text_counts, dtype=torch.long, device=features.text.device),
+            own_text_counts=_counts_on(features.text.device, features.text_counts),
+            features=features,
             group=group,
         )
 
     def transport(self) -> Transport:
         """The map between the two Gaussians, and the trace term, before scaling."""
-        return transport(self.vision.moments, self.text.moments)
+        with threads_for_decomposition(len(self.vision.moments.cov)):
+            return transport(self.vision.moments, self.text.moments)
+
+    def trace_term(self) -> TraceTerm:
+        """The trace term before scaling."""
+        with threads_for_decomposition(len(self.vision.moments.cov)):
+            return trace_term(self.vision.moments, self.text.moments)
 
     def layer_distance(self, term: TraceTerm | None = None) -> LayerDistance:
         """The distance of the scaled moments, its parts, and what describes the two sets of tokens.
 
         Args:
             term: the trace term before scaling, if it is known already.
+        Raises:
+            MirError: for NaN or infinite features, or text of norm zero.
         """
+        term = term or self.trace_term()
+        return self.distance_of(self.numbers(term).tolist(), term.route)
+
+    def numbers(self, term: TraceTerm) -> Tensor:
+        """All that ``distance_of`` needs, in one tensor on the layer's device: (16,), float64."""
         vision, text = self.vision.moments.scaled(self.scale), self.text.moments.scaled(self.scale)
-        means = mean_term(vision, text).item()
-        trace_vision, trace_text = vision.cov.trace().item(), text.cov.trace().item()
-        term = term or trace_term(self.vision.moments, self.text.moments)
-        trace = (term.value * self.scale**2).item()
-        product = trace_product(vision, text).item()
+        numbers = (
+            sum((~norms.isfinite()).sum() for norms in (self.own_vision_norms, self.own_text_norms)),
+            self.text_norms.mean(),
+            mean_term(vision, text),
+            vision.cov.trace(),
+            text.cov.trace(),
+            term.value.to(self.scale.device) * self.scale**2,
+            trace_product(vision, text),
+            self.vision.n_outliers,
+            self.text.n_outliers,
+            self.scale,
+            self.vision_norms.mean(),
+            self.text_norms.mean(),
+            self.vision_norms.mean() / self.text_norms.mean(),
+            _cosine(vision.mean, text.mean),
+            effective_rank(vision),
+            effective_rank(text),
+        )
+        return torch.stack([torch.as_tensor(number).to(self.scale.device, torch.float64) for number in numbers])
+
+    def distance_of(self, numbers: Sequence[float], route: str) -> LayerDistance:
+        """The layer's distance from the values of ``numbers``, on the host.
+
+        Raises:
+            MirError: for NaN or infinite features, or text of norm zero.
+        """
+        n_broken, mean_text_norm, means, trace_vision, trace_text, trace, product, *rest = numbers
+        if n_broken:
+            _require_finite(self.own_vision_norms, self.own_text_norms, self.features)
+        if mean_text_norm == 0:
+            scale_from_norms(self.text_norms)
+        n_vision_outliers, n_text_outliers, scale, norm_vision, norm_text, norm_ratio, cosine, *ranks = rest
         without_trace_term = means + trace_vision + trace_text
         distance = without_trace_term - 2 * trace
         return LayerDistance(
@@ -130,18 +197,18 @@ class PooledLayer:
             trace_text=trace_text,
             trace_term=trace,
             trace_product=product,
-            trace_route=term.route,
+            trace_route=route,
             n_vision_tokens=len(self.vision_norms),
             n_text_tokens=len(self.text_norms),
-            n_vision_outliers=self.vision.n_outliers,
-            n_text_outliers=self.text.n_outliers,
-            scale=float(self.scale),
-            mean_norm_vision=self.vision_norms.mean().item(),
-            mean_norm_text=self.text_norms.mean().item(),
-            norm_ratio=(self.vision_norms.mean() / self.text_norms.mean()).item(),
-            mean_cosine=_cosine(vision.mean, text.mean),
-            effective_rank_vision=effective_rank(vision),
-            effective_rank_text=effective_rank(text),
+            n_vision_outliers=int(n_vision_outliers),
+            n_text_outliers=int(n_text_outliers),
+            scale=scale,
+            mean_norm_vision=norm_vision,
+            mean_norm_text=norm_text,
+            norm_ratio=norm_ratio,
+            mean_cosine=None if math.isnan(cosine) else cosine,
+            effective_rank_vision=ranks[0],
+            effective_rank_text=ranks[1],
         )
 
     def influences(self, maps: Transport, distance: float) -> Tensor:
@@ -153,6 +220,14 @@ class PooledLayer:
             maps: as ``transport`` returns them.
             distance: the layer's distance, scaled.
         """
+        return self.influences_of(self.sample_sums(maps).cpu(), distance, self.scale.cpu())
+
+    def sample_sums(self, maps: Transport) -> Tensor:
+        """What each sample's tokens add to the influences, (samples of all processes, 6), on the device. Collective."""
+        with threads_for_pass(self.features.vision.numel() + self.features.text.numel()):
+            return self._sample_sums(maps)
+
+    def _sample_sums(self, maps: Transport) -> Tensor:
         vision, text = self.vision, self.text
         gap = vision.moments.mean - text.moments.mean
         own = torch.stack(
@@ -166,14 +241,29 @@ class PooledLayer:
             ],
             dim=1,
         )
-        of_vision, n_vision, of_text, n_text, lengths, n_lengths = self.group.all_gather(own).cpu().unbind(dim=1)
+        return self.group.all_gather(own)
+
+    def influences_of(self, sums: Tensor, distance: float, scale: Tensor | float) -> Tensor:
+        """The samples' influences from the values of ``sample_sums``, on the host."""
+        of_vision, n_vision, of_text, n_text, lengths, n_lengths = sums.unbind(dim=1)
         influences = sample_influences(of_vision, n_vision) + sample_influences(of_text, n_text)
-        influences *= self.scale.cpu() ** 2
+        influences *= scale**2
         return influences + influences_through_scale(distance, lengths, n_lengths) if self.normalized else influences
 
 
+def reads_early(device: torch.device) -> bool:
+    """Whether numbers may be looked at on the way: in host memory it is free, and covariances that go to the CPU to be
+    decomposed are waited for anyway."""
+    return device.type == "cpu" or way_on(device) != "polar"
+
+
 def pooled_moments(
-    features: Tensor, replaced: Tensor | None = None, replacement: Tensor | None = None, group: Group = ALONE
+    features: Tensor,
+    replaced: Tensor | None = None,
+    replacement: Tensor | None = None,
+    group: Group = ALONE,
+    *,
+    most_replaced: int | None = None,
 ) -> Moments:
     """``metric.moments.moments`` of the tokens of all processes, some thousand rows at a time. Collective.
 
@@ -182,6 +272,7 @@ def pooled_moments(
         replaced: bool (tokens,), rows that count as ``replacement`` instead.
         replacement: (d,).
         group: the processes whose rows are taken together.
+        most_replaced: an upper bound of the rows replaced in all processes; None counts them.
     Raises:
         MirError: for fewer than two tokens in all processes together.
     """
@@ -195,7 +286,12 @@ def pooled_moments(
     for chunk in token_chunks(features, replaced, replacement):
         _add_upper_products(products, chunk.sub_(mean))
     products = products.triu_() + products.triu(1).t()
-    n_replaced = 0 if replaced is None else sum(group.all_gather_object(int(replaced.sum())))
+    if replaced is None:
+        n_replaced = 0
+    elif most_replaced is not None and n - most_replaced > d:
+        n_replaced = most_replaced
+    else:
+        n_replaced = sum(group.all_gather_object(int(replaced.sum())))
     root = None
     if n - max(n_replaced, 1) < d:
         own = features if replaced is None else features[~replaced]
@@ -239,7 +335,8 @@ def per_sample(values: Tensor, counts: Tensor) -> Tensor:
     [3.0, 0.0, 4.0]
     """
     values = values.long() if values.dtype == torch.bool else values
-    sample = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    samples = torch.arange(len(counts), device=counts.device)
+    sample = torch.repeat_interleave(samples, counts, output_size=len(values))
     return torch.zeros(len(counts), dtype=values.dtype, device=values.device).index_add_(0, sample, values)
 
 
@@ -253,25 +350,40 @@ def token_chunks(
     for start in range(0, max(len(features), 1), CHUNK_ROWS):
         chunk = features[start : start + CHUNK_ROWS].to(dtype, copy=True)
         if replaced is not None and replacement is not None:
-            chunk[replaced[start : start + CHUNK_ROWS]] = replacement.to(dtype)
+            torch.where(replaced[start : start + CHUNK_ROWS, None], replacement.to(dtype), chunk, out=chunk)
         yield chunk
 
 
 def _pooled_tokens(
     features: Tensor, counts: Sequence[int], own_norms: Tensor, norms: Tensor, config: MirConfig, group: Group
 ) -> PooledTokens:
-    rows_per_sample = torch.tensor(counts, dtype=torch.long, device=features.device)
-    n_outliers = 0 if config.outliers == "none" else int(outlier_rows(norms, config.n_sigma).sum())
-    if n_outliers == 0:
-        return PooledTokens(features, rows_per_sample, None, None, 0, pooled_moments(features, group=group))
+    rows_per_sample = _counts_on(features.device, counts)
+    n_outliers = outlier_rows(norms, config.n_sigma).sum()
+    if config.outliers == "none" or (reads_early(norms.device) and n_outliers == 0):
+        return PooledTokens(
+            features, rows_per_sample, None, None, torch.zeros_like(n_outliers), pooled_moments(features, group=group)
+        )
     outliers = outlier_rows(own_norms, config.n_sigma, among=norms)
     if config.outliers == "remove":
         kept = features[~outliers]
         rows_per_sample = per_sample(~outliers, rows_per_sample)
         return PooledTokens(kept, rows_per_sample, None, None, n_outliers, pooled_moments(kept, group=group))
     median = pooled_median(features, group)
-    moments = pooled_moments(features, outliers, median, group)
+    most = None if reads_early(norms.device) else _most_outliers(len(norms), config.n_sigma)
+    moments = pooled_moments(features, outliers, median, group, most_replaced=most)
     return PooledTokens(features, rows_per_sample, outliers, median, n_outliers, moments)
+
+
+def _counts_on(device: torch.device, counts: Sequence[int]) -> Tensor:
+    """The counts on a device, (samples,); copied from pinned memory, or the host would wait for all queued work."""
+    on_host = torch.tensor(counts, dtype=torch.long, pin_memory=device.type == "cuda")
+    return on_host.to(device, non_blocking=True)
+
+
+def _most_outliers(n: int, n_sigma: float) -> int:
+    """How many of n norms can be n_sigma deviations from their median: Chebyshev, the median being within one of the
+    mean."""
+    return n if n_sigma <= 2 else int(n / (n_sigma - 1) ** 2)
 
 
 def _add_upper_products(products: Tensor, centred: Tensor) -> None:
@@ -303,7 +415,8 @@ def _token_influences(tokens: PooledTokens, gap: Tensor, factor: Tensor) -> Tens
     mean, gap = tokens.moments.mean.float(), gap.float()
     squared_lengths: Callable[[Tensor], Tensor]
     if factor.device.type == "cpu":
-        squared_lengths = partial(_squared_lengths_under, torch.linalg.qr(factor, mode="r").R.float())
+        with threads_for_decomposition(len(factor)):
+            squared_lengths = partial(_squared_lengths_under, torch.linalg.qr(factor, mode="r").R.float())
     else:
         squared_lengths = partial(_squared_lengths, factor.float())
     parts = []
@@ -331,10 +444,12 @@ def _squared_lengths_under(triangle: Tensor, rows: Tensor) -> Tensor:
     return lengths
 
 
-def _finite_norms(features: Tensor, modality: str, layer: TokenFeatures) -> Tensor:
-    norms = pooled_norms(features)
-    finite = torch.isfinite(norms)
-    if not finite.all():
+def _require_finite(vision_norms: Tensor, text_norms: Tensor, layer: TokenFeatures) -> None:
+    """Raise MirError for NaN or infinite tokens, which have such norms."""
+    for modality, norms in (("vision", vision_norms), ("text", text_norms)):
+        finite = torch.isfinite(norms)
+        if finite.all():
+            continue
         row = int((~finite).nonzero()[0])
         counts = torch.tensor(layer.vision_counts if modality == "vision" else layer.text_counts)
         sample = int(torch.searchsorted(counts.cumsum(0), torch.tensor(row), right=True))
@@ -344,9 +459,9 @@ def _finite_norms(features: Tensor, modality: str, layer: TokenFeatures) -> Tens
             f"first in {named}. The weights or the image processor's settings may be damaged, or float16 overflowed: "
             "try --dtype bfloat16 or float32."
         )
-    return norms
 
 
-def _cosine(one: Tensor, other: Tensor) -> float | None:
-    length = one.norm() * other.norm()
-    return (one @ other / length).item() if length > 0 else None
+def _cosine(one: Tensor, other: Tensor) -> Tensor:
+    """Cosine of the angle between two vectors, scalar; NaN where one is zero."""
+    cosine: Tensor = one @ other / (one.norm() * other.norm())
+    return cosine

@@ -81,7 +81,7 @@ def root_of_centred(rows: Tensor, counts: Tensor) -> Tensor:
     return root
 
 
-def effective_rank(one: Moments) -> float:
-    """Participation ratio (Tr Σ)² / Tr(Σ²): d for an isotropic Gaussian, 1 for a line, 0 for a point."""
+def effective_rank(one: Moments) -> Tensor:
+    """Participation ratio (Tr Σ)² / Tr(Σ²), scalar: d for an isotropic Gaussian, 1 for a line, 0 for a point."""
     square = one.cov.square().sum()
-    return (one.cov.trace().square() / square).item() if square > 0 else 0.0
+    return torch.where(square > 0, one.cov.trace().square() / square, 0.0)

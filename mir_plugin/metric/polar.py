@@ -11,7 +11,7 @@ SIAM J. Sci. Comput. 35(3), A1325-A1349.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from mir_plugin.metric.moments import Moments
 
 EPSILON = torch.finfo(torch.float64).eps
+Root = Callable[[Tensor, "Tensor | float"], Tensor]
 
 
 class Polar(NamedTuple):
@@ -54,7 +55,13 @@ def polar(matrix: Tensor) -> Polar:
 
 def trace_term_by_polar(vision: Moments, text: Moments) -> Tensor:
     """Tr((Σ_v Σ_t)^½), scalar float64."""
-    longer, shorter = sorted((root_of_covariance(vision), root_of_covariance(text)), key=len, reverse=True)
+    guess = _Guess()
+    term = _trace_term(vision, text, guess)
+    return term if guess.was_right() else _trace_term(vision, text, root_of)
+
+
+def _trace_term(vision: Moments, text: Moments, root: Root) -> Tensor:
+    longer, shorter = sorted((root_of_covariance(one, root) for one in (vision, text)), key=len, reverse=True)
     return polar(longer @ shorter.t()).positive.trace()
 
 
@@ -64,20 +71,50 @@ def transport_by_polar(vision: Moments, text: Moments) -> tuple[Tensor, Tensor, 
     A centred vision token is x = R_vᵀ a with a = R_v⁻ᵀ x, and xᵀ T x = aᵀ U H Uᵀ a; a centred text token is y = R_tᵀ b,
     and yᵀ T⁻¹ y = bᵀ H b. Roots of fewer than d rows have a pseudo-inverse.
     """
-    vision_root, text_root = root_of_covariance(vision), root_of_covariance(text)
+    guess = _Guess()
+    maps = _transport(vision, text, guess)
+    return maps if guess.was_right() else _transport(vision, text, root_of)
+
+
+def _transport(vision: Moments, text: Moments, root: Root) -> tuple[Tensor, Tensor, Tensor]:
+    vision_root, text_root = root_of_covariance(vision, root), root_of_covariance(text, root)
     if len(vision_root) < len(text_root):
-        to_vision, to_text, term = transport_by_polar(text, vision)
+        to_vision, to_text, term = _transport(text, vision, root)
         return to_text, to_vision, term
     unitary, positive = polar(vision_root @ text_root.t())
-    half = root_of(positive, _rounding(positive))
+    half = root(positive, _rounding(positive))
     to_text = half @ unitary.t() @ _transposed_inverse(vision_root)
     return to_text, half @ _transposed_inverse(text_root), positive.trace()
 
 
-def root_of_covariance(one: Moments) -> Tensor:
+class _Guess:
+    """Roots by Cholesky, taken for granted: whether all of them were sound is asked once, at the end.
+
+    The host would otherwise wait for the device at each root, to decide about pivoting, which is rarely needed.
+    """
+
+    def __init__(self) -> None:
+        self._sound: list[Tensor] = []
+
+    def __call__(self, symmetric: Tensor, smallest: Tensor | float) -> Tensor:
+        """As ``root_of``, of a matrix that is not singular."""
+        lower, failed = torch.linalg.cholesky_ex(symmetric)
+        self._sound += [failed == 0, (lower.diagonal().square() > smallest).all()]
+        upper: Tensor = lower.t()
+        return upper
+
+    def was_right(self) -> bool:
+        """Whether no matrix was singular; waits for the device, if there was any."""
+        return not self._sound or bool(torch.stack(self._sound).all())
+
+
+def root_of_covariance(one: Moments, root: Root | None = None) -> Tensor:
     """R with RᵀR = Σ, (r, d), r being the rank: directions in which only rounding is left have no row.
 
     What is rounding is decided for each coordinate in its own unit: some are a thousand times larger than the rest.
+
+    Args:
+        root: as ``root_of``, the default.
     """
     if one.root is not None:
         return one.root
@@ -85,7 +122,7 @@ def root_of_covariance(one: Moments) -> Tensor:
     # A coordinate that is constant has the rounding of its mean for a spread.
     units = torch.where(units > 4 * EPSILON * one.mean.abs(), units, 0.0)
     inverse = torch.where(units > 0, 1 / units, 0.0)
-    return root_of(one.cov * inverse * inverse[:, None], len(units) * EPSILON) * units
+    return (root or root_of)(one.cov * inverse * inverse[:, None], len(units) * EPSILON) * units
 
 
 def root_of(symmetric: Tensor, smallest: Tensor | float) -> Tensor:
@@ -148,6 +185,7 @@ def _step_by_qr(x: Tensor, a: float, b: float, c: float) -> Tensor:
 
 def _step_by_cholesky(x: Tensor, a: float, b: float, c: float) -> Tensor:
     identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    factor = torch.linalg.cholesky(identity + c * (x.t() @ x))
+    # It cannot fail but for NaN, which then stays NaN; the checked form would make the host wait for the device.
+    factor = torch.linalg.cholesky_ex(identity + c * (x.t() @ x)).L
     stepped: Tensor = b / c * x + (a - b / c) * torch.cholesky_solve(x.t(), factor).t()
     return stepped

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from mir_plugin.engine.features import default_batch_size
 from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters.huggingface.adapter import from_loaded
 from mir_plugin.model_adapters.in_memory.initial_weights import warn_of_initial_parts
@@ -55,7 +54,7 @@ def measure_live(
     with undisturbed(model), without_autocast(inner):
         warn_of_initial_parts(inner)
         adapter = from_loaded(inner, processor)
-        size = min(batch_size or default_batch_size(adapter), adapter.max_batch or len(sample_set))
+        size = min(batch_size, adapter.max_batch or batch_size) if batch_size else None
         return measure(
             adapter,
             sample_set,
