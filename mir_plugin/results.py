@@ -248,5 +248,6 @@ def _hold_together(result: MirResult) -> None:
         raise ValueError(f"its uncertainty is that of {len(of_layers)} layers, not {len(numbers)}")
     for one in (spread, *of_layers):
         influences = [float(number) for number in one.get("influences", "").split()]
-        if influences and (len(influences) != result.n_samples or not all(map(math.isfinite, influences))):
-            raise ValueError(f"{len(influences)} influences of {result.n_samples} samples, or some are not finite")
+        n_groups = spread.get("n_groups", result.n_samples)
+        if influences and (len(influences) != n_groups or not all(map(math.isfinite, influences))):
+            raise ValueError(f"{len(influences)} influences of {n_groups} groups of samples, or some are not finite")

@@ -25,10 +25,10 @@ from mir_plugin.engine.replay import ReplayCheck, check_replay
 from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import fingerprint, folder_fingerprint, versions
 from mir_plugin.measurement.checkpoint_names import place_of
-from mir_plugin.measurement.pooled import PooledLayer
+from mir_plugin.measurement.pooled import PooledLayer, grouped_influences
 from mir_plugin.measurement.resume import FinishedLayer, Journal
 from mir_plugin.metric.layer import mir
-from mir_plugin.metric.uncertainty import uncertainty
+from mir_plugin.metric.uncertainty import METHOD, WITH_DELETIONS, heavy_groups, uncertainty
 from mir_plugin.processes import ALONE, Group
 from mir_plugin.results import LayerDistance, MirConfig, MirResult
 from mir_plugin.samples.sample_set import Sample, SampleSet
@@ -93,7 +93,7 @@ def measure(
     journal = journal if group.rank == 0 else None
     started = time.perf_counter()
     with group.agreed("reading the finished layers of an earlier run"):
-        found = journal.open(fingerprint([fingerprints, with_uncertainty])) if journal else {}
+        found = journal.open(fingerprint([fingerprints, with_uncertainty and [METHOD, WITH_DELETIONS]])) if journal else {}
     finished = group.broadcast(found)
     n_resumed = len(finished)
 
@@ -109,12 +109,16 @@ def measure(
             logger.info("memory that the run needs, estimated: %s", estimate)
             require_disk_space(estimate)
     checked = time.perf_counter()
-    statistics = _Statistics(adapter.device, config, with_uncertainty, group, n_behind=n_buffers - 1)
+    groups: tuple[int, ...] = sample_set.groups if with_uncertainty else ()
+    heavy: tuple[int, ...] = ()
+    statistics = _Statistics(adapter.device, config, groups, group, n_behind=n_buffers - 1)
     for features in _layers(adapter, samples, batch_size, check, group, received, n_buffers):
         if watch:
             watch(features)
+        if features.layer == 1:
+            heavy = _heavy_groups(features, groups, group)
         if features.layer not in finished:
-            statistics.add(features)
+            statistics.add(features, heavy)
         for layer in statistics.finished():
             finished[layer.distance.layer] = layer
             if journal:
@@ -163,7 +167,7 @@ def measure(
             "total": ended - started,
         },
         peak_memory=_peak_memory(),
-        uncertainty=_uncertainty(finished),
+        uncertainty=_uncertainty(finished, len(groups), heavy),
         host=host,
         versions=used,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -224,15 +228,19 @@ def overlaps(adapter: ModelAdapter, samples: Sequence[Sample], check: ReplayChec
 class _BegunLayer:
     """A layer whose statistics were given to the device."""
 
-    def __init__(self, features: TokenFeatures, config: MirConfig, with_uncertainty: bool, group: Group) -> None:
+    def __init__(
+        self, features: TokenFeatures, heavy: Sequence[int], config: MirConfig, groups: Sequence[int], group: Group
+    ) -> None:
         self._layer = PooledLayer.of(features, config, group)
-        self._group = group
+        self._groups, self._group = groups, group
         with group.agreed(self._task):
-            maps = self._layer.transport() if with_uncertainty else None
+            maps = self._layer.transport() if groups else None
             term = maps.trace_term if maps else self._layer.trace_term()
             self._route = term.route
             self._numbers = OnHost(self._layer.numbers(term))
         self._sums = OnHost(self._layer.sample_sums(maps)) if maps else None
+        # Now, while the features are there: the next layer but one may take their place.
+        self._without = {one: self._layer.distance_without(torch.tensor(groups) == one) for one in heavy}
 
     def finished(self) -> FinishedLayer:
         """The numbers, on the host. Collective."""
@@ -240,8 +248,8 @@ class _BegunLayer:
             distance = self._distance()
         if self._sums is None:
             return FinishedLayer(distance, None)
-        influences = self._layer.influences_of(self._sums.read(), distance.distance, distance.scale)
-        return FinishedLayer(distance, tuple(influences.tolist()))
+        of_samples = self._layer.influences_of(self._sums.read(), distance.distance, distance.scale)
+        return FinishedLayer(distance, grouped_influences(of_samples, self._groups, distance.distance, self._without))
 
     @property
     def _task(self) -> str:
@@ -262,18 +270,18 @@ class _Statistics:
     """
 
     def __init__(
-        self, device: torch.device, config: MirConfig, with_uncertainty: bool, group: Group, n_behind: int
+        self, device: torch.device, config: MirConfig, groups: Sequence[int], group: Group, n_behind: int
     ) -> None:
         self._device, self._n_behind = device, n_behind
-        self._arguments = (config, with_uncertainty, group)
+        self._arguments = (config, groups, group)
         self._stream = SecondStream(device)
-        self._queued: collections.deque[tuple[TokenFeatures, Any]] = collections.deque()
+        self._queued: collections.deque[tuple[TokenFeatures, Sequence[int], Any]] = collections.deque()
         self._begun: collections.deque[_BegunLayer] = collections.deque()
         self.seconds = 0.0
 
-    def add(self, features: TokenFeatures) -> None:
-        """Take the next layer."""
-        self._queued.append((features, self._stream.mark()))
+    def add(self, features: TokenFeatures, heavy: Sequence[int]) -> None:
+        """Take the next layer, and the groups of samples that are left out for standard errors."""
+        self._queued.append((features, heavy, self._stream.mark()))
 
     def finished(self, n_behind: int | None = None) -> Iterator[FinishedLayer]:
         """Begin what has waited long enough, and give what is finished."""
@@ -282,9 +290,9 @@ class _Statistics:
             _wait_for(self._device)
         started = time.perf_counter()
         while len(self._queued) > n_behind:
-            features, mark = self._queued.popleft()
+            features, heavy, mark = self._queued.popleft()
             with self._stream.after(mark):
-                self._begun.append(_BegunLayer(features, *self._arguments))
+                self._begun.append(_BegunLayer(features, heavy, *self._arguments))
             self._stream.join()
         ready = [self._begun.popleft().finished() for _ in range(len(self._begun) - n_behind)]
         self.seconds += time.perf_counter() - started
@@ -301,10 +309,18 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _uncertainty(finished: Mapping[int, FinishedLayer]) -> dict[str, Any]:
+def _heavy_groups(features: TokenFeatures, groups: Sequence[int], group: Group) -> tuple[int, ...]:
+    """Groups of samples with a large share of the tokens, of all processes; none without groups. Collective."""
+    of_all = group.all_gather_object((features.vision_counts, features.text_counts))
+    vision, text = ([count for shard in of_all for count in shard[modality]] for modality in (0, 1))
+    return heavy_groups(groups, vision, text) if groups else ()
+
+
+def _uncertainty(finished: Mapping[int, FinishedLayer], n_samples: int, heavy: Sequence[int]) -> dict[str, Any]:
     layers = [layer for _, layer in sorted(finished.items())]
     influences = [layer.influences for layer in layers if layer.influences is not None]
-    return uncertainty([layer.distance.distance for layer in layers], influences) if influences else {}
+    distances = [layer.distance.distance for layer in layers]
+    return uncertainty(distances, influences, n_samples, heavy) if influences else {}
 
 
 def _mir_or_none(distances: list[float]) -> float | None:

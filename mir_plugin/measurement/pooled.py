@@ -14,7 +14,7 @@ fill much of the memory and are spread over processes; a property test compares 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +28,7 @@ from mir_plugin.metric.frechet import (
     ROUNDING,
     TraceTerm,
     Transport,
+    frechet_distance,
     mean_term,
     trace_product,
     trace_term,
@@ -37,9 +38,12 @@ from mir_plugin.metric.frechet import (
 from mir_plugin.metric.influence import influences_through_scale, sample_influences, squared_norms, token_influences
 from mir_plugin.metric.moments import Moments, effective_rank, require_two, root_of_centred
 from mir_plugin.metric.normalize import lower_medians, outlier_rows, scale_from_norms
+from mir_plugin.metric.uncertainty import influence_of_deletion
 from mir_plugin.processes import ALONE, Group
 from mir_plugin.results import LayerDistance, MirConfig
 from mir_plugin.types import TokenFeatures
+
+LARGE_EXPONENT = 40  # of two; squares of sums over d coordinates stay far below 2 ** 128, the end of float32
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,82 @@ class PooledLayer:
         influences *= scale**2
         return influences + influences_through_scale(distance, lengths, n_lengths) if self.normalized else influences
 
+    def group_influences(
+        self, maps: Transport, distance: float, groups: Sequence[int], heavy: Sequence[int] = ()
+    ) -> list[float]:
+        """Influences of groups of samples: sums of ``influences``, and for heavy groups from leaving them out.
+
+        Args:
+            maps, distance: as for ``influences``.
+            groups: of each sample of all processes, numbered from 0.
+            heavy: groups to leave out; see ``metric.uncertainty.heavy_groups``.
+        """
+        without = {one: self.distance_without(torch.tensor(groups) == one) for one in heavy}
+        return list(grouped_influences(self.influences(maps, distance), groups, distance, without))
+
+    def distance_without(self, left_out: Tensor) -> float | None:
+        """The distance of all samples but some; None where fewer than two tokens of a modality remain. Collective.
+
+        Threshold and replacement of outliers stay those of all samples, as they do for the influences.
+
+        Args:
+            left_out: bool, (samples of all processes,).
+        """
+        n_own = self.group.all_gather_object(len(self.own_text_counts))
+        own = left_out.split(n_own)[self.group.rank]
+        vision, text = (_moments_without(tokens, own, self.group) for tokens in (self.vision, self.text))
+        if vision is None or text is None:
+            return None
+        scale = torch.ones((), dtype=torch.float64)
+        if self.normalized:
+            kept = per_sample(self.own_text_norms, self.own_text_counts)[~own.to(self.own_text_norms.device)].sum()
+            n_kept = self.own_text_counts[~own.to(self.own_text_counts.device)].sum()
+            length, n = self.group.all_reduce(torch.stack([kept.double(), n_kept.double()])).cpu().tolist()
+            scale = torch.tensor(n / length, dtype=torch.float64) if length > 0 else scale
+        return float(frechet_distance(vision, text).cpu() * scale**2)
+
+
+def grouped_influences(
+    of_samples: Tensor, groups: Sequence[int], distance: float, without: Mapping[int, float | None]
+) -> tuple[float, ...]:
+    """Influences of groups: sums over their samples, or what follows from the distances without them.
+
+    Args:
+        of_samples: (samples of all processes,), on the host.
+        groups: of each of these samples, numbered from 0.
+        without: group → the distance without it; None takes the sum.
+    """
+    n_groups = max(groups) + 1
+    summed = torch.zeros(n_groups, dtype=torch.float64).index_add_(0, torch.tensor(groups), of_samples.double())
+    found: list[float] = summed.tolist()
+    for one, rest in without.items():
+        if rest is not None:
+            found[one] = influence_of_deletion(distance, rest, n_groups)
+    return tuple(found)
+
+
+def _moments_without(tokens: PooledTokens, left_out: Tensor, group: Group) -> Moments | None:
+    """Moments of the samples that are kept: those of all, less what the others add around the mean of all. Collective.
+
+    Nothing but small differences of one mean is subtracted, so no digits are lost, and only the rows left out are read.
+    """
+    everything = tokens.moments
+    mean = everything.mean
+    rows = torch.repeat_interleave(left_out.to(tokens.counts.device), tokens.counts)
+    replaced = None if tokens.replaced is None else tokens.replaced[rows]
+    total, products = torch.zeros_like(mean), torch.zeros_like(everything.cov)
+    features = tokens.features[rows]
+    for chunk in token_chunks(features, replaced, tokens.replacement):
+        centred = chunk.sub_(mean)
+        total += centred.sum(dim=0)
+        products.addmm_(centred.t(), centred)
+    n_kept = everything.n - sum(group.all_gather_object(len(features)))
+    if n_kept < 2:
+        return None
+    shift = -group.all_reduce(total) / n_kept
+    kept = everything.cov * (everything.n - 1) - group.all_reduce(products) - n_kept * torch.outer(shift, shift)
+    return Moments(n_kept, mean + shift, kept / (n_kept - 1))
+
 
 def reads_early(device: torch.device) -> bool:
     """Whether numbers may be looked at on the way: in host memory it is free, and covariances that go to the CPU to be
@@ -407,12 +487,14 @@ def _lower_medians_in_place(rows: Tensor) -> Tensor:
 def _token_influences(tokens: PooledTokens, gap: Tensor, factor: Tensor) -> Tensor:
     """``metric.influence.token_influences`` of this process's tokens, (tokens,); without the scale.
 
-    In float32: a standard error needs no more digits, and these products are what the pass costs.
+    In float32: a standard error needs no more digits, and these products are what the pass costs. Lengths are divided by
+    a power of two, which changes no digit, because the squares of numbers above 1e19 have no place in float32.
 
     Args:
         factor: (r, d) with factorᵀ factor = T.
     """
-    mean, gap = tokens.moments.mean.float(), gap.float()
+    size = _power_of_two(tokens.moments.cov.trace() + tokens.moments.mean.square().sum())
+    mean, gap = (tokens.moments.mean / size).float(), (gap / size).float()
     squared_lengths: Callable[[Tensor], Tensor]
     if factor.device.type == "cpu":
         with threads_for_decomposition(len(factor)):
@@ -421,9 +503,19 @@ def _token_influences(tokens: PooledTokens, gap: Tensor, factor: Tensor) -> Tens
         squared_lengths = partial(_squared_lengths, factor.float())
     parts = []
     for chunk in token_chunks(tokens.features, tokens.replaced, tokens.replacement, torch.float32):
-        centred = chunk.sub_(mean)
+        centred = chunk.div_(size).sub_(mean)
         parts.append(token_influences(centred, squared_lengths(centred), gap, tokens.moments.n).double())
-    return torch.cat(parts)
+    return torch.cat(parts) * size**2
+
+
+def _power_of_two(square: Tensor) -> float:
+    """The power of two at or below the root of a squared length; 1 for lengths that float32 can square.
+
+    >>> _power_of_two(torch.tensor(9.0)), _power_of_two(torch.tensor(9e40)) == 2.0**67
+    (1.0, True)
+    """
+    exponent = math.frexp(float(square) ** 0.5)[1] - 1
+    return 1.0 if abs(exponent) < LARGE_EXPONENT else 2.0**exponent
 
 
 def _squared_lengths(factor: Tensor, rows: Tensor) -> Tensor:

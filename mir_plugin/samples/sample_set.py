@@ -9,7 +9,7 @@ import io
 import random
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -94,12 +94,37 @@ class SampleSet:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, of all images (stored bytes, or pixels where there are none) and texts, in order."""
-        digest = hashlib.sha256()
+        return self._digests[0]
+
+    @functools.cached_property
+    def groups(self) -> tuple[int, ...]:
+        """The group of each sample, numbered as they appear: samples that share an image or a text are in one.
+
+        Where that makes a single group of all, as with one image for all texts, those that share the rarer of the two.
+        """
+        _, images, texts = self._digests
+        together = _connected(images, texts)
+        if len(set(together)) == 1 < len(self):
+            together = max((images, texts), key=lambda digests: len(set(digests)))
+        numbers: dict[Hashable, int] = {}
+        return tuple(numbers.setdefault(one, len(numbers)) for one in together)
+
+    @functools.cached_property
+    def _digests(self) -> tuple[str, tuple[bytes, ...], tuple[bytes, ...]]:
+        """Of the whole set, of each image and of each text, in one pass over the files."""
+        whole, images, texts = hashlib.sha256(), [], []
         for sample in self.samples:
-            for part in (*_image_parts(sample), sample.text.encode()):
-                digest.update(len(part).to_bytes(8, "little"))
-                digest.update(part)
-        return digest.hexdigest()
+            image = hashlib.sha256()
+            for part in _image_parts(sample):
+                for digest in (whole, image):
+                    digest.update(len(part).to_bytes(8, "little"))
+                    digest.update(part)
+            text = sample.text.encode()
+            whole.update(len(text).to_bytes(8, "little"))
+            whole.update(text)
+            images.append(image.digest())
+            texts.append(hashlib.sha256(text).digest())
+        return whole.hexdigest(), tuple(images), tuple(texts)
 
     def choose(self, n_samples: int | None, seed: int = 0) -> SampleSet:
         """A seeded choice of n samples, which keep their order; None takes all. The choice is written down.
@@ -172,6 +197,27 @@ def _require_prose(sample: Sample) -> None:
         )
     if not any(character.isprintable() and not character.isspace() for character in sample.text):
         raise MirError(f"sample {sample.sample_id} has an empty text. Replace or remove it.")
+
+
+def _connected(images: Sequence[bytes], texts: Sequence[bytes]) -> tuple[int, ...]:
+    """Samples joined by a common image or text, over any number of steps; each by the first sample of its group.
+
+    >>> _connected([b"a", b"b", b"a", b"c"], [b"1", b"2", b"3", b"2"])
+    (0, 1, 0, 1)
+    """
+    parent = list(range(len(images)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
+
+    for digests in (images, texts):
+        first: dict[bytes, int] = {}
+        for index, digest in enumerate(digests):
+            one, other = root(first.setdefault(digest, index)), root(index)
+            parent[max(one, other)] = min(one, other)
+    return tuple(map(root, range(len(images))))
 
 
 def _require_variety(samples: Sequence[Sample]) -> None:
