@@ -1,8 +1,9 @@
 """``python -m benchmarks.coverage``: how often the 95 % interval covers what it should, on samples of a known kind.
 
-Many sets of samples are drawn from one distribution, whose tokens share an offset within a sample. An interval covers if
-it holds the mean MIR of all sets. Each row is a kind of set, each column a way to the standard error: with the
-derivatives alone, with every sample as its own group, and as ``mir run`` does it.
+Many sets of samples are drawn from one distribution, whose tokens share an offset within a sample. An interval covers
+if it holds the mean MIR of all sets. Each row is a kind of set, each column a way to the standard error: with the
+derivatives alone, with every sample as its own group, and as ``mir run`` does it. In brackets is the root mean square
+standard error over the standard deviation of MIR.
 """
 
 from __future__ import annotations

@@ -97,7 +97,10 @@ def mir_json() -> Schema:
         "standard_error": _number("over samples"),
         "low": _number("of the interval"),
         "high": _number("of the interval"),
-        "influences": _text("what each sample contributes to the error, in their order, separated by spaces"),
+        "influences": _text(
+            "what each sample, or each group of samples that share an image or text, contributes to the error, in "
+            "their order, separated by spaces"
+        ),
     }
     layer = {"layer": _whole("1..L"), **interval}
     spread = schema["properties"]["uncertainty"]

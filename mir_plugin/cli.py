@@ -24,6 +24,7 @@ from mir_plugin.commands.select import select
 from mir_plugin.commands.subcommand import Subcommand
 from mir_plugin.commands.sweep import sweep
 from mir_plugin.errors import MirError
+from mir_plugin.files.outside_text import accept_all_characters, on_a_line
 from mir_plugin.files.redaction import without_secrets
 
 app = typer.Typer(
@@ -55,17 +56,23 @@ def common(
 
 def main() -> None:
     """Entry point: a user's mistake prints as one message on standard error and exits with 1."""
+    accept_all_characters(sys.stdout, sys.stderr)
     signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except MirError as error:
-        typer.echo(without_secrets(f"mir: {error}"), err=True)
+        typer.echo(_shown(f"mir: {error}"), err=True)
         sys.exit(1)
     except OSError as error:  # a full disk, a closed terminal, a file that went away: nothing that code could prevent
         where = f"{error.filename}: " if error.filename else ""
         message = f"mir: {where}{error.strerror or error}. Put that right and repeat the command."
-        typer.echo(without_secrets(message), err=True)
+        typer.echo(_shown(message), err=True)
         sys.exit(1)
+
+
+def _shown(message: str) -> str:
+    """Line by line as it can be shown, without secrets that other programs put into their messages."""
+    return "\n".join(map(on_a_line, without_secrets(message).split("\n")))
 
 
 def _end(number: int, _: FrameType | None) -> None:

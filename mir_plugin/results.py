@@ -128,6 +128,7 @@ class MirResult:
         peak_memory: bytes; ``host`` and each accelerator.
         uncertainty: ``method``, ``confidence``, ``standard_error``, ``low`` and ``high`` of ``mir``, the same of every
             layer's distance in ``layers``, and the influences of the samples, in their order, as one line of numbers.
+            Samples that share an image or a text are one of ``n_groups`` groups, with one influence.
             Empty if not requested; ``not_computed`` holds the reason where it could not be computed.
         host: the program that measured it: "mir", "lmms-eval", "vlmevalkit" or "training".
         versions: of Python and of the packages that can move a result.

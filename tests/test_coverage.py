@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from benchmarks.coverage import KINDS, coverage, sample_set
 
+from benchmarks.coverage import KINDS, coverage, sample_set
 from mir_plugin.measurement.pooled import PooledLayer
 from mir_plugin.metric.uncertainty import heavy_groups, standard_error, uncertainty
 from mir_plugin.results import MirConfig

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from pathlib import Path
 
 from examples.replication.recipe import PreTraining, Recipe, Study
 from mir_plugin.files.atomic import write_atomically
+from mir_plugin.files.outside_text import csv_table
 
 CHECKPOINTS = "checkpoints"
 
@@ -108,11 +107,6 @@ def of_study(study: Study, outcomes: Sequence[Outcome], recipe: Recipe) -> list[
 def as_csv(outcomes: Sequence[Outcome]) -> str:
     """One row per checkpoint, one column per number."""
     names = list(dict.fromkeys(name for one in outcomes for name in one.indicators))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     facts = ("seed", "run", "step", "n_digits", "rate", "connector")
-    writer.writerow([*facts, *names, "score"])
-    for one in outcomes:
-        values = [one.indicators.get(name, "") for name in names]
-        writer.writerow([*(getattr(one, fact) for fact in facts), *values, one.score])
-    return text.getvalue()
+    rows = [[*(getattr(one, fact) for fact in facts), *map(one.indicators.get, names), one.score] for one in outcomes]
+    return csv_table([[*facts, *names, "score"], *rows])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from mir_plugin.commands.terminal import escape
 
 
 def adapters() -> None:

@@ -70,9 +70,9 @@ def indicators(
 def _print(measured: Indicators, checkpoint: Path, path: Path) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
+    from mir_plugin.commands.terminal import escape
     from mir_plugin.indicators.indicators import DESCRIPTIONS
 
     console = Console()

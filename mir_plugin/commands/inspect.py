@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 
 from mir_plugin.commands import options
+from mir_plugin.files.outside_text import on_a_line
 from mir_plugin.model_adapters import Checkpoint, open_checkpoint
 
 
@@ -23,12 +24,12 @@ def inspect(checkpoint: options.Checkpoint, load: options.Parts) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for heading, text in {"checkpoint": str(checkpoint), "family": opened.spec.name, **opened.inspect()}.items():
-        table.add_row(heading, text)
+        table.add_row(heading, on_a_line(text))
     console = Console(markup=False, emoji=False, highlight=False)  # a path may hold [b] or :cat:
     console.print(table)
     console.print()
     for line in measuring_lines(opened):
-        console.print(line, soft_wrap=True)
+        console.print(on_a_line(line), soft_wrap=True)
 
 
 def measuring_lines(checkpoint: Checkpoint) -> tuple[str, str]:

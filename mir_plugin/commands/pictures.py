@@ -60,8 +60,8 @@ def pictures(
       mir pictures runs/checkpoint-500 runs/checkpoint-2000 --base-llm vicuna-7b-v1.5 --methods pca,tsne,umap
     """
     from rich.console import Console
-    from rich.markup import escape
 
+    from mir_plugin.commands.terminal import escape
     from mir_plugin.measurement.checkpoint_names import result_name
     from mir_plugin.measurement.measurement import Measurement
     from mir_plugin.model_adapters import open_checkpoint

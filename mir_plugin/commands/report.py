@@ -11,6 +11,7 @@ import typer
 
 from mir_plugin.commands.subcommand import SOME_FAILED
 from mir_plugin.errors import MirError
+from mir_plugin.files.outside_text import on_a_line
 
 if TYPE_CHECKING:
     from mir_plugin.reports.build import ReportFiles
@@ -82,18 +83,11 @@ def report(
         )
 
 
-def on_a_line(text: str) -> str:
-    """Text from outside on one line of a terminal, without control characters."""
-    from mir_plugin.reports.read.cell_text import storable
-
-    return " ".join(storable(text).splitlines())
-
-
 def print_report(files: ReportFiles) -> None:
     """Print the contents of a report, what it could not use, and where its files are."""
     from rich.console import Console
-    from rich.markup import escape
 
+    from mir_plugin.commands.terminal import escape
     from mir_plugin.reports.view.columns import rounded
     from mir_plugin.reports.view.tables import average_rule
 
@@ -113,11 +107,11 @@ def print_report(files: ReportFiles) -> None:
             if one.key in row.scores
         ]
         shown += [f"average {rounded(row.average, 1)}"] if row.average is not None else []
-        console.print(f"  {escape(on_a_line(row.name))}: {escape(', '.join(shown))}")
+        console.print(f"  {escape(row.name)}: {escape(', '.join(shown))}")
     if rule := average_rule(board):
-        console.print(escape(on_a_line(rule)))
+        console.print(escape(rule))
     for warning in board.warnings:
-        console.print(f"[yellow]warning:[/yellow] {escape(on_a_line(warning))}")
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
     errors = ["mir: some sources could not be used:"]
     for problem in board.problems:
         message = on_a_line(f"{problem.where}: {problem.what.rstrip('.')}. {problem.remedy}".rstrip())

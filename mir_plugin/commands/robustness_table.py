@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from mir_plugin.commands.terminal import escape
 from mir_plugin.robustness.results import (
     NUMBER,
     STUDIES,
@@ -45,9 +45,11 @@ def print_robustness(report: Robustness, paths: Sequence[Path]) -> None:
             console.print(_numbers(f"{STUDIES[NUMBER]}: {name}", rows, orders))
     for verdict in report.verdicts:
         style = OUTCOME_STYLES.get(verdict.outcome, "bold")
-        console.print(f"[{style}]{verdict.outcome}[/]  {escape(verdict.sentence)}", soft_wrap=True)
+        console.print(f"[{style}]{escape(verdict.outcome)}[/]  {escape(verdict.sentence)}", soft_wrap=True)
     for study, reason in report.skipped.items():
-        console.print(f"[yellow]left out[/yellow]  {STUDIES[study]}: {escape(reason)}", soft_wrap=True)
+        console.print(
+            f"[yellow]left out[/yellow]  {escape(STUDIES.get(study, study))}: {escape(reason)}", soft_wrap=True
+        )
     for note in report.notes:
         console.print(f"[yellow]note[/yellow]  {escape(note)}", soft_wrap=True)
     for path in paths:

@@ -12,11 +12,10 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from mir_plugin.commands.terminal import CLOSE, NAME_WIDTH
+from mir_plugin.commands.terminal import CLOSE, NAME_WIDTH, escape
 from mir_plugin.engine.progress import duration
 from mir_plugin.errors import MirError
 from mir_plugin.results import PARTIAL_NAME

@@ -7,13 +7,23 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as without_markup
 from rich.table import Table
 
+from mir_plugin.files.outside_text import on_a_line
 from mir_plugin.results import MirResult
 from mir_plugin.selection.comparison import Comparison, Difference
 from mir_plugin.selection.select import Ranked, Selection
 from mir_plugin.selection.verdict_text import standing
+
+
+def escape(text: str) -> str:
+    """Text from outside for rich: no control characters, on one line, and nothing in it is markup.
+
+    Everything that a command prints of names, paths, files and errors goes through here.
+    """
+    return without_markup(on_a_line(text))
+
 
 # A name that is folded after every third letter cannot be read; numbers give way instead. With one space between the
 # columns rather than two, all of them fit the 80 characters of a plain terminal, long steps included.
@@ -54,7 +64,7 @@ def print_result(result: MirResult, saved_to: Path) -> None:
 def print_comparison(comparison: Comparison) -> None:
     """Print both checkpoints, the layers and the verdict to standard output."""
     console = Console(highlight=False)
-    console.print(escape(f"A  {comparison.a}\nB  {comparison.b}"))
+    console.print(f"A  {escape(comparison.a)}\nB  {escape(comparison.b)}")
     for difference in comparison.differing:
         console.print(f"[yellow]differs: {escape(difference)}[/yellow]")
     for sentence in comparison.told:

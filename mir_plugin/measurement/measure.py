@@ -93,7 +93,9 @@ def measure(
     journal = journal if group.rank == 0 else None
     started = time.perf_counter()
     with group.agreed("reading the finished layers of an earlier run"):
-        found = journal.open(fingerprint([fingerprints, with_uncertainty and [METHOD, WITH_DELETIONS]])) if journal else {}
+        found = (
+            journal.open(fingerprint([fingerprints, with_uncertainty and [METHOD, WITH_DELETIONS]])) if journal else {}
+        )
     finished = group.broadcast(found)
     n_resumed = len(finished)
 

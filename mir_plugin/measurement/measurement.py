@@ -13,6 +13,7 @@ from typing import Any
 
 from mir_plugin.engine.features import layer_features
 from mir_plugin.files.atomic import only_writer
+from mir_plugin.files.outside_text import on_a_line
 from mir_plugin.measurement.measure import CheckpointChangedError, measure
 from mir_plugin.measurement.resume import (
     Journal,
@@ -141,7 +142,7 @@ class Measurement:
     def _note(self, text: str) -> None:
         """Tell the user something on standard error, once for all processes."""
         if self.group.rank == 0:
-            print(f"mir: {text}", file=sys.stderr)
+            print(f"mir: {on_a_line(text)}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -487,8 +487,8 @@ def _lower_medians_in_place(rows: Tensor) -> Tensor:
 def _token_influences(tokens: PooledTokens, gap: Tensor, factor: Tensor) -> Tensor:
     """``metric.influence.token_influences`` of this process's tokens, (tokens,); without the scale.
 
-    In float32: a standard error needs no more digits, and these products are what the pass costs. Lengths are divided by
-    a power of two, which changes no digit, because the squares of numbers above 1e19 have no place in float32.
+    In float32: a standard error needs no more digits, and these products are what the pass costs. Where
+    numbers are large their power of two is taken out, which changes no digit: float32 has no squares above 1e38.
 
     Args:
         factor: (r, d) with factorᵀ factor = T.
@@ -503,19 +503,19 @@ def _token_influences(tokens: PooledTokens, gap: Tensor, factor: Tensor) -> Tens
         squared_lengths = partial(_squared_lengths, factor.float())
     parts = []
     for chunk in token_chunks(tokens.features, tokens.replaced, tokens.replacement, torch.float32):
-        centred = chunk.div_(size).sub_(mean)
+        centred = chunk.div_(size.float()).sub_(mean)
         parts.append(token_influences(centred, squared_lengths(centred), gap, tokens.moments.n).double())
     return torch.cat(parts) * size**2
 
 
-def _power_of_two(square: Tensor) -> float:
+def _power_of_two(square: Tensor) -> Tensor:
     """The power of two at or below the root of a squared length; 1 for lengths that float32 can square.
 
-    >>> _power_of_two(torch.tensor(9.0)), _power_of_two(torch.tensor(9e40)) == 2.0**67
+    >>> _power_of_two(torch.tensor(9.0)).item(), _power_of_two(torch.tensor(9e40)).item() == 2.0**67
     (1.0, True)
     """
-    exponent = math.frexp(float(square) ** 0.5)[1] - 1
-    return 1.0 if abs(exponent) < LARGE_EXPONENT else 2.0**exponent
+    exponent = torch.frexp(square.double().sqrt()).exponent - 1
+    return torch.where(exponent.abs() < LARGE_EXPONENT, 1.0, torch.exp2(exponent.double()))
 
 
 def _squared_lengths(factor: Tensor, rows: Tensor) -> Tensor:

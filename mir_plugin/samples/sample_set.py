@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mir_plugin.errors import MirError
+from mir_plugin.files.open_files import REMEDY, is_too_many_open_files
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,6 +62,8 @@ class Sample:
             return as_seen(decoded(source, reduced=reduced))
         # Damaged bytes lead Pillow's readers to exceptions of any kind: struct.error, zlib.error, IndexError, ...
         except Exception as error:
+            if is_too_many_open_files(error):
+                raise MirError(f"sample {self.sample_id}: its image cannot be opened ({error}). {REMEDY}") from error
             raise MirError(
                 f"sample {self.sample_id}: the image cannot be read ({error}). Replace or remove it, then run again."
             ) from error
@@ -103,7 +106,7 @@ class SampleSet:
         Where that makes a single group of all, as with one image for all texts, those that share the rarer of the two.
         """
         _, images, texts = self._digests
-        together = _connected(images, texts)
+        together: Sequence[Hashable] = _connected(images, texts)
         if len(set(together)) == 1 < len(self):
             together = max((images, texts), key=lambda digests: len(set(digests)))
         numbers: dict[Hashable, int] = {}

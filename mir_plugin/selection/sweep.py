@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import logging
 import time
@@ -15,6 +13,7 @@ from typing import Any, Literal
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.atomic import write_atomically
+from mir_plugin.files.outside_text import csv_table
 from mir_plugin.files.redaction import without_secrets
 from mir_plugin.indicators.file import recorded_indicators
 from mir_plugin.measurement.checkpoint_names import (
@@ -254,11 +253,9 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
     rows = list(rows)
     facts = [name for name in _row(SweepEntry(Path(), "", "", None)) if name != "indicators"]
     names = dict.fromkeys(name for row in rows for name in row["indicators"] if name not in facts)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*facts, *names], extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row["indicators"], **row} for row in rows)
-    return text.getvalue()
+    headings = [*facts, *names]
+    cells = ({**row["indicators"], **row} for row in rows)
+    return csv_table([headings, *([row.get(heading) for heading in headings] for row in cells)])
 
 
 def _row(entry: SweepEntry) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.huggingface.template_limits import excess_of
 from mir_plugin.model_adapters.prompts.conversation import VICUNA_V1
 from mir_plugin.model_adapters.prompts.generation import IMAGE_MARK, images_are_marked
 
@@ -173,6 +175,7 @@ class PromptFormat:
     def _apply_template(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
+        self._require_moderate_template()
         try:
             rendered = self.processor.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
@@ -185,9 +188,40 @@ class PromptFormat:
             ) from error
         return str(rendered)
 
+    def _require_moderate_template(self) -> None:
+        """Raise MirError for a template that would not end, or would fill the memory: before it is rendered here."""
+        template = self.processor.chat_template
+        tokens = getattr(getattr(self.processor, "tokenizer", None), "special_tokens_map", {})
+        variables = json.dumps({name: str(token) for name, token in sorted(tokens.items())})
+        for source in template.values() if isinstance(template, Mapping) else [template]:
+            excess = excess_of(str(source), variables, _PROBES)
+            if excess:
+                raise MirError(
+                    f"the processor's chat template {excess}, so it is not rendered. Replace chat_template in the "
+                    "checkpoint's folder, or remove it to use the documented fallback prompt."
+                )
+
 
 def _message(role: str, parts: Sequence[dict[str, str]]) -> dict[str, Any]:
     return {"role": role, "content": list(parts)}
+
+
+# What the limits of a chat template are tried on: the two forms that this module renders.
+_PROBES = json.dumps(
+    [
+        {
+            "messages": [
+                _message("user", ({"type": "image"},)),
+                _message("assistant", ({"type": "text", "text": "A few words."},)),
+            ],
+            "add_generation_prompt": False,
+        },
+        {
+            "messages": [_message("user", ({"type": "image"}, {"type": "text", "text": "What is this?"}))],
+            "add_generation_prompt": True,
+        },
+    ]
+)
 
 
 def _content(text: str, n_images: int) -> list[dict[str, str]]:

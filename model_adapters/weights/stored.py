@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from safetensors import SafetensorError, safe_open
 
 from mir_plugin.errors import MirError
+from mir_plugin.files.open_files import REMEDY, is_too_many_open_files
 from mir_plugin.files.strict_json import json_document
 from mir_plugin.model_adapters.weights.left_by_trainers import remedy_for
 from mir_plugin.model_adapters.weights.pickle_header import TensorHeader, is_archive, pickle_header
@@ -400,7 +401,9 @@ def _damaged(path: Path, reason: str) -> MirError:
         size = f"{path.stat().st_size} bytes"
         with path.open("rb") as file:
             start = file.read(64).lstrip()
-    except OSError:
+    except OSError as error:
+        if is_too_many_open_files(error):  # safetensors says "no such file" then
+            return MirError(f"{path} cannot be opened ({error.strerror}). {REMEDY}")
         size, start = "size unknown", b""
     if start.startswith(b"version https://git-lfs"):
         return MirError(f"{path} is a Git LFS pointer, not the weights. Fetch them: `git lfs pull` in {path.parent}.")

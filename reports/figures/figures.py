@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from mir_plugin.files.outside_text import storable
 from mir_plugin.reports.board.board import Board
 from mir_plugin.reports.figures.scatter import score_figure, scores_figure
 from mir_plugin.reports.figures.style import (
@@ -23,7 +24,6 @@ from mir_plugin.reports.figures.style import (
     new_figure,
     save,
 )
-from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.series import LAYER_METRICS, PALETTE, main_scope
 from mir_plugin.reports.view.training import TrainingRun, training_quantities, training_runs
 

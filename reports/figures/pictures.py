@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from mir_plugin.files.outside_text import storable
 from mir_plugin.pictures.data import (
     METHODS,
     NORMS,
@@ -22,7 +23,6 @@ from mir_plugin.reports.board.config import ReportConfig
 from mir_plugin.reports.board.joint import join
 from mir_plugin.reports.figures.figures import layers_figure
 from mir_plugin.reports.figures.style import MUTED, STYLE, save
-from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.read.sources import read_sources
 from mir_plugin.reports.view.series import PALETTE
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from mir_plugin.files.outside_text import storable
 from mir_plugin.reports.figures.style import (
     DASHES,
     INK,
@@ -18,7 +19,6 @@ from mir_plugin.reports.figures.style import (
     legend_label,
     save,
 )
-from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.series import PALETTE
 from mir_plugin.robustness.results import NUMBER, STUDIES, Robustness
 
@@ -84,7 +84,9 @@ def _draw_conditions(axes: Axes, found: Robustness, labels: list[tuple[str, str]
     for index, (name, value) in enumerate(found.against.items()):
         style = DASHES[1 + index % (len(DASHES) - 1)]
         axes.axvline(value, color=MUTED, linewidth=1, linestyle=style, label=legend_label(Path(name).name))
-    axes.set_yticks(list(places.values()), [storable(condition or STUDIES[study]) for study, condition in labels])
+    axes.set_yticks(
+        list(places.values()), [storable(condition or STUDIES.get(study, study)) for study, condition in labels]
+    )
     for tick, (_, condition) in zip(axes.get_yticklabels(), labels, strict=True):
         if not condition:
             tick.set_fontweight("bold")

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mir_plugin.files.outside_text import storable
 from mir_plugin.reports.board.board import Board
 from mir_plugin.reports.figures.style import (
     MARKERS,
@@ -17,7 +18,6 @@ from mir_plugin.reports.figures.style import (
     legend_label,
     new_figure,
 )
-from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.series import (
     PALETTE,
     Scatter,

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mir_plugin.files.atomic import replacing
+from mir_plugin.files.outside_text import storable
 from mir_plugin.reports.board.board import Board
-from mir_plugin.reports.read.cell_text import storable
 
 MARKERS = ("o", "D", "^", "s", "v", "P", "X", "h")
 DASHES = ("-", "--", ":", "-.")

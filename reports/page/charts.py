@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from mir_plugin.files.outside_text import storable
 from mir_plugin.reports.board.board import (
     AVERAGE,
     Board,
@@ -14,7 +15,6 @@ from mir_plugin.reports.board.board import (
     Correlation,
 )
 from mir_plugin.reports.board.fit import Line
-from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.columns import COEFFICIENTS, MAX_DETAILED_ROWS, P_VALUE
 from mir_plugin.reports.view.series import (
     LAYER_METRICS,

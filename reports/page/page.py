@@ -17,10 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mir_plugin.files.atomic import write_atomically
+from mir_plugin.files.outside_text import storable
 from mir_plugin.reports.board.board import Board
 from mir_plugin.reports.board.cohorts import describe
 from mir_plugin.reports.page.charts import as_script_data, chart_data
-from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.read.records import Verdict
 from mir_plugin.reports.view.columns import (
     COEFFICIENTS,

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mir_plugin.files.outside_text import without_apostrophe
 from mir_plugin.reports.read.benchmarks import TABLE, find_column
-from mir_plugin.reports.read.cell_text import without_apostrophe
 from mir_plugin.reports.read.headline_table import BENCHMARKS
 from mir_plugin.reports.read.identity import checkpoint_ref
 from mir_plugin.reports.read.records import (

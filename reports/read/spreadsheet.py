@@ -70,6 +70,8 @@ def _workbook(path: Path) -> Iterator[openpyxl.Workbook]:
             yield book
         finally:
             book.close()
+    except OSError:
+        raise
     # What openpyxl and the libraries below it raise for damaged bytes is no closed list.
     except Exception as error:
         raise ValueError(f"not a valid XLSX workbook ({type(error).__name__}: {error})") from error

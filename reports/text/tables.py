@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from mir_plugin.files.outside_text import csv_table, latex_text, markdown_text
 from mir_plugin.reports.board.board import AVERAGE, Board, BoardRow
 from mir_plugin.reports.board.cohorts import briefly
-from mir_plugin.reports.read.cell_text import csv_text, latex_text, markdown_text
 from mir_plugin.reports.read.records import COMPARABILITY_PARTS
 from mir_plugin.reports.view.columns import (
     COEFFICIENTS,
@@ -62,18 +60,12 @@ def to_csv(board: Board) -> str:
     """
     columns = leaderboard_columns(board)
     measured = {cohort.name: cohort.comparability for cohort in board.cohorts}
-    output = io.StringIO()
-    writer = csv.writer(output, lineterminator="\n")
     over = {AVERAGE: f" ({board.average_set})"} if board.average_set else {}
-    writer.writerow([*(column.heading + over.get(column.key, "") for column in columns), *COMPARABILITY_PARTS])
+    rows: list[list[Any]] = [[*(c.heading + over.get(c.key, "") for c in columns), *COMPARABILITY_PARTS]]
     for row in board.rows:
         how = [getattr(measured[row.cohort], name) if row.cohort else None for name in COMPARABILITY_PARTS]
-        writer.writerow([_csv_cell(value) for value in [*(column.value(row) for column in columns), *how]])
-    return output.getvalue()
-
-
-def _csv_cell(value: Any) -> Any:
-    return csv_text(value) if isinstance(value, str) else value
+        rows.append([*(column.value(row) for column in columns), *how])
+    return csv_table(rows)
 
 
 def to_markdown(board: Board) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mir_plugin.files.outside_text import storable
 from mir_plugin.reports.board.board import AVERAGE, Board
 from mir_plugin.reports.board.joint import score_of
-from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.columns import leaderboard_columns
 from mir_plugin.reports.view.series import main_column, main_scope
 from mir_plugin.reports.view.tables import display, interval

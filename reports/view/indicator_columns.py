@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection, Iterable, Mapping
 
+from mir_plugin.files.outside_text import csv_table
 from mir_plugin.reports.read.benchmarks import Benchmark
 from mir_plugin.reports.read.headline_table import BENCHMARKS, TRAINING_LOSS
 
@@ -37,8 +36,5 @@ def with_indicators(names: Iterable[str], higher_is_better: Collection[str]) -> 
 def indicator_table(values: Mapping[str, Mapping[str, float]]) -> str:
     """CSV that a report takes as a source: checkpoint path → its indicators by name."""
     names = [name for name in dict.fromkeys(name for row in values.values() for name in row) if name not in IN_MIR_JSON]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["checkpoint", *(KNOWN_AS.get(name, name) for name in names)])
-    writer.writerows([checkpoint, *(row.get(name, "") for name in names)] for checkpoint, row in values.items())
-    return text.getvalue()
+    headings = ["checkpoint", *(KNOWN_AS.get(name, name) for name in names)]
+    return csv_table([headings, *([checkpoint, *map(row.get, names)] for checkpoint, row in values.items())])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from mir_plugin.files.outside_text import storable
 from mir_plugin.reports.board.board import (
     AVERAGE,
     Board,
@@ -14,7 +15,6 @@ from mir_plugin.reports.board.board import (
 )
 from mir_plugin.reports.board.cohorts import briefly
 from mir_plugin.reports.board.joint import score_of
-from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.columns import (
     COEFFICIENTS,
     P_VALUE,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from mir_plugin.files.outside_text import storable
 from mir_plugin.reports.board.board import AVERAGE, Board, BoardRow
 from mir_plugin.reports.board.joint import score_of
-from mir_plugin.reports.read.cell_text import storable
 from mir_plugin.reports.view.columns import AVERAGE_COLUMN, COEFFICIENT_COLUMNS, COEFFICIENTS, correlation_columns
 from mir_plugin.reports.view.series import main_column, score_columns
 from mir_plugin.reports.view.tables import NEGATIVE_AGREES

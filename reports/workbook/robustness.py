@@ -94,7 +94,7 @@ def _write_verdicts(sheet: Sheet, reports: Sequence[Robustness]) -> None:
         if row.outcome in ("not robust", "unclear"):
             fill = ERROR_FILL if row.outcome == "not robust" else WARNING_FILL
             sheet.put(number, outcome, row.outcome, look={**PLAIN_LOOK, "valign": "top", **fill})
-    remarks = [(STUDIES[study], reason) for report in reports for study, reason in report.skipped.items()]
+    remarks = [(STUDIES.get(study, study), reason) for report in reports for study, reason in report.skipped.items()]
     remarks += [("note", note) for report in reports for note in report.notes]
     for number, (what, text) in enumerate(remarks, start=len(rows) + 3):
         sheet.put(number, 1, what, look=MUTED_LOOK)

@@ -14,7 +14,7 @@ from xlsxwriter.format import Format
 from xlsxwriter.utility import xl_col_to_name
 
 from mir_plugin.files.atomic import replacing
-from mir_plugin.reports.read.cell_text import starts_a_formula, storable
+from mir_plugin.files.outside_text import starts_a_formula, storable
 from mir_plugin.reports.view.columns import TEXT, WHOLE, Column
 
 R = TypeVar("R")

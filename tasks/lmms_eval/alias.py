@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mir_plugin.errors import MirError
+from mir_plugin.files.outside_text import accept_all_characters
 from mir_plugin.manifest import after_import
 from mir_plugin.tasks.host_internals import COMMAND_LINE, SINGLE_RUN
 
@@ -20,6 +21,7 @@ def main() -> None:
     """
     from lmms_eval.cli import dispatch
 
+    accept_all_characters(sys.stdout, sys.stderr)
     problems: list[str] = []
     after_import(SINGLE_RUN.module, lambda host: _watch(host, problems))
     COMMAND_LINE.found_in(dispatch)()

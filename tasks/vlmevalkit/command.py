@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mir_plugin.errors import MirError
+from mir_plugin.files.outside_text import accept_all_characters, on_a_line
 from mir_plugin.files.redaction import without_secrets
 from mir_plugin.tasks.vlmevalkit import hooks as vlmeval_hooks
 
@@ -21,6 +22,7 @@ def main() -> None:
     ``--model`` also takes ``NAME=CHECKPOINT_DIR[,base_llm=DIR,…]`` for checkpoints that our adapters load.
     Exits with 1 when MIR could not be measured, where run.py logs it and exits with 0.
     """
+    accept_all_characters(sys.stdout, sys.stderr)
     problems: list[str] = []
     try:
         script = run_script()
@@ -42,7 +44,7 @@ def main() -> None:
         problems.append(str(error))
     except Exception:  # VLMEvalKit's own; the user sees it whole, and what is not lost
         for path in _saved():
-            print(f"mir-vlmeval: MIR was measured before and is saved in {path}.", file=sys.stderr)
+            print(on_a_line(f"mir-vlmeval: MIR was measured before and is saved in {path}."), file=sys.stderr)
         raise
     if problems:
         sys.exit(without_secrets("\n".join(f"mir-vlmeval: {problem}" for problem in problems)))

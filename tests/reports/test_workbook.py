@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_boards import board
 
+from mir_plugin.files.outside_text import starts_a_formula
 from mir_plugin.reports.board.board import Cohort
 from mir_plugin.reports.board.joint import join
 from mir_plugin.reports.board.paper import paper_config, paper_sources
-from mir_plugin.reports.read.cell_text import starts_a_formula
 from mir_plugin.reports.read.records import Comparability
 from mir_plugin.reports.view.columns import layer_columns, layer_rows
 from mir_plugin.reports.workbook.leaderboard import layout

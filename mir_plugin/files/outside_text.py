@@ -1,9 +1,16 @@
-"""Makes text from outside safe to put into a cell: a model may be called anything, ``=cmd|'/c calc'!A1`` included."""
+"""Makes text from outside safe to show: a model may be called anything, ``=cmd|'/c calc'!A1`` included.
+
+Tables, pages and terminals all take it from here.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 N_REMEMBERED = 1024  # names and tasks come again in row after row
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -26,6 +33,30 @@ def storable(text: str) -> str:
     """The text as XML, UTF-8 and a terminal can show it, cut to what fits in a cell."""
     text = UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
     return text if len(text) <= MAX_CELL_LENGTH else text[: MAX_CELL_LENGTH - 1] + "…"
+
+
+def on_a_line(text: str) -> str:
+    """The text on one line of a terminal.
+
+    >>> on_a_line("name\\x1b]0;title\\x07 with\\na second line")
+    'name\ufffd]0;title\ufffd with a second line'
+    """
+    return " ".join(storable(text).splitlines())
+
+
+def accept_all_characters(*streams: Any) -> None:
+    """Let streams of another encoding than UTF-8 write ``?`` for what they lack, instead of failing after the work."""
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):  # not a file object that took its place, as in tests
+            stream.reconfigure(errors="replace")
+
+
+def csv_table(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as a CSV document: texts as ``csv_text``, numbers in full, None as an empty cell."""
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\n")
+    writer.writerows([csv_text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+    return output.getvalue()
 
 
 def csv_text(text: str) -> str:
