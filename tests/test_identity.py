@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from opened_files import opened_below
+from torch import nn
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import files_that_count
 from mir_plugin.measurement.measurement import Measurement
 from mir_plugin.model_adapters import Checkpoint, LoadOptions
+from mir_plugin.model_adapters.huggingface.identity import code_elsewhere
+from mir_plugin.model_adapters.weights import hub
 from mir_plugin.results import MirConfig
 from mir_plugin.samples.embedded import embedded_samples, micro_checkpoints
 
@@ -76,3 +81,37 @@ def test_a_checkpoint_overwritten_while_it_is_measured_gives_no_result(checkpoin
         measurement.measure(adapter, on_layer=overwrite)
     assert not measurement.result_path.exists()
     assert not list(Path("out").glob("*.jsonl"))
+
+
+def test_another_revision_of_a_hub_checkpoint_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revisions = []
+    for name in ("first", "second"):
+        revisions.append(Path(shutil.copytree(micro_checkpoints()[0], tmp_path / "snapshots" / name)))
+    (revisions[1] / "chat_template.jinja").write_text("USER: {{ messages[0].content[0].type }}")
+    current = iter([revisions[0], revisions[0], revisions[1]])
+    monkeypatch.setattr(hub, "hub_folder", lambda _: next(current))
+
+    def measurement() -> Measurement:
+        checkpoint = Checkpoint(Path("owner/model"), LoadOptions(device="cpu"))
+        return Measurement(checkpoint, embedded_samples(2), MirConfig(), tmp_path / "out")
+
+    result = measurement().run()
+    assert (result.checkpoint, result.place) == ("owner/model", "")
+    assert measurement().earlier() == result
+    assert measurement().earlier() is None
+
+
+def test_code_of_another_repository_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"modeling_{name}.py").write_text("")
+    classes = []
+    for name in ("here", "elsewhere"):
+        module = ModuleType(f"transformers_modules.{name}")
+        module.__file__ = str(tmp_path / name / f"modeling_{name}.py")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        classes.append(type(name, (nn.Module,), {"__module__": module.__name__}))
+    model = nn.Sequential(*(one() for one in classes))
+    assert code_elsewhere(tmp_path / "here", model, SimpleNamespace(image_processor=None)) == [tmp_path / "elsewhere"]

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import mir
@@ -193,10 +194,10 @@ def test_a_shared_folder_keeps_the_result_of_another_project_of_the_same_relativ
     monkeypatch.setattr(Checkpoint, "load", lambda *_: ToyAdapter(n_layers=1, width=8))
     out = tmp_path / "shared"
 
-    def run(project: str, name: str = "runs/a") -> MirResult:
+    def run(project: str, name: str = "runs/a", **protocol: Any) -> MirResult:
         monkeypatch.chdir(tmp_path / project)
-        samples = SampleSet(tuple(toy_samples(3)))
-        return Measurement(Checkpoint(Path(name), LoadOptions(device="cpu")), samples, MirConfig(), out).run()
+        samples, config = SampleSet(tuple(toy_samples(3))), MirConfig(**protocol)
+        return Measurement(Checkpoint(Path(name), LoadOptions(device="cpu")), samples, config, out).run()
 
     for project in ("one", "other"):
         checkpoint_below(tmp_path / project)
@@ -207,6 +208,7 @@ def test_a_shared_folder_keeps_the_result_of_another_project_of_the_same_relativ
     assert (out / "mir.json").read_bytes() == before
     (tmp_path / "one/link").symlink_to("runs/a")
     assert run("one", "link").created == first.created, "another spelling of the same folder answers"
+    assert run("one", "link", outliers="none").config.outliers == "none", "and may replace"
 
 
 def test_compare_takes_two_results_of_the_same_relative_name(

@@ -20,12 +20,13 @@ from typing import Any
 
 from mir_plugin.errors import MirError
 
-# What trainers and people leave in a checkpoint folder and no loader reads; everything else counts.
+# What trainers, people and our own commands leave in a checkpoint folder and no loader reads; everything else counts.
 IGNORED_FILES = (
     ".*", "*.md", "*.log", "*.out", "*.lock", "*.csv", "*.jsonl", "*.tsv", "*.xlsx", "*.html", "*.pdf", "*.png",
     "*.jpg", "*.jpeg", "*.gif", "LICENSE*", "events.out.tfevents.*", "optimizer*", "scheduler*", "rng_state*",
     "random_states*", "training_args.*", "trainer_state.json", "*_optim_states.pt", "zero_to_fp32.py", "latest",
-    "mir.json",
+    "all_results.json", "eval_results.json", "train_results.json",
+    "mir.json", "indicators.json", "pictures.json", "robustness.json", "sweep.json", "*_mir.json", "*.superseded",
 )  # fmt: skip
 IGNORED_FOLDERS = (".*", "__pycache__", "checkpoint-*", "global_step*", "runs", "logs", "wandb", "samples")
 IN_MEMORY = "memory:"  # begins the fingerprint of weights that are no folder's

@@ -61,7 +61,7 @@ class Measurement:
     def fingerprint(self) -> str:
         """Hash of all that is asked for. Of the device only the type counts, not which one of several it is."""
         loading = loading_fingerprint(self.checkpoint.options, self.further)
-        return request_fingerprint(self.checkpoint.name, loading, self.protocol, self.samples.fingerprint)
+        return request_fingerprint(self.checkpoint.folder.path, loading, self.protocol, self.samples.fingerprint)
 
     def run(self) -> MirResult:
         """The result in the folder if it answers this very request; else load, measure and save. Collective.

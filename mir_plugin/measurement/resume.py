@@ -93,16 +93,16 @@ def loading_fingerprint(load: LoadOptions, further: Mapping[str, Any] | None = N
     return fingerprint(asked)
 
 
-def request_fingerprint(checkpoint: Path, loading: str, config: MirConfig, samples_fingerprint: str) -> str:
+def request_fingerprint(folder: Path, loading: str, config: MirConfig, samples_fingerprint: str) -> str:
     """Hash of what is asked for, without loading a weight: checkpoint files, loading, protocol and samples.
 
     Args:
+        folder: the checkpoint's; for one on the hub, its local copy.
         loading: as ``loading_fingerprint``.
     """
-    place, files = str(checkpoint.absolute()), None
-    if checkpoint.is_dir():
-        place, files = str(checkpoint.resolve()), folder_fingerprint([checkpoint])
-    return fingerprint([place, files, loading, dataclasses.asdict(config), samples_fingerprint, __version__])
+    files = folder_fingerprint([folder])
+    asked = [str(folder.resolve()), files, loading, dataclasses.asdict(config), samples_fingerprint, __version__]
+    return fingerprint(asked)
 
 
 def finished_result(path: Path, request: str, checkpoint: Path, *, with_uncertainty: bool) -> MirResult | None:

@@ -352,5 +352,6 @@ def _ranked_json(one: Ranked) -> dict[str, Any]:
 
 def _labels(candidates: Sequence[Candidate]) -> dict[int, str]:
     """What people call a candidate: its step where all belong to one run, else its name."""
-    by_step = len({one.run for one in candidates}) == 1 and all(one.step is not None for one in candidates)
+    steps = {one.step for one in candidates} - {None}
+    by_step = len({one.run for one in candidates}) == 1 and len(steps) == len(candidates)
     return {id(one): f"step {one.step}" if by_step else one.name for one in candidates}
