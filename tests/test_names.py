@@ -232,7 +232,7 @@ def test_checkpoints_that_differ_in_the_processor_alone_are_two_rows(
     settings = tmp_path / "runs/fixed/preprocessor_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "image_mean": [0.0, 0.0, 0.0]}))
     options = ["--embedded", "--n-samples", 2, "--device", "cpu", "--out", "sw"]
-    assert mir(monkeypatch, "sweep", "runs/good", "runs/fixed", *options) == 0
+    assert mir(monkeypatch, "sweep", "runs/good", "runs/fixed", *options) in (0, 3)  # two samples may not decide
     swept = {row["name"]: row["mir"] for row in json.loads((tmp_path / "sw/sweep.json").read_text())["checkpoints"]}
     board = report_of(tmp_path / "sw/good", tmp_path / "sw/fixed")
     assert {row.name: row.mir for row in board.rows} == swept
