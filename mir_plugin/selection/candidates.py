@@ -108,7 +108,7 @@ def found_checkpoints(patterns: Sequence[str]) -> list[Path]:
         if not glob.has_magic(pattern) or Path(pattern).exists():
             checkpoints += _of_run(Path(pattern))
             continue
-        matches = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - may be absolute
+        matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - may be absolute
         folders = [match for match in matches if (match / "config.json").is_file()]
         if not folders:
             raise MirError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -63,7 +64,7 @@ def soak(n: int, *options: str) -> Callable[[Bench], Outcome]:
     def act(bench: Bench) -> Outcome:
         case = require_golden("llava/llava_full")
         for step in range(1, n + 1):
-            (bench.folder / f"checkpoint-{step}").symlink_to(case / "model")
+            shutil.copytree(case / "model", bench.folder / f"checkpoint-{step}")  # links would be one checkpoint
         samples = case / "samples"
         work = mir(
             "sweep", "checkpoint-*", "--vision-tower", case / "vision_tower", "--images", samples, "--texts", samples,
