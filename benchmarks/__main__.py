@@ -8,11 +8,12 @@ there is a GPU. On a machine that does other work as well, look at the processor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,18 @@ def main() -> None:
     parser.add_argument(
         "--tiny", action="store_true", help="part e with a tiny model, GPU or not: whether it runs, not how fast"
     )
+    parser.add_argument(
+        "--busy",
+        type=int,
+        default=0,
+        metavar="N",
+        help="that many processes that only compute run beside parts a and b",
+    )
     parser.add_argument("--checkpoints", type=Path, default=Path(tempfile.gettempdir()) / "mir-benchmarks")
     options = parser.parse_args()
     tasks = list(dict.fromkeys(task for part in options.parts for task in WHOLE_RUNS.get(part, ())))
-    runs = _best_of(options, tasks) if tasks else {}
+    with _busy(options.busy):
+        runs = _best_of(options, tasks) if tasks else {}
     parts: dict[str, Callable[[], None]] = {
         "a": lambda: against_published(runs, options),
         "b": lambda: overhead(runs, options),
@@ -176,12 +185,26 @@ def _measured_run(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return _measured(task=name, uncertainty=name != task, **settings)
 
 
+@contextlib.contextmanager
+def _busy(n: int) -> Iterator[None]:
+    """As many processes that multiply matrices on one thread each: the training that others run on these cores."""
+    code = "import torch; torch.set_num_threads(1); a = torch.randn(500, 500)\nwhile True: a @ a"
+    started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for one in started:
+            one.kill()
+            one.wait()
+
+
 def _times(one: Mapping[str, Any]) -> str:
     return " | ".join(f"{one[time]:.1f}" for time in TIMES)
 
 
 def _described(options: argparse.Namespace) -> str:
-    return f"{options.samples} samples, texts of {options.text_words} words"
+    beside = f", {options.busy} busy processes beside it" if options.busy else ""
+    return f"{options.samples} samples, texts of {options.text_words} words{beside}"
 
 
 def _measured(n_processes: int = 1, **arguments: Any) -> dict[str, Any]:
