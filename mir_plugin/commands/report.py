@@ -35,6 +35,13 @@ def report(
         str,
         typer.Option(metavar="SET|KEY,…", help="What the average is over: paper-7, paper-9, openvlm-8, or benchmarks."),
     ] = "",
+    link: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PRETRAIN=SFT",
+            help="One row for MIR before and scores after fine-tuning; or a CSV of such pairs.",
+        ),
+    ] = None,
     formats: Annotated[
         str, typer.Option(metavar="NAME,…", help="Write only these of xlsx, html, csv, md, tex, figures.")
     ] = "",
@@ -50,14 +57,17 @@ def report(
 
       mir report results/ --average openvlm-8 --formats html,tex
 
+      mir report mir-out/ scores.csv --link runs/pretrain/checkpoint-800=runs/sft-800
+
       mir report --paper
 
     Exit codes: 0 everything was read; 5 some sources could not be used and are listed; 1 none could.
     """
     if bool(sources) == paper:
         raise MirError("give either results (files or folders) or --paper.")
-    if paper and average:
-        raise MirError("--average does not apply to --paper, whose average is fixed; leave it out.")
+    if paper and (average or link):
+        option = "--average" if average else "--link"
+        raise MirError(f"{option} does not apply to --paper, whose rows and average are fixed; leave it out.")
     from mir_plugin.files.atomic import only_writer
     from mir_plugin.reports.board.config import ReportConfig
     from mir_plugin.reports.build import build_paper_report, build_report
@@ -65,6 +75,8 @@ def report(
     chosen = ReportConfig.load(config) if config else ReportConfig()
     if average:
         chosen = chosen.averaging(average)
+    if link:
+        chosen = chosen.linking(link)
     if formats:
         chosen = replace(chosen, formats=tuple(name.strip() for name in formats.split(",")))
     if open_page and chosen.formats and "html" not in chosen.formats:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from mir_plugin.errors import MirError
+from mir_plugin.files.outside_text import without_apostrophe
 from mir_plugin.files.strict_json import is_number
 from mir_plugin.reports.read.benchmarks import (
     AVERAGE_SETS,
@@ -26,6 +27,7 @@ from mir_plugin.reports.read.benchmarks import (
     Headline,
 )
 from mir_plugin.reports.read.headline_table import BENCHMARKS
+from mir_plugin.reports.read.spreadsheet import SUFFIXES, read_grid
 
 SCALES = {"fraction": FRACTION, "percent": PERCENT, "points": 1.0}
 
@@ -93,6 +95,18 @@ class ReportConfig:
         known = [benchmark.key for benchmark in self.benchmarks]
         return replace(self, average=_average(_Reader("--average"), chosen, known), weights={})
 
+    def linking(self, links: Sequence[str]) -> ReportConfig:
+        """The same, with checkpoints that are one row: pre-trained ones, and what was fine-tuned from them.
+
+        Args:
+            links: ``PRETRAIN=SFT``, or paths of CSV files with these two columns and a line of headings.
+        Raises:
+            MirError: for a text that is neither, or a table that has no two columns.
+        """
+        pairs = [pair for link in links for pair in _linked(link)]
+        # In front: an entry of the configuration keeps its name and group.
+        return replace(self, models=(*(ModelEntry(pair) for pair in pairs), *self.models))
+
     @classmethod
     def load(cls, path: Path) -> ReportConfig:
         """Read a YAML file. Raises MirError naming the file and the key that is wrong."""
@@ -133,6 +147,25 @@ class ReportConfig:
 
 
 KEYS = ("title", "models", "benchmarks", "average", "weights", "define", "formats", "notes")
+
+
+def _linked(link: str) -> list[tuple[str, str]]:
+    """Pairs of a pre-trained checkpoint and the one fine-tuned from it."""
+    path = Path(link)
+    if path.suffix.lower() in SUFFIXES:
+        try:
+            _, *rows = read_grid(path) or [[]]
+        except (OSError, ValueError) as error:
+            raise MirError(f"cannot read the links in {path}: {error}") from error
+        wrong = next((number for number, row in enumerate(rows, start=2) if len(row) != 2 or not all(row)), None)
+        if wrong is not None or not rows:
+            where = f"{path} row {wrong}" if wrong else str(path)
+            raise MirError(f"{where}: expected two columns, pre-trained and fine-tuned checkpoint, under headings.")
+        return [(without_apostrophe(str(one)), without_apostrophe(str(other))) for one, other in rows]
+    before, sign, after = link.partition("=")
+    if not (sign and before.strip() and after.strip()):
+        raise MirError(f"--link {link!r}: expected PRETRAIN=SFT, or a CSV file with these two columns.")
+    return [(before.strip(), after.strip())]
 
 
 def _average(reader: _Reader, value: Any, keys: Sequence[str]) -> AverageSet:

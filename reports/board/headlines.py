@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mir_plugin.reports.board.board import ScoreEntry
 from mir_plugin.reports.board.checkpoints import Checkpoint
@@ -19,6 +20,7 @@ from mir_plugin.reports.read.benchmarks import (
     find_headlines,
 )
 from mir_plugin.reports.read.records import Problem, Score
+from mir_plugin.reports.read.vlmevalkit import RUN_DIR
 
 # Splits that stand for the whole of a VLMEvalKit data set, in the order in which they are preferred.
 WHOLE_SPLITS = ("none", "Overall")
@@ -176,7 +178,10 @@ def _metric_of(host: str, wanted: str, metrics: Metrics) -> str | None:
         return next((metric for metric in whole if metric in metrics), fitting[0] if len(fitting) == 1 else None)
     filtered = sorted(metric for metric in metrics if metric.rsplit(",", 1)[0] == wanted)
     unfiltered = f"{wanted},none"
-    return unfiltered if unfiltered in filtered else next(iter(filtered), None)
+    if unfiltered in filtered:
+        return unfiltered
+    values = {metrics[name].value for name in filtered}
+    return filtered[0] if len(values) == 1 else None  # of filters that disagree, nobody said which counts
 
 
 def _entry(checkpoint: Checkpoint, benchmark: Benchmark, headline: Headline, score: Score) -> ScoreEntry:
@@ -214,6 +219,10 @@ def _choose(entries: Sequence[ScoreEntry]) -> tuple[list[ScoreEntry], list[Probl
     problems = []
     for indices in rivals.values():
         best = max(indices, key=preference)
+        equal = [i for i in indices if preference(i)[:2] == preference(best)[:2]]
+        if len({_tree(entries[i]) for i in equal}) > 1 and len({entries[i].value for i in equal}) > 1:
+            problems.append(_several_trees([entries[i] for i in equal]))
+            continue
         chosen[best] = replace(entries[best], used=True)
         if len(indices) > 1:
             problems.append(_superseded(chosen[best], [entries[i] for i in indices if i != best]))
@@ -226,6 +235,24 @@ def _off_scale(benchmark: Benchmark, entry: ScoreEntry) -> Problem:
         f"{benchmark.name} would be {entry.value:g} ({entry.host} {entry.task}, {entry.run_id}); it has 0 to {highest}"
     )
     return Problem("error", "unreadable", entry.name, what, "Not shown. Correct the table, or evaluate again.")
+
+
+def _tree(entry: ScoreEntry) -> str:
+    """The folder of VLMEvalKit's model that a score is from; empty for other hosts, whose files say what they measured.
+
+    Runs in one such folder follow each other. Two folders of one name may be two checkpoints: the trees record no path.
+    """
+    if entry.host != VLMEVALKIT:
+        return ""
+    folder = Path(entry.run_id)
+    return str(folder.parent if RUN_DIR.match(folder.name) else folder)
+
+
+def _several_trees(entries: Sequence[ScoreEntry]) -> Problem:
+    found = ", ".join(f"{entry.value:.2f} ({_tree(entry)})" for entry in entries)
+    what = f"{entries[0].benchmark}: {found}: several trees have a model of this name, and nothing says which is meant"
+    remedy = "Not shown. Report one tree at a time, or rename the model's folder in one of them."
+    return Problem("warning", "incomparable", entries[0].name, what, remedy)
 
 
 def _superseded(used: ScoreEntry, others: Sequence[ScoreEntry]) -> Problem:

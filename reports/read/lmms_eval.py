@@ -94,11 +94,13 @@ def _scores(data: Mapping[str, Any], checkpoint: CheckpointRef, whole: bool, dat
         listed = counts.get(task)
         seen = listed if isinstance(listed, dict) else {}
         effective, original = seen.get("effective"), seen.get("original")
+        if effective == 0:
+            continue  # a mean over nothing
         for metric, value in numbers(metrics):
             yield Score(
                 checkpoint=checkpoint,
                 host=LMMS_EVAL,
-                task=task,
+                task=_with_shots(task, data),
                 metric=metric,
                 value=value,
                 complete=whole and effective == original,
@@ -106,6 +108,12 @@ def _scores(data: Mapping[str, Any], checkpoint: CheckpointRef, whole: bool, dat
                 date=date,
                 run_id=run_id,
             )
+
+
+def _with_shots(task: str, data: Mapping[str, Any]) -> str:
+    """The task, and how many examples stood before its questions: an 8-shot score is no 0-shot score."""
+    shots = data["n-shot"].get(task) if isinstance(data.get("n-shot"), dict) else None
+    return f"{task} ({shots}-shot)" if isinstance(shots, int) and shots > 0 else task
 
 
 def numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -171,10 +179,14 @@ def _notes(data: Mapping[str, Any], path: Path, scores: tuple[Score, ...]) -> tu
     scored = {score.task for score in scores} | {group for group, members in groups.items() if members}
     return tuple(
         Problem(
-            "warning", "missing", str(path), f"task {task} has no score (only N/A, empty or bypassed values)", RERUN
+            "warning",
+            "missing",
+            str(path),
+            f"task {task} has no score (only N/A, empty or bypassed values, or 0 samples)",
+            RERUN,
         )
         for task in data["results"]
-        if task not in scored and not _measures_mir(data, task)
+        if _with_shots(task, data) not in scored and task not in scored and not _measures_mir(data, task)
     )
 
 

@@ -39,6 +39,11 @@ MARKUP = "*` "  # of Markdown
 IN_PERCENT = " (%)"  # behind the field of a score whose cell has a percent sign
 WITH_COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+\.\d+")  # 1,510.7; without the point, 1,510 may be 1.51
 UNCERTAINTY = re.compile(r"\s*(?:±|\+/-).*")
+SUMMARY = re.compile(
+    r"(?:[Δ∆].*|(?:delta|avg|average|mean|median|std|min|max|diff|difference|gain|improvement)\.?"
+    r"(?:\s+(?:of|over|to|vs\.?)\s.*)?)",
+    re.IGNORECASE,
+)
 EMPTY_CELLS = frozenset({"", "-", "–", "—", "n/a", "na", "nan", "none", "null"})
 
 
@@ -70,7 +75,11 @@ def read_score_table(path: Path) -> ParsedSources:
         return ParsedSources(problems=(problem,))
     kept, ignored = _score_columns(headings, grid[1:])
     kept, problems = _without_doubles(kept, source)
-    rows = list(enumerate(grid[1:], start=2))
+    rows: list[tuple[int, Sequence[Any]]] = list(enumerate(grid[1:], start=2))
+    rows, summaries = _without_summaries(rows, named_by)
+    if summaries:
+        what = f"{len(summaries)} rows sum up or compare others, and are no checkpoints: {', '.join(summaries)}"
+        problems.append(Problem("note", "missing", source, what, "Not read. Rename a checkpoint that is called so."))
     contradictory, contradictions = _contradictory_rows(rows, kept, named_by, source)
     problems += contradictions
     parts = [_read_row(source, n, kept, cells, named_by) for n, cells in rows if n not in contradictory]
@@ -86,6 +95,16 @@ def read_score_table(path: Path) -> ParsedSources:
         what = "the last line has no line end; if the file was cut short, the last number is wrong"
         problems.append(Problem("note", "unreadable", source, what, "Compare the last row with its source."))
     return ParsedSources.total([*parts, ParsedSources(problems=tuple(problems))])
+
+
+def _without_summaries(
+    rows: Sequence[tuple[int, Sequence[Any]]], named_by: int
+) -> tuple[list[tuple[int, Sequence[Any]]], list[str]]:
+    """Rows of checkpoints, and the names of rows such as "Average" and "Δ to baseline"."""
+    names = {number: _text(cells[named_by]) if named_by < len(cells) else "" for number, cells in rows}
+    kept = [(number, cells) for number, cells in rows if not SUMMARY.fullmatch(names[number].strip(MARKUP))]
+    numbers = {number for number, _ in kept}
+    return kept, [name for number, name in names.items() if number not in numbers]
 
 
 def _without_doubles(headings: Sequence[str], source: str) -> tuple[list[str], list[Problem]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,16 @@ from typing import Any
 
 import openpyxl
 
+DECIMAL_COMMA = re.compile(r"[+-]?(?:\d{1,3}(?:\.\d{3})+|\d+),(?:\d{1,2}|\d{4,})%?")  # 1,512 may have thousands
+COMMA_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,\d+)?%?")
 SUFFIXES = frozenset({".csv", ".tsv", ".xlsx"})
 
 
 def read_grid(path: Path) -> list[list[Any]]:
-    """All rows that hold anything; cells are text, numbers or None. XLSX: the first sheet, values of formulas.
+    """All rows that hold anything; cells are text, numbers or None.
+
+    XLSX: the first sheet that is not hidden, values of formulas; a number in a cell formatted as percent becomes what
+    it looks like, ``57.5%``. In tables separated by semicolons or tabs a decimal comma is read as such.
 
     Raises:
         OSError, ValueError: if the file cannot be read.
@@ -40,7 +46,8 @@ def further_sheets(path: Path) -> list[str]:
     if path.suffix.lower() != ".xlsx":
         return []
     with _workbook(path) as book:
-        return [sheet.title for sheet in book.worksheets[1:] if sheet.max_row != 1]
+        first = _first_visible(book)
+        return [sheet.title for sheet in book.worksheets if sheet is not first and sheet.max_row != 1]
 
 
 def _delimited(path: Path) -> list[list[Any]]:
@@ -50,14 +57,35 @@ def _delimited(path: Path) -> list[list[Any]]:
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
     try:
-        return [list(row) for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)]
+        rows = [list(row) for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)]
     except csv.Error as error:
         raise ValueError(str(error)) from error
+    if delimiter != "," and any(DECIMAL_COMMA.fullmatch(cell.strip()) for row in rows[1:] for cell in row):
+        return [rows[0], *([_with_decimal_point(cell) for cell in row] for row in rows[1:])]
+    return rows
+
+
+def _with_decimal_point(cell: str) -> str:
+    """
+    >>> _with_decimal_point("57,5"), _with_decimal_point("1.510,7"), _with_decimal_point("a,b")
+    ('57.5', '1510.7', 'a,b')
+    """
+    return cell.replace(".", "").replace(",", ".") if COMMA_NUMBER.fullmatch(cell.strip()) else cell
 
 
 def _xlsx(path: Path) -> list[list[Any]]:
     with _workbook(path) as book:
-        return [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
+        return [[_shown(cell) for cell in row] for row in _first_visible(book).iter_rows()]
+
+
+def _first_visible(book: openpyxl.Workbook) -> Any:
+    return next((sheet for sheet in book.worksheets if sheet.sheet_state == "visible"), book.worksheets[0])
+
+
+def _shown(cell: Any) -> Any:
+    """The value; a fraction that is shown as percent as text with the sign, which says on which scale it is."""
+    is_number = isinstance(cell.value, (int, float)) and not isinstance(cell.value, bool)
+    return f"{cell.value * 100:.12g}%" if is_number and "%" in (cell.number_format or "") else cell.value
 
 
 @contextlib.contextmanager

@@ -82,6 +82,7 @@ def _read_run(folder: Path, model: str) -> ParsedSources:
     scores: list[Score] = []
     files = [path for path in sorted(folder.glob("*")) if path.is_file() and not is_link(path)]
     answered = {_strip(path.stem, model) for path in files if path.suffix in ANSWER_SUFFIXES}
+    judged = _judges(files, run, answered)
     for path in files:
         match = SCORE_FILE.match(_strip(path.name, model))
         if not path.name.startswith(f"{model}_") or not match:
@@ -98,8 +99,15 @@ def _read_run(folder: Path, model: str) -> ParsedSources:
             continue
         if not values:
             problems.append(Problem("error", "unreadable", str(path), "has no numbers", "Score this data set again."))
-        scores += [_score(run, data_set, metric, value) for metric, value in values.items()]
-    scored = {score.task for score in scores}
+        judges = judged.get(data_set, [])
+        shown = data_set if len(judges) < 2 else f"{data_set} ({_judge(match['rest'], data_set)})"
+        scores += [_score(run, shown, metric, value) for metric, value in values.items()]
+    for data_set, judges in judged.items():
+        if len(judges) > 1:
+            what = f"scored by {len(judges)} judges ({', '.join(judges)}): shown apart, as {data_set} by none of them"
+            remedy = "Keep one judge's score file to have it read as the benchmark."
+            problems.append(Problem("warning", "incomparable", f"{run.model} {data_set}", what, remedy))
+    scored = {score.task for score in scores} | {name for name, judges in judged.items() if len(judges) > 1}
     problems += [
         _not_scored(run, name, entry)
         for name, entry in run.data_sets.items()
@@ -118,6 +126,23 @@ def _read_run(folder: Path, model: str) -> ParsedSources:
         versions={"vlmevalkit": str(commit)} if commit else {},
     )
     return ParsedSources(tuple(scores), (), (provenance,), tuple(problems))
+
+
+def _judges(files: Iterable[Path], run: _RunFolder, answered: Iterable[str]) -> dict[str, list[str]]:
+    """Data set → the judges that scored it; ``none`` for a score file that names none."""
+    found: dict[str, list[str]] = {}
+    for path in files:
+        match = SCORE_FILE.match(_strip(path.name, run.model))
+        if path.name.startswith(f"{run.model}_") and match:
+            data_set = data_set_name(match["rest"], {*run.data_sets, *DECLARED_TASKS}, answered)
+            judge = _judge(match["rest"], data_set)
+            if judge not in found.setdefault(data_set, []):
+                found[data_set].append(judge)
+    return found
+
+
+def _judge(rest: str, data_set: str) -> str:
+    return rest[len(data_set) :].strip("_") or "none"
 
 
 def _score(run: _RunFolder, data_set: str, metric: str, value: float) -> Score:
