@@ -25,6 +25,7 @@ COMMANDS = [
 # Programs of others whose options have no list that could be asked here.
 VLMEVALKIT = {"--data", "--model", "--config", "--data-config", "--work-dir", "--mode", "--reuse", "--api-mode"}
 OTHERS = {
+    "ray": {"--head", "--port", "--address"},
     "cd": set(),
     "echo": set(),
     "git": set(),

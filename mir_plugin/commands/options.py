@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from mir_plugin.commands.option_groups import OptionGroup
+from mir_plugin.errors import MirError
 from mir_plugin.measurement.options import SampleOptions, on_own_device, parse_size
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.results import MirConfig
+from mir_plugin.selection.ray_options import RayOptions
 
 N_QUESTIONS = 50
-LOADING, SAMPLES, PROTOCOL, OUTPUT = "Loading", "Samples", "Protocol", "Output"
+LOADING, SAMPLES, PROTOCOL, OUTPUT, CLUSTER = "Loading", "Samples", "Protocol", "Output", "Cluster"
 
 
 class OutlierChoice(str, Enum):
@@ -131,6 +133,47 @@ def sample_options(
     return SampleOptions(images, texts, dataset, embedded, n_samples, seed)
 
 
+def ray_options(
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Measure on a Ray cluster, several checkpoints at a time. Without an address: the cluster this "
+            "machine belongs to, else one that is started for the sweep. Needs mir-plugin[ray].",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
+    gpus_per_checkpoint: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --ray: GPUs for each checkpoint, for example 0.5 or 0; default 1 where the cluster has any.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
+    cpus_per_checkpoint: Annotated[
+        int,
+        typer.Option(
+            min=1, help="With --ray: processor cores, and threads, for each checkpoint.", rich_help_panel=CLUSTER
+        ),
+    ] = 1,
+    max_parallel: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --ray: checkpoints at a time; default: as the cluster has room for.",
+            rich_help_panel=CLUSTER,
+        ),
+    ] = None,
+) -> RayOptions | None:
+    """Where to measure; None for here."""
+    if ray is None:
+        if gpus_per_checkpoint is not None or cpus_per_checkpoint != 1 or max_parallel is not None:
+            raise MirError("--gpus-per-checkpoint, --cpus-per-checkpoint and --max-parallel need --ray.")
+        return None
+    return RayOptions(ray, gpus_per_checkpoint, cpus_per_checkpoint, max_parallel)
+
+
 def protocol(
     outliers: Annotated[
         OutlierChoice,
@@ -154,6 +197,7 @@ Parts = Annotated[
     LoadOptions, OptionGroup(load_options, without=("dtype", "device", "device_memory", "trust_remote_code"))
 ]
 Samples = Annotated[SampleOptions, OptionGroup(sample_options)]
+Ray = Annotated["RayOptions | None", OptionGroup(ray_options)]
 Protocol = Annotated[MirConfig, OptionGroup(protocol)]
 BatchSize = Annotated[
     int | None,

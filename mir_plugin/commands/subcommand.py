@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
@@ -15,6 +16,10 @@ SOME_FAILED = 5
 INTERRUPTED = 130
 
 
+# What may follow --ray as its value; anything else is the next argument.
+_ADDRESS = re.compile(r"auto|local|ray://.+|\[?[\w.:-]+\]?:\d+")
+
+
 def verdict_code(verdict: Selection) -> int:
     """What `mir select` and `mir sweep` exit with; 0 also where a single result leaves nothing to choose."""
     codes = {"clear": 0, "undecided": 3, "still falling": 4}
@@ -23,6 +28,11 @@ def verdict_code(verdict: Selection) -> int:
 
 class Subcommand(TyperCommand):
     """A subcommand that explains running out of memory with those of its own options that help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; an option whose value may be left out gets its default value there."""
+        optional = {name for parameter in self.params if parameter.metavar == "[ADDRESS]" for name in parameter.opts}
+        return super().parse_args(ctx, _with_addresses(args, optional))
 
     def invoke(self, ctx: Any) -> Any:  # a context of click, or of the click inside later versions of typer
         """Run the command."""
@@ -41,3 +51,17 @@ class Subcommand(TyperCommand):
         for title, records in {**sections, "Options": general}.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+def _with_addresses(args: list[str], optional: set[str]) -> list[str]:
+    """The arguments with "auto" behind every option of these that has no address.
+
+    >>> _with_addresses(["--ray", "runs/*", "--ray", "10.0.0.1:6379"], {"--ray"})
+    ['--ray', 'auto', 'runs/*', '--ray', '10.0.0.1:6379']
+    """
+    given: list[str] = []
+    for argument, following in zip(args, [*args[1:], ""], strict=True):
+        given.append(argument)
+        if argument in optional and not _ADDRESS.fullmatch(following):
+            given.append("auto")
+    return given

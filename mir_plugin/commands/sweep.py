@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import signal
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from mir_plugin.processes import Group
     from mir_plugin.selection.checkpoint_watcher import CheckpointWatcher
+    from mir_plugin.selection.ray_options import RayOptions
+    from mir_plugin.selection.ray_sweep import RaySweep
     from mir_plugin.selection.sweep import Sweep
+    from mir_plugin.selection.sweep_measuring import SweepMeasuring
 
 WATCHING = "Watching"
 INDICATORS = "Indicators"
@@ -34,6 +37,7 @@ def sweep(
         list[str] | None, typer.Argument(help="Checkpoint folders, or patterns such as 'runs/*/checkpoint-*'.")
     ] = None,
     batch_size: options.BatchSize = None,
+    ray: options.Ray = None,
     indicators: Annotated[
         bool,
         typer.Option(
@@ -89,6 +93,8 @@ def sweep(
 
       mir sweep --watch runs/pretrain --base-llm vicuna-7b-v1.5
 
+      mir sweep 'runs/*/checkpoint-*' --ray --gpus-per-checkpoint 0.5
+
     Exit codes: those of `mir select` (0 a clear recommendation, or one result; 3 undecided; 4 MIR is still falling at
     the last step; 1 nothing could be measured, or results cannot be compared); 5 some checkpoints failed; 130
     interrupted. Under a launcher such as torchrun 3 and 4 are 0.
@@ -110,7 +116,7 @@ def sweep(
     watcher = CheckpointWatcher(watch, watch_settle) if watch else None
     chosen = samples.choose()
     interrupted = False
-    with launched_group(load.device) as group:
+    with launched_group(load.device) as group, ExitStack() as stack:
         measuring = SweepMeasuring(
             load,
             chosen,
@@ -120,18 +126,19 @@ def sweep(
             group=group,
             n_questions=n_questions if indicators else None,
         )
+        cluster = stack.enter_context(_on_ray(ray, measuring, group)) if ray else None
         display = SweepDisplay(shown=group.rank == 0, watching=watch is not None)
         running = Sweep(out, measuring, tolerance=tolerance, on_change=display.refresh, writes=group.rank == 0)
         try:
             with lock(out, group), display.of(running):
-                left_out = running.recall(chosen.fingerprint, protocol, measuring.loading)
+                left_out = running.recall(chosen.fingerprint, protocol, (cluster or measuring).loading)
                 if watch is not None and watcher is not None:
                     _tell_left_out(_gone(left_out, watch) if group.rank == 0 else [])
                     with _ended_by_kill():
-                        _follow(running, watcher, watch_settle, watch_idle, group)
+                        _follow(running, watcher, watch_settle, watch_idle, group, cluster)
                 else:
                     running.add(group.broadcast(folders))
-                    running.run()
+                    cluster.run(running) if cluster else running.run()
         except KeyboardInterrupt:
             interrupted = watch is None  # a watch is ended like this
     if group.rank > 0:
@@ -156,9 +163,35 @@ def _ended_by_kill() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _follow(running: Sweep, watcher: CheckpointWatcher, settle: float, idle: float | None, group: Group) -> None:
-    """Measure what lands, until the watch ends; process 0 looks, and all measure."""
-    rounds = watcher.rounds(max(settle / 2, 0.2), idle) if group.rank == 0 else None
+def _on_ray(wanted: RayOptions, measuring: SweepMeasuring, group: Group) -> RaySweep:
+    """The workers; refused where a launcher has started several processes for one checkpoint."""
+    from mir_plugin.selection.ray_sweep import RaySweep
+
+    if group.size > 1:
+        raise MirError("--ray starts its own processes; run the command alone, without torchrun or accelerate.")
+    return RaySweep(wanted, measuring)
+
+
+def _follow(
+    running: Sweep,
+    watcher: CheckpointWatcher,
+    settle: float,
+    idle: float | None,
+    group: Group,
+    cluster: RaySweep | None = None,
+) -> None:
+    """Measure what lands, until the watch ends; process 0 looks, and all measure.
+
+    Workers of a cluster go on measuring while it looks.
+    """
+    poll = max(settle / 2, 0.2)
+    if cluster:
+        for found in watcher.rounds(poll, idle, busy=lambda: cluster.is_busy or bool(running.waiting())):
+            if found:
+                running.add(found)
+            cluster.step(running, 0)
+        return
+    rounds = watcher.rounds(poll, idle) if group.rank == 0 else None
     while (landed := group.broadcast(next(rounds, None) if rounds else None)) is not None:
         if landed:
             running.add(landed)

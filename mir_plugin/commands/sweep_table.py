@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class SweepDisplay:
         self._live: Live | None = None
         self._sweep: Sweep | None = None
         self._printed: dict[str, SweepEntry] = {}
-        self._started: tuple[str, float] | None = None
+        self._started: dict[str, float] = {}
 
     @contextmanager
     def of(self, sweep: Sweep) -> Iterator[None]:
@@ -86,14 +86,15 @@ class SweepDisplay:
         )
         if self._watching and n_done == len(entries):
             summary += "; waiting for more" if entries else "waiting for the first checkpoint"
-        table = sweep_table(shown, entries, self._running_note(entries[current]) if current < len(entries) else "")
+        notes = {one.name: self._running_note(one) for one in shown if one.state == "running"}
+        self._started = {name: started for name, started in self._started.items() if name in notes}
+        table = sweep_table(shown, entries, notes)
         return Group(table, Text(summary, style="dim"))
 
     def _running_note(self, entry: SweepEntry) -> str:
         """Seconds, and the layers that the journal of the measurement holds."""
-        if self._started is None or self._started[0] != entry.name:
-            self._started = entry.name, time.monotonic()
-        seconds = f"{time.monotonic() - self._started[1]:.0f} s"
+        started = self._started.setdefault(entry.name, time.monotonic())
+        seconds = f"{time.monotonic() - started:.0f} s"
         assert self._sweep is not None
         journal = self._sweep.out_dir / entry.name / PARTIAL_NAME
         try:
@@ -131,8 +132,14 @@ def print_verdict(selection: Selection) -> None:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
 
 
-def sweep_table(shown: Sequence[SweepEntry], entries: Sequence[SweepEntry], running_note: str = "") -> Table:
-    """A row for each entry shown; the lowest MIR of all entries is marked."""
+def sweep_table(
+    shown: Sequence[SweepEntry], entries: Sequence[SweepEntry], notes: Mapping[str, str] | None = None
+) -> Table:
+    """A row for each entry shown; the lowest MIR of all entries is marked.
+
+    Args:
+        notes: how far measurements are, by the names of running entries.
+    """
     lowest = min((one.result.mir for one in entries if one.result), default=None)
     table = Table(box=SIMPLE_HEAD, title="MIR of a sweep (lower is better)", title_justify="left", padding=CLOSE)
     table.add_column("checkpoint", overflow="fold", min_width=NAME_WIDTH)
@@ -146,7 +153,7 @@ def sweep_table(shown: Sequence[SweepEntry], entries: Sequence[SweepEntry], runn
             escape(one.name),
             "" if one.step is None else str(one.step),
             "" if result is None else f"{result.mir:.4f}",
-            running_note if one.state == "running" else _interval(one),
+            (notes or {}).get(one.name, "") if one.state == "running" else _interval(one),
             "" if one.seconds is None else f"{one.seconds:.1f}",
             one.state + (" *" if best else ""),
             style="bold" if best else STATE_STYLES[one.state],

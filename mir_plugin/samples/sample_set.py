@@ -158,6 +158,14 @@ class SampleSet:
         _require_variety(self.samples)
         return self
 
+    def in_memory(self) -> SampleSet:
+        """The same samples with the bytes of their image files, for a process that cannot read these files."""
+        read = (
+            dataclasses.replace(sample, image=_image_parts(sample)[0]) if isinstance(sample.image, Path) else sample
+            for sample in self.samples
+        )
+        return dataclasses.replace(self, samples=tuple(read))
+
     def with_description(self, **facts: Any) -> SampleSet:
         """The same samples with more said about them."""
         return dataclasses.replace(self, description={**self.description, **facts})

@@ -12,7 +12,7 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mir_plugin.errors import MirError
@@ -71,17 +71,20 @@ class CheckpointWatcher:
                 complete.append(checkpoint)
         return in_training_order(complete)
 
-    def rounds(self, poll_seconds: float, idle_seconds: float | None = None) -> Iterator[list[Path]]:
+    def rounds(
+        self, poll_seconds: float, idle_seconds: float | None = None, *, busy: Callable[[], bool] = lambda: False
+    ) -> Iterator[list[Path]]:
         """Look again and again; yields what each look found, often nothing.
 
         Args:
             idle_seconds: end when nothing new came for so long; None never ends.
+            busy: whether what was found before is still being measured, which is not idle.
         """
         quiet_since = time.monotonic()
         while True:
             found = self.ready()
             yield found
-            if found:
+            if found or busy():
                 quiet_since = time.monotonic()  # the time it took to measure them was not idle
             elif idle_seconds is not None and time.monotonic() - quiet_since >= idle_seconds:
                 return

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -156,7 +157,8 @@ class Sweep:
         waiting = sum(not one.is_done for one in self.entries)
         known = [one.seconds for one in self.entries if one.state == "measured" and one.seconds is not None]
         known = known or [one.result.timing["total"] for one in self.entries if one.result and one.result.timing]
-        return waiting * sum(known) / len(known) if known else None
+        at_a_time = max(1, sum(one.state == "running" for one in self.entries))
+        return waiting * sum(known) / len(known) / at_a_time if known else None
 
     def _take_in(self, entry: SweepEntry) -> None:
         """Add an entry of an earlier sweep; of several results of one checkpoint the latest."""
@@ -184,7 +186,33 @@ class Sweep:
         """Measure all that wait."""
         while (index := next((i for i, one in enumerate(self.entries) if one.state == "waiting"), None)) is not None:
             self._set(index, dataclasses.replace(self.entries[index], state="running", error=None))
-            self._set(index, self._measured(self.entries[index]))
+            self._measured(self.entries[index])
+
+    def waiting(self) -> list[SweepEntry]:
+        """What is still to be measured, in order."""
+        return [one for one in self.entries if one.state == "waiting"]
+
+    def note(self, name: str, **changes: Any) -> None:
+        """Replace fields of the entry of this name; for those who measure several at a time."""
+        index = next(i for i, one in enumerate(self.entries) if one.name == name)
+        self._set(index, dataclasses.replace(self.entries[index], **changes))
+
+    @contextmanager
+    def noting_failure(self, name: str) -> Iterator[None]:
+        """An error in the block is that of one checkpoint, and is noted as such."""
+        try:
+            yield
+        except MirError as error:
+            self.note(name, state="failed", result=None, error=without_secrets(str(error)))
+        except Exception as error:  # out of memory, or a bug of ours: one checkpoint must not cost the others
+            checkpoint = next(one.checkpoint for one in self.entries if one.name == name)
+            logger.exception("measuring %s failed", checkpoint)
+            reason = without_secrets(f"{type(error).__name__}: {error}")
+            self.note(name, state="failed", result=None, error=reason)
+
+    def refresh(self) -> None:
+        """Show how far measurements are, without a change of state."""
+        self._on_change()
 
     def selection(self) -> Selection | None:
         """The verdict over all that is measured; None without a result.
@@ -207,23 +235,17 @@ class Sweep:
             verdict["selection_impossible"] = str(error)
         return {"schema_version": SCHEMA_VERSION, "checkpoints": [_row(one) for one in self.entries], **verdict}
 
-    def _measured(self, entry: SweepEntry) -> SweepEntry:
+    def _measured(self, entry: SweepEntry) -> None:
         started = time.perf_counter()
-        try:
+        with self.noting_failure(entry.name):
             measured = self._measure(entry.checkpoint, self.out_dir / entry.name / RESULT_NAME)
-        except MirError as error:
-            return dataclasses.replace(entry, state="failed", result=None, error=without_secrets(str(error)))
-        except Exception as error:  # out of memory, or a bug of ours: one checkpoint must not cost the others
-            logger.exception("measuring %s failed", entry.checkpoint)
-            reason = without_secrets(f"{type(error).__name__}: {error}")
-            return dataclasses.replace(entry, state="failed", result=None, error=reason)
-        return dataclasses.replace(
-            entry,
-            state="kept" if measured.kept else "measured",
-            result=measured.result,
-            seconds=time.perf_counter() - started,
-            indicators=recorded_indicators(self.out_dir / entry.name, measured.result),
-        )
+            self.note(
+                entry.name,
+                state="kept" if measured.kept else "measured",
+                result=measured.result,
+                seconds=time.perf_counter() - started,
+                indicators=recorded_indicators(self.out_dir / entry.name, measured.result),
+            )
 
     def _set(self, index: int, entry: SweepEntry) -> None:
         self.entries[index] = entry

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 
 from mir_plugin.errors import MirError
@@ -14,13 +16,18 @@ from mir_plugin.measurement.resume import loading_fingerprint
 from mir_plugin.model_adapters import Checkpoint, LoadOptions
 from mir_plugin.model_adapters.weights.shared_parts import SharedParts
 from mir_plugin.processes import ALONE, Group
-from mir_plugin.results import MirConfig
+from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.selection.sweep import Measured
 
 
 class SweepMeasuring:
-    """Measures one checkpoint after another, keeping loaded what the next one may share."""
+    """Measures one checkpoint after another, keeping loaded what the next one may share.
+
+    Attributes:
+        load, samples, force: as given.
+        shared: what the last checkpoint left loaded.
+    """
 
     def __init__(
         self,
@@ -48,40 +55,65 @@ class SweepMeasuring:
                 f"--indicators run in one process, but there are {group.size}. Sweep with all processes first, then "
                 "once more with --indicators in one: results that exist are kept."
             )
-        self._load, self._samples, self._protocol = load, samples, protocol
-        self._batch_size, self._force, self._group = batch_size, force, group
+        self.load, self.samples, self._protocol = load, samples, protocol
+        self._batch_size, self.force, self._group = batch_size, force, group
         self._questions = chosen_questions(None, n_questions or 0)
         self._about = about_questions(self._questions)
-        self._shared = SharedParts()
+        self.shared = SharedParts()
 
     @property
     def loading(self) -> str:
         """Fingerprint of how checkpoints are loaded."""
-        return loading_fingerprint(self._load)
+        return loading_fingerprint(self.load)
 
-    def __call__(self, checkpoint: Path, result_path: Path) -> Measured:
-        """Measure what is missing of a checkpoint: its MIR, its indicators, or nothing."""
-        measurement = Measurement(
-            Checkpoint(checkpoint, self._load),
-            self._samples,
+    def on_device(self, kind: str) -> SweepMeasuring:
+        """The same for a device of this kind, unless one was asked for; no index, as others say which one it is."""
+        own = kind if self.load.device == "auto" else self.load.device.partition(":")[0]
+        other = copy.copy(self)
+        other.load = dataclasses.replace(self.load, device=own)
+        return other
+
+    def for_workers(self) -> SweepMeasuring:
+        """The same for other processes, on other machines perhaps: with the samples' images in memory."""
+        other = copy.copy(self)
+        other.samples, other.shared, other.force = self.samples.in_memory(), SharedParts(), False
+        return other
+
+    def kept(self, checkpoint: Path, result_path: Path) -> Measured | None:
+        """The result that is there already, if nothing is missing of it."""
+        existing, lacks_indicators = self._existing(self._measurement(checkpoint, result_path))
+        return Measured(existing, kept=True) if existing and not lacks_indicators else None
+
+    def _measurement(self, checkpoint: Path, result_path: Path) -> Measurement:
+        return Measurement(
+            Checkpoint(checkpoint, self.load),
+            self.samples,
             self._protocol,
             result_path.parent,
             self._batch_size,
-            force=self._force,
+            force=self.force,
             group=self._group,
         )
+
+    def _existing(self, measurement: Measurement) -> tuple[MirResult | None, bool]:
+        """The result of an earlier run, and whether indicators are missing beside it."""
         existing = measurement.earlier()
         recorded = indicators_document(measurement.folder, existing) if existing else {}
-        lacks_indicators = self._with_indicators and not answered(recorded, self._about)
+        return existing, self._with_indicators and not answered(recorded, self._about)
+
+    def __call__(self, checkpoint: Path, result_path: Path) -> Measured:
+        """Measure what is missing of a checkpoint: its MIR, its indicators, or nothing."""
+        measurement = self._measurement(checkpoint, result_path)
+        existing, lacks_indicators = self._existing(measurement)
         if existing and not lacks_indicators:
             return Measured(existing, kept=True)
         with lock(measurement.folder, measurement.group), out_of_memory_explained():
-            adapter = measurement.load(self._shared)
+            adapter = measurement.load(self.shared)
             result = existing or measurement.measure(adapter)
             if lacks_indicators:
                 folder, path = measurement.checkpoint.folder.path, result_path.with_name(INDICATORS_NAME)
                 indicators = checkpoint_indicators(
-                    adapter, folder, self._samples, self._questions, batch_size=self._batch_size
+                    adapter, folder, self.samples, self._questions, batch_size=self._batch_size
                 )
-                save_indicators(path, indicators, adapter, checkpoint, self._samples, self._about)
+                save_indicators(path, indicators, adapter, checkpoint, self.samples, self._about)
         return Measured(result, kept=existing is not None)
