@@ -108,6 +108,7 @@ def mir_json() -> Schema:
     spread["properties"] = {
         "method": _text("how it was computed"),
         "confidence": _number("of the intervals"),
+        "n_groups": _whole("groups of samples that share no image and no text; as many as samples where none repeats"),
         **interval,
         "layers": {"type": "array", "items": _record(**layer)},
         "not_computed": _text("why there is none"),
