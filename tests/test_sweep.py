@@ -25,6 +25,7 @@ from rich.console import Console
 from mir_plugin.commands.sweep_table import SweepDisplay, sweep_table
 from mir_plugin.commands.terminal import print_ranking
 from mir_plugin.errors import MirError
+from mir_plugin.files.fingerprint import folder_fingerprint
 from mir_plugin.measurement.checkpoint_names import in_training_order, result_name, run_of, step_of
 from mir_plugin.measurement.measure import measure
 from mir_plugin.results import MirConfig, MirResult
@@ -163,6 +164,20 @@ def test_a_later_sweep_leaves_every_saved_result_in_its_folder(tmp_path: Path) -
     assert held == {"final": "b/final", "a_final": "a/final", "b_final": "c/b/final"}
 
 
+def test_an_earlier_result_of_files_that_changed_since_is_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    result = loaded_alike(toy_result(folder))
+    prints = {**result.fingerprints, "checkpoint": folder_fingerprint([folder])}
+    dataclasses.replace(result, fingerprints=prints).save(tmp_path / "out/one/mir.json")
+    for n_left_out in (0, 1):
+        sweep = Sweep(tmp_path / "out", measured_by_step)
+        assert len(sweep.recall(SAMPLES.fingerprint, MirConfig(), "loaded alike")) == n_left_out
+        assert len(sweep.entries) == 1 - n_left_out
+        (folder / "config.json").write_text('{"changed": true}')
+
+
 def loaded_alike(result: MirResult) -> MirResult:
     return dataclasses.replace(result, fingerprints={**result.fingerprints, "loading": "loaded alike"})
 
@@ -173,7 +188,7 @@ def test_results_of_checkpoints_that_a_training_deleted_still_count(tmp_path: Pa
     for name, checkpoint in {
         "gone": runs / "checkpoint-2", "there": runs / "checkpoint-3", "elsewhere": tmp_path / "checkpoint-4",
     }.items():  # fmt: skip
-        loaded_alike(toy_result(checkpoint)).save(out / name / "mir.json")
+        loaded_alike(dataclasses.replace(toy_result(checkpoint), place="")).save(out / name / "mir.json")
     other = dataclasses.replace(toy_result(runs / "checkpoint-1"), config=MirConfig(outliers="none"))
     loaded_alike(other).save(out / "other" / "mir.json")
     toy_result(runs / "checkpoint-5").save(out / "older" / "mir.json")  # does not say how it was loaded

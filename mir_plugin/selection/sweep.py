@@ -24,6 +24,7 @@ from mir_plugin.measurement.checkpoint_names import (
     shown,
     step_of,
 )
+from mir_plugin.measurement.resume import changed_since, folders_of
 from mir_plugin.metric.uncertainty import TOLERANCE
 from mir_plugin.results import RESULT_NAME, MirConfig, MirResult, is_filed_under
 from mir_plugin.selection.select import Candidate, Selection, select
@@ -132,13 +133,14 @@ class Sweep:
         Args:
             samples_fingerprint, config, loading: of this sweep; results of others are left alone.
         Returns:
-            Results that were measured or loaded in another way.
+            Results that were measured or loaded in another way, or of other files than the checkpoint has now.
         """
         left_out = []
         for path, result in self._saved():
             prints = result.fingerprints
             same_samples = prints.get("samples") == samples_fingerprint
-            if not (same_samples and prints.get("loading") == loading and result.config == config):
+            alike = same_samples and prints.get("loading") == loading and result.config == config
+            if not alike or changed_since(folders_of(result), prints["checkpoint"]):
                 left_out.append(path)
                 continue
             checkpoint = shown(Path(result.place or result.checkpoint))
