@@ -11,7 +11,7 @@ from torch import Tensor
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.huggingface.inputs import LoadedModel
 from mir_plugin.model_adapters.huggingface.prompts import Rendered
-from mir_plugin.model_adapters.prompts.generation import cut_before
+from mir_plugin.model_adapters.prompts.generation import PromptTooLong, cut_before
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -104,7 +104,7 @@ def _images(prompt: Prompt) -> list[Image]:
 def _require_room(loaded: LoadedModel, inputs: dict[str, Tensor]) -> None:
     longest = int(inputs["attention_mask"].sum(dim=1).max())
     if loaded.context_length is not None and longest >= loaded.context_length:
-        raise MirError(
+        raise PromptTooLong(
             f"a prompt has {longest} tokens, images included, but the model's context is {loaded.context_length}: no "
             "room is left for an answer. Shorten the prompt or use smaller images."
         )

@@ -6,28 +6,33 @@ import copy
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.introspection.decoder import attention_of
+from mir_plugin.model_adapters.introspection.decoder import attention_of, find_decoder
 from mir_plugin.model_adapters.introspection.prepared import PreparedImage, prepared_image, prepared_sample
 from mir_plugin.model_adapters.llava.files import LlavaFiles
 from mir_plugin.model_adapters.llava.model import LlavaModel
 from mir_plugin.model_adapters.llava.preprocess import ClipPreprocessor
+from mir_plugin.model_adapters.llava.views import Size
 from mir_plugin.model_adapters.prompts.answers import continuation_loglikelihoods, generate_texts
 from mir_plugin.model_adapters.prompts.conversation import (
     BARE,
     IMAGE_PLACEHOLDER,
     VICUNA_V1,
     Conversation,
+    conversation_named,
+    dialogue_of,
+    end_ids,
     prompt_ids,
     question_with_marks,
 )
-from mir_plugin.model_adapters.prompts.generation import IMAGE_MARK, Prompt
+from mir_plugin.model_adapters.prompts.generation import IMAGE_MARK, Prompt, PromptTooLong
 from mir_plugin.model_adapters.prompts.sequences import (
     ExpandedPrompt,
     PaddedBatch,
@@ -40,7 +45,10 @@ from mir_plugin.model_adapters.weights.device import dtype_name
 from mir_plugin.model_adapters.weights.shared_parts import FeatureStore, Seen
 from mir_plugin.model_adapters.weights.streamed import require_resident
 from mir_plugin.samples.sample_set import Sample
-from mir_plugin.types import Batch, Decoder, LayerWeights
+from mir_plugin.types import Batch, LayerWeights
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class LlavaAdapter:
@@ -69,9 +77,9 @@ class LlavaAdapter:
         self.tokenizer = tokenizer
         self.preprocessor = preprocessor
         self.conversation = VICUNA_V1
+        self.dialogue = dialogue_of(files.config, model.base_llm.config, tokenizer)
         self.device = model.base_llm.lm_head.weight.device
-        inner = model.base_llm.model
-        self.decoder = Decoder(layers=list(inner.layers), final_norm=inner.norm, streamed=streamed)
+        self.decoder = replace(find_decoder(model.base_llm), streamed=streamed)
         self._facts = {
             **_facts(family, files, fingerprint, model, tokenizer),
             **_conversation_facts(self.conversation),
@@ -83,6 +91,7 @@ class LlavaAdapter:
         self._cut_at = _cut_at(files)
         self._n_positions = int(model.base_llm.config.max_position_embeddings)
         self._vocabulary_size = int(model.base_llm.lm_head.weight.shape[0])
+        self.n_cut_prompts = 0
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -95,18 +104,19 @@ class LlavaAdapter:
         Raises:
             MirError: if a text is empty, nothing of it is left after the cut, or a prompt exceeds the context.
         """
-        wholes = [self._whole(sample) for sample in samples]
+        images = [sample.open_image() for sample in samples]
+        wholes = [self._whole(sample, image) for sample, image in zip(samples, images, strict=True)]
         prompts = [self._cut(sample, whole) for sample, whole in zip(samples, wholes, strict=True)]
         padding = padded_batch(prompts, self.device)
-        seen, images = self._seen(samples)
+        seen, digests = self._seen(samples, images)
         return Batch(
-            inputs={"prompts": padding, **seen},
+            inputs={"prompts": padding, "sizes": [image.size for image in images], **seen},
             vision_mask=padding.vision_mask,
             text_mask=padded([prompt.text_mask() for prompt in prompts]).to(self.device),
             sample_ids=tuple(sample.sample_id for sample in samples),
             prepared=tuple(
                 prepared_sample(prompt.token_ids, image, cut=prompt.n_tokens < whole.n_tokens)
-                for prompt, image, whole in zip(prompts, images, wholes, strict=True)
+                for prompt, image, whole in zip(prompts, digests, wholes, strict=True)
             ),
         )
 
@@ -116,9 +126,9 @@ class LlavaAdapter:
         prompts: PaddedBatch = batch.inputs["prompts"]
         try:
             if "features" in batch.inputs:
-                embeddings = self.model.embed_features(prompts, batch.inputs["features"])
+                embeddings = self.model.embed_features(prompts, batch.inputs["features"], batch.inputs["sizes"])
             else:
-                embeddings = self.model.embed(prompts, batch.inputs["pixel_values"])
+                embeddings = self.model.embed(prompts, batch.inputs["pixel_values"], batch.inputs["sizes"])
         except MirError as error:
             raise MirError(f"sample {', '.join(batch.sample_ids)}: {error}") from error
         with self.bound_to(batch):
@@ -130,7 +140,7 @@ class LlavaAdapter:
         prompts: PaddedBatch = batch.inputs["prompts"]
         # Position t predicts token t + 1; the first text token is predicted at the image's last position.
         predicted = batch.text_mask[:, 1:]
-        logits = self.model.base_llm.lm_head(self.forward(batch)[:, :-1][predicted])
+        logits = self.model.logits(self.forward(batch)[:, :-1][predicted])
         return cross_entropy(logits.float(), prompts.token_ids[:, 1:][predicted], reduction="none")
 
     def bound_to(self, batch: Batch) -> AbstractContextManager[None]:
@@ -148,19 +158,20 @@ class LlavaAdapter:
         num_beams: int = 1,
         until: Sequence[str] = (),
     ) -> list[str]:
-        """One answer per prompt, see ``Generator``; none goes beyond the room that the longest prompt leaves."""
+        """One answer per prompt, see ``Generator``; none goes beyond the room that the longest prompt leaves.
+
+        A prompt that is longer than training's cut, or than the context, loses its end, as in the original code;
+        ``n_cut_prompts`` counts them.
+        """
         require_resident(self.decoder)
         if not prompts:
             return []
-        questions = [self._expanded(*self._question(prompt)) for prompt in prompts]
-        room = self._n_positions - max(question.n_tokens for question in questions)
-        if room < 1:
-            raise MirError(
-                f"a prompt has {self._n_positions - room} tokens, images included, and the language model "
-                f"{self._n_positions} positions: no room for an answer. Shorten the prompt or use fewer images."
-            )
+        wholes = [self._expanded(*self._question(prompt)) for prompt in prompts]
+        questions = [whole.cut(self._question_limit) for whole in wholes]
+        self.n_cut_prompts += sum(a.n_tokens < b.n_tokens for a, b in zip(questions, wholes, strict=True))
+        room = max(1, self._n_positions - max(question.n_tokens for question in questions))
         batch = padded_batch(questions, self.device, left=True)
-        embeddings = self.model.embed(batch, self._pixels(prompts))
+        embeddings = self.model.embed(batch, *self._pixels(prompts))
         with self.model.calibrating(batch.vision_mask.repeat_interleave(num_beams, dim=0)):
             return generate_texts(
                 self.model.base_llm,
@@ -172,6 +183,7 @@ class LlavaAdapter:
                 top_p=top_p,
                 num_beams=num_beams,
                 until=until,
+                end_ids=end_ids(self.dialogue, self.tokenizer),
             )
 
     @torch.no_grad()
@@ -184,10 +196,18 @@ class LlavaAdapter:
             return []
         pairs = [self._continued(prompt, text) for prompt, text in zip(prompts, continuations, strict=True)]
         batch = padded_batch([whole for whole, _ in pairs], self.device)
-        embeddings = self.model.embed(batch, self._pixels(prompts))
+        embeddings = self.model.embed(batch, *self._pixels(prompts))
         with self.model.calibrating(batch.vision_mask):
             hidden_states = self.model.prefill(embeddings, batch.attention_mask)
-        return continuation_loglikelihoods(self.model.base_llm.lm_head, hidden_states, pairs)
+        return continuation_loglikelihoods(self.model.logits, hidden_states, pairs)
+
+    def converse(self, template: str) -> None:
+        """Answer prompts in the conversation template of this name.
+
+        Raises:
+            MirError: if there is none.
+        """
+        self.dialogue = conversation_named(template)
 
     def without_template(self) -> LlavaAdapter:
         """The same loaded checkpoint, its weights shared, with image and text alone in every measured prompt."""
@@ -196,57 +216,67 @@ class LlavaAdapter:
         bare._facts = {**self._facts, **_conversation_facts(BARE)}  # noqa: SLF001  # a copy of this adapter
         return bare
 
-    def _seen(self, samples: Sequence[Sample]) -> tuple[dict[str, Tensor], tuple[PreparedImage, ...]]:
+    def _seen(
+        self, samples: Sequence[Sample], images: Sequence[Image]
+    ) -> tuple[dict[str, Tensor], tuple[PreparedImage, ...]]:
         """The images as pixels, or as vision-tower features where these are kept for other checkpoints; their digests.
 
         Digests are those of the pixels in either case.
         """
 
         def pixels() -> tuple[Tensor, tuple[PreparedImage, ...]]:
-            values = self.preprocessor([sample.open_image() for sample in samples])
-            return values.to(self.device), tuple(prepared_image([image]) for image in values.split(1))
+            values = self.preprocessor(images)
+            of_images = values.split([self.preprocessor.n_views(image.size) for image in images])
+            return values.to(self.device), tuple(prepared_image([one]) for one in of_images)
 
         def seen() -> Seen:
-            values, images = pixels()
-            return Seen(self.model.vision_tower(values), images)
+            values, digests = pixels()
+            return Seen(self.model.vision_tower(values), digests)
 
         if self._features is None:
-            values, images = pixels()
-            return {"pixel_values": values}, images
-        features, images = self._features.of(samples, seen)
-        return {"features": features.to(self.device)}, images
+            values, digests = pixels()
+            return {"pixel_values": values}, digests
+        features, digests = self._features.of(samples, seen)
+        return {"features": features.to(self.device)}, digests
 
-    def _pixels(self, prompts: Sequence[Prompt]) -> Tensor:
+    def _pixels(self, prompts: Sequence[Prompt]) -> tuple[Tensor, list[Size]]:
+        """The images of all prompts, each with all its views, and their sizes."""
         images = [image for prompt in prompts for image in prompt.images]
-        return self.preprocessor(images).to(self.device) if images else torch.zeros(0, device=self.device)
+        values = self.preprocessor(images).to(self.device) if images else torch.zeros(0, device=self.device)
+        return values, [image.size for image in images]
 
-    def _question(self, prompt: Prompt) -> tuple[str, int]:
-        return self.conversation.question(question_with_marks(prompt)), len(prompt.images)
+    @property
+    def _question_limit(self) -> int:
+        """Tokens that a question may have: an answer of one token must fit behind it."""
+        return min(self._cut_at or sys.maxsize, self._n_positions - 1)
+
+    def _question(self, prompt: Prompt) -> tuple[str, list[Size]]:
+        return self.dialogue.question(question_with_marks(prompt)), [image.size for image in prompt.images]
 
     def _continued(self, prompt: Prompt, continuation: str) -> tuple[ExpandedPrompt, int]:
         """The prompt with the continuation behind it, and how many tokens the continuation has."""
         if not continuation.strip():
             raise MirError(f"an empty continuation of {prompt.text[:80]!r} has no likelihood. Give it a text.")
-        question, n_images = self._question(prompt)
-        without = prompt_ids(self.tokenizer, question, n_images, self._image_mark)
-        answer = self.conversation.answer.format(continuation.lstrip())
-        ids = prompt_ids(self.tokenizer, question + answer, n_images, self._image_mark)
+        question, sizes = self._question(prompt)
+        without = prompt_ids(self.tokenizer, question, len(sizes), self._image_mark)
+        answer = self.dialogue.answer.format(continuation.lstrip())
+        ids = prompt_ids(self.tokenizer, question + answer, len(sizes), self._image_mark)
         # Not strict: the continuation makes ``ids`` longer, and a merged token may make it differ before that.
         n_common = next((k for k, (a, b) in enumerate(zip(ids, without, strict=False)) if a != b), len(without))
-        whole = self._expanded(question + answer, n_images)
+        whole = self._expanded(question + answer, sizes)
         if whole.n_tokens > self._n_positions:
-            raise MirError(
+            raise PromptTooLong(
                 f"a prompt with its continuation has {whole.n_tokens} tokens, images included, more than the language "
                 f"model's {self._n_positions} positions. Shorten it."
             )
         return whole, len(ids) - n_common
 
-    def _whole(self, sample: Sample) -> ExpandedPrompt:
+    def _whole(self, sample: Sample, image: Image) -> ExpandedPrompt:
         """The prompt with the sample's text as the answer, before the cut."""
         if not sample.text.strip():
             raise MirError(f"sample {sample.sample_id}: its text is empty. Remove the sample or give it a text.")
         text = self.conversation.answered(f"{IMAGE_MARK}\n", sample.text)
-        return self._expanded(text, n_images=1)
+        return self._expanded(text, [image.size])
 
     def _cut(self, sample: Sample, whole: ExpandedPrompt) -> ExpandedPrompt:
         """The prompt as training would have cut it."""
@@ -263,14 +293,15 @@ class LlavaAdapter:
             )
         return prompt
 
-    def _expanded(self, text: str, n_images: int) -> ExpandedPrompt:
-        ids = prompt_ids(self.tokenizer, text, n_images, self._image_mark)
+    def _expanded(self, text: str, sizes: Sequence[Size]) -> ExpandedPrompt:
+        """The prompt with as many vision tokens as images of these sizes take."""
+        ids = prompt_ids(self.tokenizer, text, len(sizes), self._image_mark)
         if max(ids) >= self._vocabulary_size:
             raise MirError(
                 f"{self.tokenizer.source} gives token id {max(ids)}, but the language model has "
                 f"{self._vocabulary_size} embeddings. The tokenizer belongs to another model."
             )
-        return expand(ids, self.model.n_vision_tokens)
+        return expand(ids, [self.model.n_rows(size) for size in sizes])
 
 
 def _cut_at(files: LlavaFiles) -> int | None:

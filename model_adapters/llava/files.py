@@ -14,7 +14,7 @@ from typing import Any
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.llava.key_rules import LLM_RULES, TOWER_RULES, projector_rules
-from mir_plugin.model_adapters.llava.tower_config import open_tower_config, open_tower_weights
+from mir_plugin.model_adapters.llava.tower_config import open_tower_weights
 from mir_plugin.model_adapters.prompts.tokenizer import has_tokenizer
 from mir_plugin.model_adapters.recognition import CheckpointFolder
 from mir_plugin.model_adapters.weights.hub import find_folder
@@ -128,8 +128,10 @@ def search_places(checkpoint: Path) -> tuple[Path, ...]:
 
 def inspect(folder: CheckpointFolder, options: LoadOptions, *, family: str = "llava-1.5") -> dict[str, str]:
     """What loading would use; no weight is read. Raises MirError for parts that are missing or do not fit."""
+    from mir_plugin.model_adapters.llava.parts import open_parts
+
     files = open_llava(folder, options, family=family)
-    open_tower_config(files.tower, files.config, files.weights)
+    open_parts(files)
     return description(files, options)
 
 

@@ -9,27 +9,30 @@ LLM_RULES = (
     KeyRule("model.layers.", "base_llm.model.layers."),
     KeyRule("model.embed_tokens.", "base_llm.model.embed_tokens."),
     KeyRule("model.norm.", "base_llm.model.norm."),
+    KeyRule("model.final_layernorm.", "base_llm.model.final_layernorm."),  # Phi
     KeyRule("lm_head.", "base_llm.lm_head."),
 )
 TOWER_RULES = (
     KeyRule("model.vision_tower.vision_tower.vision_model.embeddings.position_ids", None, "counts up from 0; computed"),
     KeyRule("model.vision_tower.vision_tower.vision_model.", "vision_tower.encoder."),
+    KeyRule("model.image_newline", "image_newline"),
 )
 TOWER_FOLDER_RULES = (
     KeyRule("vision_model.embeddings.position_ids", None, "counts up from 0; computed"),
     KeyRule("vision_model.", ""),
-    KeyRule("text_model.", None, "text half of a whole CLIP model"),
-    KeyRule("text_projection.", None, "text half of a whole CLIP model"),
-    KeyRule("visual_projection.", None, "joint space of a whole CLIP model"),
-    KeyRule("logit_scale", None, "joint space of a whole CLIP model"),
+    KeyRule("text_model.", None, "text half of a whole model"),
+    KeyRule("text_projection.", None, "text half of a whole model"),
+    KeyRule("visual_projection.", None, "joint space of a whole model"),
+    KeyRule("logit_", None, "joint space of a whole model"),
     # transformers 5 saves a vision model without the prefix.
     KeyRule("embeddings.position_ids", None, "counts up from 0; computed"),
     KeyRule("embeddings.", "embeddings."),
     KeyRule("pre_layrnorm.", "pre_layrnorm."),
     KeyRule("encoder.", "encoder."),
     KeyRule("post_layernorm.", "post_layernorm."),
+    KeyRule("head.", "head."),
 )
-"""Keys in the folder of a CLIP vision model, or of a whole CLIP model, onto the inside of a ``ClipTower.encoder``."""
+"""Keys in the folder of a CLIP or SigLIP vision model, or of a whole one, onto the inside of a tower's ``encoder``."""
 _QFORMER_LAYER = "model.mm_projector.bert.encoder.layer.*."
 _OWN_LAYER = "projector.bert.encoder.layer.*."
 QFORMER_RULES = (
@@ -50,4 +53,6 @@ def projector_rules(kind: str) -> tuple[KeyRule, ...]:
         return (KeyRule("model.mm_projector.", "projector.layers.0."),)
     if kind == "qformer":
         return QFORMER_RULES
+    if kind == "ldpnetv2":
+        return (KeyRule("model.mm_projector.", "projector."),)
     return (KeyRule("model.mm_projector.", "projector.layers."),)

@@ -1,24 +1,27 @@
-"""Original-format LLaVA-1.5 checkpoints: full, projector-only and LoRA, with or without MoCa."""
+"""Original-format LLaVA checkpoints: full, projector-only and LoRA, with or without MoCa."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import folder_fingerprint
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
 from mir_plugin.model_adapters.llava.files import LlavaFiles, open_llava
+from mir_plugin.model_adapters.llava.merging import Merge
 from mir_plugin.model_adapters.llava.model import LlavaModel
+from mir_plugin.model_adapters.llava.parts import NEWLINE, Parts, open_parts, supported_llm
 from mir_plugin.model_adapters.llava.preprocess import ClipPreprocessor, open_preprocessor
 from mir_plugin.model_adapters.llava.projectors import build_projector
-from mir_plugin.model_adapters.llava.sizes import require_own_base, require_own_tokenizer, require_sizes_of_weights
-from mir_plugin.model_adapters.llava.tower_config import open_tower_config
-from mir_plugin.model_adapters.llava.vision_tower import ClipTower
+from mir_plugin.model_adapters.llava.sizes import require_own_tokenizer
+from mir_plugin.model_adapters.llava.tower_config import CLIP
+from mir_plugin.model_adapters.llava.vision_tower import ClipTower, build_tower
 from mir_plugin.model_adapters.moca.calibration import calibrate
 from mir_plugin.model_adapters.prompts.tokenizer import open_tokenizer
 from mir_plugin.model_adapters.recognition import CheckpointFolder
@@ -29,10 +32,6 @@ from mir_plugin.model_adapters.weights.shared_parts import SharedParts
 from mir_plugin.model_adapters.weights.streamed import assign_within
 
 FAMILY = "llava-1.5"
-_LLMS: Mapping[str, tuple[Any, Any]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-}
 # What a wrong value in a config ends in, somewhere inside transformers.
 _WRONG_VALUES = (
     StrictDataclassError,
@@ -46,18 +45,6 @@ _WRONG_VALUES = (
 )
 # The dtype is the weights' own, and padding is masked: these may say what they like.
 _WITHOUT_EFFECT = frozenset({"model_type", "torch_dtype", "dtype", "pad_token_id"})
-_LLM_OF_MODEL_TYPE = {
-    "llama": "llama",
-    "llava": "llama",
-    "llava_llama": "llama",
-    "share4v": "llama",
-    "mistral": "mistral",
-    "llava_mistral": "mistral",
-    "mgm": "llama",
-    "mgm_mistral": "mistral",
-    "mini_gemini": "llama",
-    "mini_gemini_mistral": "mistral",
-}
 
 
 def load(
@@ -69,15 +56,22 @@ def load(
         MirError: if parts are missing, damaged, or do not fit each other.
     """
     files = open_llava(folder, options, family=family)
-    tower = open_tower_config(files.tower, files.config, files.weights)
-    preprocessor = open_preprocessor(files.tower, image_aspect_ratio=files.config.get("image_aspect_ratio"))
-    preprocessor.require_side(tower.image_size, files.tower)
+    parts = open_parts(files)
+    preprocessor = open_preprocessor(
+        files.tower, image_aspect_ratio=files.config.get("image_aspect_ratio"), views=parts.views
+    )
+    preprocessor.require_side(parts.tower.image_size, files.tower)
+    weights = parts.tower.used(files.weights)
+    if parts.merge is None or not parts.merge.has_newline:
+        weights.pop(NEWLINE, None)  # as the original, which builds no such parameter
     return assemble(
-        files,
+        replace(files, weights=weights),
         options,
         family=family,
-        build_tower=lambda: ClipTower(tower),
-        preprocessor=preprocessor,
+        build_tower=lambda: build_tower(parts.tower),
+        preprocessor=preprocessor.of_side(parts.tower.picture_side) if parts.tower.scales else preprocessor,
+        merge_views=parts.merge,
+        more_facts=_facts(parts),
         shared=shared,
     )
 
@@ -104,6 +98,7 @@ def assemble(
     family: str,
     build_tower: Callable[[], ClipTower],
     preprocessor: ClipPreprocessor,
+    merge_views: Merge | None = None,
     more_facts: Mapping[str, Any] | None = None,
     shared: SharedParts | None = None,
 ) -> LlavaAdapter:
@@ -111,6 +106,7 @@ def assemble(
 
     Args:
         build_tower: makes the empty tower; its parameters are named ``vision_tower.*`` in ``files.weights``.
+        merge_views: how the views of a picture become vision tokens; None where a picture is one view.
         more_facts: what was recognised and chosen besides LLaVA's facts.
         shared: what the checkpoint loaded before left; nothing is shared where layers are streamed, because what is
             shared stays on the device.
@@ -121,12 +117,12 @@ def assemble(
     fingerprint = folder_fingerprint(files.folders)
     device = chosen_device(options.device)
     dtype = chosen_dtype(options.dtype) or dtype_of(files.dtype_name)
-    llm_config, llm_class = _llm(files)
+    llm_config, llm_class = _llm(files, supported_llm(files))
 
     def build() -> LlavaModel:
         tower = build_tower()
-        projector = build_projector(files.config, files.weights, tower.config.hidden_size)
-        model = LlavaModel(tower, projector, llm_class(llm_config))
+        projector = build_projector(files.config, files.weights, tower.config.feature_width)
+        model = LlavaModel(tower, projector, _own_decoder(llm_class(llm_config)), merge_views)
         if files.has_moca:
             model.moca_positions = calibrate(model.decoder_layers, model.hidden_size)
         return model
@@ -136,6 +132,8 @@ def assemble(
     except _WRONG_VALUES as error:
         raise _no_model(files, error) from error
     weights = merge(files.weights, files.lora) if options.merge_lora else keep_beside(files.weights, files.lora, model)
+    # What several views show is not kept: it is many times the features of one view.
+    sees_once = preprocessor.views is None
     shared = shared if options.device_memory is None else None
     if shared:
         weights = shared.known(weights, device, dtype)
@@ -145,7 +143,8 @@ def assemble(
     features = None
     if shared:
         shared.keep(model, weights)
-        features = shared.features_seen_through((family, preprocessor, model.vision_tower.config.as_json(), more_facts))
+        seen = shared.features_seen_through((family, preprocessor, model.vision_tower.config.as_json(), more_facts))
+        features = seen if sees_once else None
     tokenizer = open_tokenizer(files.tokenizer)
     require_own_tokenizer(tokenizer, files)
     return LlavaAdapter(
@@ -161,20 +160,39 @@ def assemble(
     )
 
 
-def _llm(files: LlavaFiles) -> tuple[Any, Any]:
+def _facts(parts: Parts) -> dict[str, Any]:
+    """What only some checkpoints have; those of LLaVA-1.5's parts stay as they were."""
+    facts: dict[str, Any] = {} if parts.tower.kind is CLIP else {"vision_tower_kind": parts.tower.kind.name}
+    if parts.merge is not None:
+        facts["mm_patch_merge_type"] = parts.merge.kind
+    if parts.views is not None:
+        facts["image_grid_pinpoints"] = [list(size) for size in parts.views.resolutions]
+    if parts.tower.scales:
+        facts["s2_scales"] = list(parts.tower.scales)
+    return facts
+
+
+def _own_decoder(llm: Any) -> Any:
+    """The language model, if its layers are where the original code has them."""
+    inner = getattr(llm, "model", None)
+    if not hasattr(inner, "layers") or not hasattr(inner, "embed_tokens") or not hasattr(llm, "lm_head"):
+        raise MirError(
+            f"{type(llm).__name__} has no model.layers, model.embed_tokens and lm_head, which the original LLaVA "
+            "layout names. Convert the checkpoint to the Hugging Face format, or write an adapter of your own "
+            "(`mir adapters`)."
+        )
+    return llm
+
+
+def _llm(files: LlavaFiles, kind: str) -> tuple[Any, Any]:
     """Config object and class of the language model, from the checkpoint's config."""
-    kind = str(files.config.get("model_type"))
-    if kind not in _LLM_OF_MODEL_TYPE:
-        known = ", ".join(_LLM_OF_MODEL_TYPE)
-        raise MirError(f"{files.checkpoint / 'config.json'} has model_type {kind!r}; supported: {known}.")
-    config_class, llm_class = _LLMS[_LLM_OF_MODEL_TYPE[kind]]
-    require_sizes_of_weights(files)
-    require_own_base(files)
+    config_class: Any = CONFIG_MAPPING[kind]
     fields = {name: value for name, value in files.config.items() if name not in _WITHOUT_EFFECT}
     if fields.get("rope_scaling") is None:
         fields.pop("rope_scaling", None)
     try:
-        return config_class.from_dict(fields), llm_class
+        config = config_class.from_dict(fields)
+        return config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except _WRONG_VALUES as error:
         raise _no_model(files, error) from error
 

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.weights.stored import Weight
+
+PROJECTORS = ("linear", "qformer", "ldpnetv2", "mlpNx_gelu")
 
 
 class Projector(Protocol):
@@ -46,6 +49,31 @@ class MlpProjector(nn.Module):
         return cast("Tensor", self.layers(features))
 
 
+class LdpProjector(nn.Module):
+    """MobileVLM's ``ldpnetv2``: two linear layers, 12 x 12 averages of the features' map, positions by a convolution.
+
+    Source: mobilevlm/model/vision_projector.py of Meituan-AutoML/MobileVLM, LDPNetV2Projector.
+    """
+
+    SIDE = 12
+
+    def __init__(self, vision_width: int, d: int) -> None:
+        super().__init__()
+        self.mlp = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(vision_width, d), nn.GELU(), nn.Linear(d, d))})
+        self.peg = nn.ModuleDict({"peg": nn.Sequential(nn.Conv2d(d, d, 3, 1, 1, groups=d))})
+
+    def n_vision_tokens(self, n_features: int) -> int:
+        """As many as the averages."""
+        return self.SIDE**2
+
+    def forward(self, features: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Vision tokens (images, 144, d); the prompt is not read."""
+        rows = self.mlp["mlp"](features)
+        side = round(rows.shape[1] ** 0.5)
+        grid = adaptive_avg_pool2d(rows.transpose(1, 2).unflatten(2, (side, side)), self.SIDE)
+        return cast("Tensor", (self.peg["peg"](grid) + grid).flatten(2).transpose(1, 2))
+
+
 def build_projector(config: Mapping[str, Any], weights: Mapping[str, Weight], vision_width: int) -> Projector:
     """The empty projector that a LLaVA config describes; a Q-Former's sizes are read from its weights' shapes.
 
@@ -74,4 +102,10 @@ def build_projector(config: Mapping[str, Any], weights: Mapping[str, Weight], vi
         from mir_plugin.model_adapters.llava.qformer import QformerProjector
 
         return QformerProjector.from_shapes(weights)
-    raise MirError(f"mm_projector_type is {kind!r} in config.json; supported: linear, qformer, mlpNx_gelu for any N.")
+    if kind == "ldpnetv2":
+        return LdpProjector(vision_width, d)
+    raise MirError(
+        f"mm_projector_type is {kind!r} in config.json; supported: {', '.join(PROJECTORS)} for any N. Convert the "
+        "checkpoint to the Hugging Face format where transformers has its model, or write an adapter of your own "
+        "(`mir adapters`)."
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.llava.base_llm import llm_kind
 from mir_plugin.model_adapters.llava.files import LlavaFiles
 from mir_plugin.model_adapters.prompts.tokenizer import Tokenizer
 from mir_plugin.model_adapters.weights.config_values import impossible_rotation, is_norm_epsilon
@@ -73,11 +74,22 @@ def require_own_tokenizer(tokenizer: Tokenizer, files: LlavaFiles) -> None:
         )
 
 
-def require_own_base(files: LlavaFiles) -> None:
-    """Raise MirError where the base LLM's own config contradicts the checkpoint's in what no weight's shape shows."""
+def require_own_base(files: LlavaFiles, kind: str) -> None:
+    """Raise MirError where the base LLM's own config contradicts the checkpoint's in what no weight's shape shows.
+
+    Args:
+        kind: the language model's model_type, as the checkpoint has it.
+    """
     if files.base_llm is None or not (files.base_llm / "config.json").is_file():
         return
     of_base = read_json(files.base_llm / "config.json")
+    its_kind = llm_kind(str(of_base.get("model_type", kind)), files.weights)
+    if its_kind != kind:
+        raise MirError(
+            f"{files.base_llm / 'config.json'} describes a {its_kind} language model, but "
+            f"{files.checkpoint / 'config.json'} was trained on a {kind} ({files.config.get('model_type')}). Name its "
+            "base LLM with --base-llm."
+        )
     for name in _ARCHITECTURE:
         ours, its = files.config.get(name), of_base.get(name)
         if None not in (ours, its) and ours != its:

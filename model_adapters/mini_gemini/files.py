@@ -10,7 +10,8 @@ from typing import Any
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.llava.files import LlavaFiles, description, open_llava, search_places
-from mir_plugin.model_adapters.llava.tower_config import TowerConfig, open_tower_config
+from mir_plugin.model_adapters.llava.parts import supported_llm
+from mir_plugin.model_adapters.llava.tower_config import CLIP, TowerConfig, open_tower_config
 from mir_plugin.model_adapters.recognition import CheckpointFolder
 from mir_plugin.model_adapters.weights.hub import find_folder
 from mir_plugin.model_adapters.weights.key_rules import KeyRule, rename, weights_below
@@ -79,6 +80,7 @@ class AuxTower:
 def inspect(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
     """What loading would use; no weight is read. Raises MirError for parts that are missing or do not fit."""
     files = open_llava(folder, options, family=FAMILY, more_rules=CHECKPOINT_RULES)
+    supported_llm(files)
     layout = view_layout(files.config, open_tower_config(files.tower, files.config, files.weights))
     views = f"{layout.grid} x {layout.grid}" + (" and a global view" if layout.with_global_view else "")
     return description(files, options) | {
@@ -147,6 +149,11 @@ def view_layout(config: Mapping[str, Any], tower: TowerConfig) -> ViewLayout:
     grid = config.get("image_grid") or 1
     if not isinstance(grid, int) or grid < 1:
         raise MirError(f"config.json has image_grid = {grid!r}, expected the tiles per side: 1, or 2 for HD models.")
+    if tower.kind is not CLIP:
+        raise MirError(
+            f"{tower.path} describes a {tower.kind.name} tower; Mini-Gemini's first tower is CLIP. Name the one it was "
+            "trained with by --vision-tower."
+        )
     layout = ViewLayout(tower.image_size, grid, with_global_view=grid > 1 and bool(config.get("image_global")))
     if tower.select_feature != "patch":
         raise MirError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from mir_plugin.model_adapters.prompts.generation import cut_before
@@ -37,8 +37,13 @@ def generate_texts(
     top_p: float | None,
     num_beams: int,
     until: Sequence[str],
+    end_ids: Sequence[int] = (),
 ) -> list[str]:
-    """One answer per left-padded prompt (samples, tokens, d), cut before the first stop in ``until``."""
+    """One answer per left-padded prompt (samples, tokens, d), cut before the first stop in ``until``.
+
+    ``end_ids`` end an answer besides the tokenizer's end of sequence.
+    """
+    ends = [tokenizer.eos_id, *(end for end in end_ids if end != tokenizer.eos_id)]
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p or 1.0, "top_k": 0} if temperature else {}
     stops = [stop for stop in until if stop]
     ids = base_llm.generate(
@@ -48,17 +53,17 @@ def generate_texts(
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
             bos_token_id=tokenizer.bos_id,
-            eos_token_id=tokenizer.eos_id,
+            eos_token_id=ends if len(ends) > 1 else tokenizer.eos_id,
             pad_token_id=tokenizer.pad_id,
             **sampling,
         ),
         stopping_criteria=StoppingCriteriaList([_StopAtText(tokenizer, stops)] if stops else []),
     )
-    return [cut_before(tokenizer.decode(_before_end(row, tokenizer.eos_id)), stops) for row in ids.tolist()]
+    return [cut_before(tokenizer.decode(_before_end(row, ends)), stops) for row in ids.tolist()]
 
 
 def continuation_loglikelihoods(
-    lm_head: nn.Module, hidden_states: Tensor, pairs: Sequence[tuple[ExpandedPrompt, int]]
+    logits_of: Callable[[Tensor], Tensor], hidden_states: Tensor, pairs: Sequence[tuple[ExpandedPrompt, int]]
 ) -> list[tuple[float, bool]]:
     """Summed log probability of each prompt's last tokens, and whether each of them is the most likely one.
 
@@ -70,11 +75,11 @@ def continuation_loglikelihoods(
     for states, (whole, n_continuation) in zip(hidden_states, pairs, strict=True):
         start = whole.n_tokens - n_continuation
         targets = whole.token_ids[start:].to(states.device)
-        logits = lm_head(states[start - 1 : whole.n_tokens - 1]).float()  # position t predicts token t + 1
+        logits = logits_of(states[start - 1 : whole.n_tokens - 1]).float()  # position t predicts token t + 1
         chosen = logits.log_softmax(-1).gather(-1, targets[:, None])
         results.append((float(chosen.sum()), bool((logits.argmax(-1) == targets).all())))
     return results
 
 
-def _before_end(ids: Sequence[int], end: int) -> list[int]:
-    return list(ids[: ids.index(end)]) if end in ids else list(ids)
+def _before_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+    return list(ids[: next((place for place, token in enumerate(ids) if token in ends), None)])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.prompts.generation import IMAGE_MARK, Prompt, images_are_marked
 from mir_plugin.model_adapters.prompts.tokenizer import Tokenizer
 
@@ -52,10 +54,106 @@ LLAVA_LLAMA_2 = Conversation(
     answer=" {}",
     end=" </s>",
 )
+MISTRAL_INSTRUCT = Conversation("mistral_instruct", before="[INST] ", between=" [/INST]", answer=" {}", end=" </s>")
+LLAVA_LLAMA_3 = Conversation(
+    "llava_llama_3",
+    before=(
+        "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. You are able "
+        "to understand the visual content that the user provides, and assist the user with a variety of tasks using "
+        "natural language.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+    ),
+    between="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    answer="{}",
+    end="<|eot_id|>",
+)
+
+
+def _chatml(name: str, system: str) -> Conversation:
+    return Conversation(
+        name,
+        before=f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n",
+        between="<|im_end|>\n<|im_start|>assistant\n",
+        answer="{}",
+        end="<|im_end|>\n",
+    )
+
+
+def _chatml_without_lines(name: str, system: str) -> Conversation:
+    """As LLaVA's "mpt" style writes it, without line ends between turns."""
+    return Conversation(
+        name,
+        before=f"<|im_start|>system\n{system}<|im_end|><|im_start|>user\n",
+        between="<|im_end|><|im_start|>assistant\n",
+        answer="{}",
+        end="<|im_end|>",
+    )
+
+
+QWEN_1_5 = _chatml("qwen_1_5", "You are a helpful assistant.")
+QWEN_2_5 = _chatml("qwen_2_5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
+CHATML_DIRECT = _chatml_without_lines("chatml_direct", "Answer the questions.")
+GEMMA_INSTRUCT = Conversation(
+    "gemma_instruct",
+    before="<start_of_turn>user\n",
+    between="<end_of_turn>\n<start_of_turn>model\n",
+    answer="{}",
+    end="<end_of_turn>\n",
+)
+BUNNY = Conversation("bunny", VICUNA_V1.before, VICUNA_V1.between, VICUNA_V1.answer, end="<|endoftext|>")
 PLAIN = Conversation("plain", before="", between="", answer="{}", end="\n")
 BARE = Conversation("none", before="", between="", answer="{}", end="")
 """Image and text alone: what tells how much of a measurement is the template's doing."""
 CONVERSATIONS = {conversation.name: conversation for conversation in (VICUNA_V1, LLAVA_LLAMA_2, PLAIN)}
+"""Templates that a model of the original code may be measured with in memory."""
+_SAME = {"v1": VICUNA_V1, "llava_v1": VICUNA_V1, "qwen_2": QWEN_1_5, "llava_mistral_instruct": MISTRAL_INSTRUCT}
+_DIALOGUES = CONVERSATIONS | _SAME | {
+    conversation.name: conversation
+    for conversation in (
+        LLAVA_LLAMA_3, MISTRAL_INSTRUCT, QWEN_1_5, QWEN_2_5, CHATML_DIRECT, GEMMA_INSTRUCT, BUNNY
+    )
+}  # fmt: skip
+"""LLaVA-NeXT's names, llava/conversation.py: templates that prompts can be answered in."""
+_OF_LLM = {
+    "mistral": MISTRAL_INSTRUCT,
+    "qwen2": QWEN_1_5,
+    "qwen3": QWEN_1_5,
+    "gemma": GEMMA_INSTRUCT,
+    "gemma2": GEMMA_INSTRUCT,
+}
+
+
+def conversation_named(name: str) -> Conversation:
+    """The template of that name in LLaVA's code. Raises MirError, listing the known ones, where there is none."""
+    if name not in _DIALOGUES:
+        raise MirError(f"unknown conv_template {name!r}; known: {', '.join(_DIALOGUES)}.")
+    return _DIALOGUES[name]
+
+
+def dialogue_of(config: Mapping[str, Any], llm_config: Any, tokenizer: Tokenizer) -> Conversation:
+    """The template that a checkpoint answers in when none is named: what its code trains with on this base LLM.
+
+    Where the tokenizer has no single token for the end of a turn, the base is no chat model and Vicuna's is taken.
+
+    Args:
+        config: the checkpoint's config.json.
+        llm_config: the language model's, of transformers.
+    """
+    if str(config.get("model_type")).startswith("bunny"):
+        return BUNNY
+    fitting = LLAVA_LLAMA_3 if _is_one_token(tokenizer, "<|eot_id|>") else _OF_LLM.get(llm_config.model_type)
+    if fitting is None or not _is_one_token(tokenizer, fitting.end.strip()):
+        return VICUNA_V1
+    return fitting
+
+
+def end_ids(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
+    """The token that ends the assistant's turn, where it is one token."""
+    end = conversation.end.strip()
+    return tokenizer.encode(end) if end and _is_one_token(tokenizer, end) else []
+
+
+def _is_one_token(tokenizer: Tokenizer, text: str) -> bool:
+    return len(tokenizer.encode(text)) == 1
 
 
 def question_with_marks(prompt: Prompt) -> str:

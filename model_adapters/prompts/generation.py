@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 IMAGE_MARK = "<image>"
 
 
+class PromptTooLong(MirError):
+    """A prompt has no room in the model's context; others may."""
+
+
 def images_are_marked(text: str, n_images: int) -> bool:
     """Whether the text says where its images stand; without marks they stand in front.
 
@@ -79,7 +83,8 @@ class Generator(Protocol):
         probability ``top_p`` if given.
 
         Raises:
-            MirError: if marks and images of a prompt disagree, or a prompt leaves no room for an answer.
+            PromptTooLong: if a prompt leaves no room for an answer, for adapters that do not cut it.
+            MirError: if marks and images of a prompt disagree.
         """
         ...
 
@@ -88,6 +93,7 @@ class Generator(Protocol):
         prompt, and whether greedy decoding would give exactly these tokens; all pairs are one batch.
 
         Raises:
+            PromptTooLong: if a prompt with its continuation is longer than the context.
             MirError: if lengths differ, a continuation is empty, or marks and images of a prompt disagree.
         """
         ...

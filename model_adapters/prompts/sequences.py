@@ -20,13 +20,13 @@ class ExpandedPrompt:
         token_ids: (tokens,); 0 on vision tokens, which are filled with projector rows.
         vision_mask: bool (tokens,), true on vision tokens.
         text_ids: the prompt's ids without image placeholders, for projectors that read the prompt.
-        n_images: images whose rows the vision tokens are.
+        n_rows: vision tokens of each image, before any cut.
     """
 
     token_ids: Tensor
     vision_mask: Tensor
     text_ids: Tensor
-    n_images: int
+    n_rows: tuple[int, ...]
 
     @property
     def n_tokens(self) -> int:
@@ -35,7 +35,7 @@ class ExpandedPrompt:
 
     def cut(self, n_tokens: int | None) -> ExpandedPrompt:
         """The first ``n_tokens`` positions; the ids that a projector reads stay whole, as in the original."""
-        return ExpandedPrompt(self.token_ids[:n_tokens], self.vision_mask[:n_tokens], self.text_ids, self.n_images)
+        return ExpandedPrompt(self.token_ids[:n_tokens], self.vision_mask[:n_tokens], self.text_ids, self.n_rows)
 
     def text_mask(self) -> Tensor:
         """Bool (tokens,): every position after the last vision token. Needs at least one."""
@@ -47,34 +47,43 @@ class ExpandedPrompt:
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Prompts of different lengths as rectangles (samples, tokens)."""
+    """Prompts of different lengths as rectangles (samples, tokens).
+
+    Attributes:
+        n_rows: of each prompt, the vision tokens of each of its images before any cut.
+    """
 
     token_ids: Tensor
     vision_mask: Tensor
     attention_mask: Tensor
     prompt_ids: Tensor
     prompt_mask: Tensor
+    n_rows: tuple[tuple[int, ...], ...]
 
 
-def expand(ids: Sequence[int], n_vision_tokens: int) -> ExpandedPrompt:
-    """Replace every image placeholder by ``n_vision_tokens`` vision tokens."""
+def expand(ids: Sequence[int], n_vision_tokens: int | Sequence[int]) -> ExpandedPrompt:
+    """Replace every image placeholder by its vision tokens: as many for each, or one number per image."""
+    n_images = sum(token == IMAGE_PLACEHOLDER for token in ids)
+    n_rows = (n_vision_tokens,) * n_images if isinstance(n_vision_tokens, int) else tuple(n_vision_tokens)
+    of_images = iter(n_rows)
     token_ids: list[int] = []
     is_vision: list[bool] = []
     for token in ids:
         image = token == IMAGE_PLACEHOLDER
-        token_ids += [0] * n_vision_tokens if image else [token]
-        is_vision += [image] * (n_vision_tokens if image else 1)
+        n_tokens = next(of_images) if image else 1
+        token_ids += [0] * n_tokens if image else [token]
+        is_vision += [image] * n_tokens
     return ExpandedPrompt(
         token_ids=torch.tensor(token_ids),
         vision_mask=torch.tensor(is_vision),
         text_ids=torch.tensor([token for token in ids if token != IMAGE_PLACEHOLDER]),
-        n_images=sum(token == IMAGE_PLACEHOLDER for token in ids),
+        n_rows=n_rows,
     )
 
 
 def padded_batch(prompts: Sequence[ExpandedPrompt], device: torch.device, *, left: bool = False) -> PaddedBatch:
     """Pad to the longest prompt, on the right, or on the left for generation."""
-    per_image = [prompt.text_ids for prompt in prompts for _ in range(prompt.n_images)]
+    per_image = [prompt.text_ids for prompt in prompts for _ in prompt.n_rows]
     return PaddedBatch(
         token_ids=padded([prompt.token_ids for prompt in prompts], left=left).to(device),
         vision_mask=padded([prompt.vision_mask for prompt in prompts], left=left).to(device),
@@ -83,6 +92,7 @@ def padded_batch(prompts: Sequence[ExpandedPrompt], device: torch.device, *, lef
         ),
         prompt_ids=padded(per_image).to(device),
         prompt_mask=padded([torch.ones_like(ids, dtype=torch.bool) for ids in per_image]).to(device),
+        n_rows=tuple(prompt.n_rows for prompt in prompts),
     )
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import PIL.Image
 import torch
 from lmms_eval.api.model import lmms
+from loguru import logger
 from tqdm import tqdm
 
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.options import LOADING, load_options
 from mir_plugin.model_adapters import load_adapter
-from mir_plugin.model_adapters.prompts.generation import Generator, Prompt
+from mir_plugin.model_adapters.prompts.generation import Generator, Prompt, PromptTooLong
 from mir_plugin.tasks.generation_arguments import GenerationArguments
 from mir_plugin.tasks.lmms_eval.hooks import remember
 from mir_plugin.tasks.lmms_eval.measurement import answer
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
 
 MEASURING = tuple(f"mir_{name}" for name in OPTIONS)
+LARGEST_LOSS = 1e9
+"""Nats of a continuation that cannot be scored: more than any other has, and a number that JSON knows."""
+ItemT = TypeVar("ItemT")
+AnswerT = TypeVar("AnswerT")
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
@@ -31,8 +37,13 @@ class MirModel(lmms):
     """Any checkpoint that ``mir run`` can load.
 
     ``--model mir_llava --model_args pretrained=DIR,base_llm=DIR,vision_tower=DIR,dtype=…,device=…,device_memory=6GB,
-    family=…``: the names of ``LoadOptions``; the family is recognised when not named. ``mir_samples``,
-    ``mir_n_samples``, ``mir_seed``, ``mir_outliers`` and ``mir_normalize`` choose what the task `mir` measures.
+    family=…``: the names of ``LoadOptions``; the family is recognised when not named. ``conv_template`` is the
+    conversation template that prompts are answered in, by LLaVA's name; without it the one that fits the base LLM.
+    ``mir_samples``, ``mir_n_samples``, ``mir_seed``, ``mir_outliers`` and ``mir_normalize`` choose what the task `mir`
+    measures, which has a template of its own.
+
+    A prompt that is longer than the model's context is cut, as in the original code, or gets an empty answer where its
+    adapter does not cut; both are counted and said.
 
     Raises:
         MirError: for an unknown argument, or a checkpoint that cannot be loaded.
@@ -41,12 +52,17 @@ class MirModel(lmms):
     is_simple = True
 
     def __init__(
-        self, pretrained: str | None = None, batch_size: int | str = 1, max_batch_size: object = None, **arguments: Any
+        self,
+        pretrained: str | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: object = None,
+        conv_template: str | None = None,
+        **arguments: Any,
     ) -> None:
         super().__init__()
         unknown = sorted(arguments.keys() - {*LOADING, *MEASURING})
         if unknown:
-            known = ", ".join(("pretrained", *LOADING, *MEASURING))
+            known = ", ".join(("pretrained", "conv_template", *LOADING, *MEASURING))
             raise MirError(f"unknown model argument {unknown[0]!r}; known: {known}.")
         if not pretrained:
             raise MirError("no checkpoint given; write --model_args pretrained=CHECKPOINT_DIR.")
@@ -54,6 +70,8 @@ class MirModel(lmms):
         self.batch_size_per_gpu = _batch_size(batch_size)
         self.mir_options = {name: arguments[f"mir_{name}"] for name in OPTIONS if f"mir_{name}" in arguments}
         self.adapter = load_adapter(Path(self.pretrained), load_options(arguments))
+        if conv_template:
+            self._use_template(str(conv_template))
         remember(self)
 
     @property
@@ -80,15 +98,23 @@ class MirModel(lmms):
         """
         generator = self._generator()
         answers: dict[int, str] = {}
+        n_cut_before, n_empty = getattr(generator, "n_cut_prompts", 0), 0
         chosen = [GenerationArguments.of(request.args[1]) for request in requests]
         order = sorted(range(len(requests)), key=lambda i: (chosen[i], -len(requests[i].args[0])))
         with self._progress("answers", len(requests)) as progress:
             for batch in self._batches(order, chosen):
                 prompts = [self._prompt(requests[i], visuals_from=requests[i].args[2]) for i in batch]
-                for i, text in zip(batch, generator.generate(prompts, **chosen[batch[0]].as_keywords()), strict=True):
+                keywords = chosen[batch[0]].as_keywords()
+                texts = _each_that_fits(prompts, partial(generator.generate, **keywords))
+                for i, text in zip(batch, texts, strict=True):
+                    n_empty += text is None
+                    text = text or ""
                     answers[i] = text
                     self.cache_hook.add_partial("generate_until", (requests[i].args[0], requests[i].args[1]), text)
                 progress.update(len(batch))
+        n_cut = getattr(generator, "n_cut_prompts", 0) - n_cut_before
+        _say_too_long(n_cut, len(requests), requests, "cut to the model's context, as in the original code")
+        _say_too_long(n_empty, len(requests), requests, "longer than the model's context, and answered with nothing")
         return [answers[i] for i in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
@@ -98,15 +124,22 @@ class MirModel(lmms):
         """
         generator = self._generator()
         losses: dict[int, tuple[float, bool]] = {}
+        n_unscored = 0
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].args[0]))
         with self._progress("likelihoods", len(requests)) as progress:
             for batch in self._batches(order):
                 prompts = [self._prompt(requests[i], visuals_from=requests[i].args[2]) for i in batch]
                 continuations = [self._continuation(requests[i]) for i in batch]
-                for i, (logprob, greedy) in zip(batch, generator.loglikelihood(prompts, continuations), strict=True):
-                    losses[i] = (-logprob, greedy)
+                scores = _each_that_fits(
+                    list(zip(prompts, continuations, strict=True)),
+                    lambda some: generator.loglikelihood([prompt for prompt, _ in some], [text for _, text in some]),
+                )
+                for i, score in zip(batch, scores, strict=True):
+                    n_unscored += score is None
+                    losses[i] = (LARGEST_LOSS, False) if score is None else (-score[0], score[1])
                     self.cache_hook.add_partial("loglikelihood", requests[i].args[:2], losses[i])
                 progress.update(len(batch))
+        _say_too_long(n_unscored, len(requests), requests, "longer than the model's context, and given no likelihood")
         return [losses[i] for i in range(len(requests))]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
@@ -114,6 +147,11 @@ class MirModel(lmms):
         raise MirError(
             f"task {requests[0].task_name!r} is multi-round, which mir_llava does not support. Leave it out."
         )
+
+    def _use_template(self, name: str) -> None:
+        if not hasattr(self.adapter, "converse"):
+            raise MirError(f"the {self.adapter.family} adapter uses its own template; leave conv_template out.")
+        self.adapter.converse(name)
 
     def _generator(self) -> Generator:
         if not isinstance(self.adapter, Generator):
@@ -145,6 +183,23 @@ class MirModel(lmms):
     def _continuation(self, request: Instance) -> str:
         target = request.args[1]
         return str(target(self._document(request)) if callable(target) else target)
+
+
+def _each_that_fits(
+    items: Sequence[ItemT], answer_all: Callable[[Sequence[ItemT]], list[AnswerT]]
+) -> list[AnswerT | None]:
+    """Answers in one batch, or one by one where an item is too long for the model; None for those that are."""
+    try:
+        return list(answer_all(items))
+    except PromptTooLong:
+        if len(items) == 1:
+            return [None]
+    return [one for item in items for one in _each_that_fits([item], answer_all)]
+
+
+def _say_too_long(n: int, n_all: int, requests: Sequence[Instance], what: str) -> None:
+    if n:
+        logger.warning(f"{requests[0].task_name}: {n} of {n_all} prompts were {what}.")
 
 
 def _image(visual: Any, task: str) -> PIL.Image.Image:
