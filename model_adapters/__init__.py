@@ -181,7 +181,9 @@ def recognise(folder: CheckpointFolder) -> AdapterSpec:
         if cast("Callable[[CheckpointFolder], bool]", _import(spec.recognises))(folder):
             return spec
     raise MirError(
-        f"{folder.path} belongs to no known family ({_names()}). Name one with --family to load it as that family."
+        f"{folder.path} belongs to no known family ({_names()}). Name one with --family to load it as that family; "
+        "convert it to the Hugging Face format where transformers has its model, or write an adapter of your own "
+        "(docs/how-to/own-model.md)."
     )
 
 

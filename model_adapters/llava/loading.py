@@ -16,7 +16,7 @@ from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
 from mir_plugin.model_adapters.llava.files import LlavaFiles, open_llava
 from mir_plugin.model_adapters.llava.merging import Merge
 from mir_plugin.model_adapters.llava.model import LlavaModel
-from mir_plugin.model_adapters.llava.parts import NEWLINE, Parts, open_parts, supported_llm
+from mir_plugin.model_adapters.llava.parts import NEWLINE, SUPPORTED_LLMS, Parts, open_parts, supported_llm
 from mir_plugin.model_adapters.llava.preprocess import ClipPreprocessor, open_preprocessor
 from mir_plugin.model_adapters.llava.projectors import build_projector
 from mir_plugin.model_adapters.llava.sizes import require_own_tokenizer
@@ -122,7 +122,7 @@ def assemble(
     def build() -> LlavaModel:
         tower = build_tower()
         projector = build_projector(files.config, files.weights, tower.config.feature_width)
-        model = LlavaModel(tower, projector, _own_decoder(llm_class(llm_config)), merge_views)
+        model = LlavaModel(tower, projector, _own_decoder(llm_class(llm_config), files), merge_views)
         if files.has_moca:
             model.moca_positions = calibrate(model.decoder_layers, model.hidden_size)
         return model
@@ -172,14 +172,14 @@ def _facts(parts: Parts) -> dict[str, Any]:
     return facts
 
 
-def _own_decoder(llm: Any) -> Any:
+def _own_decoder(llm: Any, files: LlavaFiles) -> Any:
     """The language model, if its layers are where the original code has them."""
     inner = getattr(llm, "model", None)
     if not hasattr(inner, "layers") or not hasattr(inner, "embed_tokens") or not hasattr(llm, "lm_head"):
         raise MirError(
-            f"{type(llm).__name__} has no model.layers, model.embed_tokens and lm_head, which the original LLaVA "
-            "layout names. Convert the checkpoint to the Hugging Face format, or write an adapter of your own "
-            "(`mir adapters`)."
+            f"{files.checkpoint / 'config.json'} has model_type {files.config.get('model_type')!r}, which makes "
+            f"a {type(llm).__name__}; {SUPPORTED_LLMS} Convert the checkpoint to the Hugging Face format, or write an "
+            "adapter of your own (`mir adapters`)."
         )
     return llm
 

@@ -16,6 +16,10 @@ NEWLINE = "image_newline"
 # Known to be causal language models of transformers; whether others are is asked there, which imports torch.
 _LLMS = frozenset({"llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma", "gemma2", "stablelm"})
 _EXPERTS = (".block_sparse_moe.", ".mlp.experts.")
+SUPPORTED_LLMS = (
+    "supported are causal language models of transformers with model.layers, with or without a fork's name before "
+    "theirs: llava_qwen, bunny-phi, mgm_gemma, mistral …"
+)
 _INSTEAD = (
     "Convert the checkpoint to the Hugging Face format where transformers has its model, or write an adapter of your "
     "own (`mir adapters`)."
@@ -69,13 +73,12 @@ def supported_llm(files: LlavaFiles) -> str:
     """
     stated = str(files.config.get("model_type"))
     kind = llm_kind(stated, files.weights)
+    path = files.checkpoint / "config.json"
     if kind not in _LLMS and not _is_causal_llm(kind):
-        raise MirError(
-            f"{files.checkpoint / 'config.json'} has model_type {stated!r}; supported are the causal language models "
-            f"of transformers with or without a fork's name before them: llava_qwen, bunny-phi, mistral … {_INSTEAD}"
-        )
-    if any(marker in name for name in files.weights for marker in _EXPERTS):
-        raise MirError(f"{files.checkpoint} has a language model with experts ({kind}), which is not read. {_INSTEAD}")
+        raise MirError(f"{path} has model_type {stated!r}; {SUPPORTED_LLMS} {_INSTEAD}")
+    has_experts = any(marker in name for name in files.weights for marker in _EXPERTS)
+    if has_experts or "moe" in kind or kind == "mixtral":
+        raise MirError(f"{path} has model_type {stated!r}, a language model with experts; not read. {_INSTEAD}")
     require_sizes_of_weights(files)
     require_own_base(files, kind)
     return kind

@@ -62,7 +62,7 @@ class MirModel(lmms):
         super().__init__()
         unknown = sorted(arguments.keys() - {*LOADING, *MEASURING})
         if unknown:
-            known = ", ".join(("pretrained", "conv_template", *LOADING, *MEASURING))
+            known = ", ".join(("pretrained", *LOADING, "conv_template", *MEASURING))
             raise MirError(f"unknown model argument {unknown[0]!r}; known: {known}.")
         if not pretrained:
             raise MirError("no checkpoint given; write --model_args pretrained=CHECKPOINT_DIR.")

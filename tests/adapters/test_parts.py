@@ -144,7 +144,8 @@ def llava_next() -> Any:
     return randomised(
         tf.LlavaNextForConditionalGeneration(
             tf.LlavaNextConfig(
-                vision_config=clip(), text_config=llm("llama"), image_token_index=N_EMBEDDINGS - 1, vision_feature_layer=-2,
+                vision_config=clip(), text_config=llm("llama"), image_token_index=N_EMBEDDINGS - 1,
+                vision_feature_layer=-2,
                 image_grid_pinpoints=[(height, width) for width, height in PINPOINTS],
             )
         )
@@ -155,7 +156,8 @@ def onevision(limit: int) -> Any:
     return randomised(
         tf.LlavaOnevisionForConditionalGeneration(
             tf.LlavaOnevisionConfig(
-                vision_config=siglip(), text_config=llm("qwen2"), image_token_index=N_EMBEDDINGS - 1, vision_feature_layer=-2,
+                vision_config=siglip(), text_config=llm("qwen2"), image_token_index=N_EMBEDDINGS - 1,
+                vision_feature_layer=-2,
                 vision_feature_select_strategy="full", vision_aspect_ratio=f"anyres_max_{limit}",
                 image_grid_pinpoints=[(height, width) for width, height in PINPOINTS],
             )

@@ -225,9 +225,8 @@ CONFIGS = (
     ),
     config_case(
         "anyres",
-        "config.json says anyres, which marks LLaVA-1.6",
-        "anyres",
-        "--family huggingface",
+        "config.json says anyres, without resolutions",
+        "image_grid_pinpoints",
         image_aspect_ratio="anyres",
     ),
     unharmed(
