@@ -188,6 +188,7 @@ def _llm(files: LlavaFiles, kind: str) -> tuple[Any, Any]:
     """Config object and class of the language model, from the checkpoint's config."""
     config_class: Any = CONFIG_MAPPING[kind]
     fields = {name: value for name, value in files.config.items() if name not in _WITHOUT_EFFECT}
+    fields["pad_token_id"] = None  # a default may lie beyond the vocabulary
     if fields.get("rope_scaling") is None:
         fields.pop("rope_scaling", None)
     try:

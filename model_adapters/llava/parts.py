@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from mir_plugin.errors import MirError
@@ -15,6 +16,7 @@ from mir_plugin.model_adapters.llava.views import Views, views_of
 NEWLINE = "image_newline"
 # Known to be causal language models of transformers; whether others are is asked there, which imports torch.
 _LLMS = frozenset({"llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma", "gemma2", "stablelm"})
+_PROJECTORS = re.compile(r"linear|qformer|ldpnetv2|mlp\d+x_gelu")
 _EXPERTS = (".block_sparse_moe.", ".mlp.experts.")
 SUPPORTED_LLMS = (
     "supported are causal language models of transformers with model.layers, with or without a fork's name before "
@@ -53,7 +55,12 @@ def open_parts(files: LlavaFiles) -> Parts:
     tower = open_tower_config(files.tower, files.config, files.weights)
     views = views_of(files.config, tower.image_size)
     merge = open_merge(files.config, views, tower.patches_per_side, stored=NEWLINE in files.weights)
-    projector = files.config.get("mm_projector_type")
+    projector = str(files.config.get("mm_projector_type", "linear"))
+    if not _PROJECTORS.fullmatch(projector):
+        raise MirError(
+            f"{files.checkpoint / 'config.json'} has an unknown projector: mm_projector_type is {projector!r}; supported: linear, qformer, "
+            f"ldpnetv2, mlpNx_gelu for any N. {_INSTEAD}"
+        )
     if views is not None and (projector in ("qformer", "ldpnetv2") or tower.n_features != tower.patches_per_side**2):
         raise MirError(
             f"{files.checkpoint / 'config.json'} has image_aspect_ratio {files.config['image_aspect_ratio']!r} with "

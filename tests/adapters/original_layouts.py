@@ -65,6 +65,8 @@ def original_names(model: Any) -> dict[str, torch.Tensor]:
     for name, tensor in model.state_dict().items():
         ours, theirs = next((a, b) for a, b in _RULES.items() if name.startswith(a))
         renamed[theirs + name.removeprefix(ours)] = tensor.clone()
+    if model.config.text_config.model_type == "phi":  # its head has a bias, which transformers' LLaVA leaves out
+        renamed["lm_head.bias"] = torch.zeros(N_EMBEDDINGS)
     return renamed
 
 

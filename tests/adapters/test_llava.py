@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPVisionConfig
+from transformers import CLIPVisionConfig, SiglipVisionConfig
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions, load_adapter, open_checkpoint
 from mir_plugin.model_adapters.llava.loading import LlavaAdapter
-from mir_plugin.model_adapters.llava.tower_config import CLIP_DEFAULTS, open_tower_weights
+from mir_plugin.model_adapters.llava.tower_config import CLIP, SIGLIP, open_tower_weights
 from mir_plugin.model_adapters.prompts.generation import Generator, Prompt
 from mir_plugin.model_adapters.prompts.sequences import padded_batch
 from mir_plugin.samples.sample_set import Sample
@@ -241,4 +241,5 @@ def test_a_tower_saved_by_transformers_5_without_its_prefix_is_the_same_tower(tm
 
 
 def test_sizes_that_a_towers_config_leaves_out_are_transformers_defaults() -> None:
-    assert {name: getattr(CLIPVisionConfig(), name) for name in CLIP_DEFAULTS} == CLIP_DEFAULTS
+    for kind, config in ((CLIP, CLIPVisionConfig()), (SIGLIP, SiglipVisionConfig())):
+        assert {name: getattr(config, name) for name in kind.defaults} == kind.defaults
