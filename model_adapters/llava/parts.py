@@ -58,7 +58,7 @@ def open_parts(files: LlavaFiles) -> Parts:
     projector = str(files.config.get("mm_projector_type", "linear"))
     if not _PROJECTORS.fullmatch(projector):
         raise MirError(
-            f"{files.checkpoint / 'config.json'} has an unknown projector: mm_projector_type is {projector!r}; supported: linear, qformer, "
+            f"{files.checkpoint / 'config.json'}: mm_projector_type is {projector!r}; supported: linear, qformer, "
             f"ldpnetv2, mlpNx_gelu for any N. {_INSTEAD}"
         )
     if views is not None and (projector in ("qformer", "ldpnetv2") or tower.n_features != tower.patches_per_side**2):
