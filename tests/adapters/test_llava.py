@@ -214,7 +214,7 @@ def test_likelihoods_are_those_of_one_token_after_another() -> None:
     expected = 0.0
     for end in range(whole.n_tokens - n_tokens, whole.n_tokens):
         batch = padded_batch([whole.cut(end)], adapter.device)
-        states = adapter.model.prefill(adapter.model.embed(batch, adapter._pixels([prompt])), batch.attention_mask)
+        states = adapter.model.prefill(adapter.model.embed(batch, *adapter._pixels([prompt])), batch.attention_mask)
         logits = adapter.model.base_llm.lm_head(states[0, -1])
         expected += float(logits.log_softmax(-1)[whole.token_ids[end]])
     ((value, greedy),) = adapter.loglikelihood([prompt], [CONTINUATIONS[0]])

@@ -156,7 +156,7 @@ def greedy_by_prefill(adapter: LlavaAdapter, question: ExpandedPrompt, prompt: P
         token_ids = torch.cat([question.token_ids, torch.tensor(chosen, dtype=torch.long)])
         vision_mask = torch.cat([question.vision_mask, torch.zeros(len(chosen), dtype=torch.bool)])
         batch = padded_batch([replace(question, token_ids=token_ids, vision_mask=vision_mask)], adapter.device)
-        embeddings = adapter.model.embed(batch, adapter._pixels([prompt]))
+        embeddings = adapter.model.embed(batch, *adapter._pixels([prompt]))
         with adapter.model.calibrating(batch.vision_mask):
             state = adapter.model.prefill(embeddings, batch.attention_mask)
         chosen.append(int(adapter.model.base_llm.lm_head(state[0, -1]).argmax()))
