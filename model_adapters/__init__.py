@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.recognition import CheckpointFolder
+from mir_plugin.model_adapters.weights.left_by_trainers import remedy_for
 
 if TYPE_CHECKING:
     from mir_plugin.model_adapters.weights.shared_parts import SharedParts
@@ -24,7 +25,9 @@ class LoadOptions:
     """How to load a checkpoint; the same names as on the command line and in ``--model_args``.
 
     Attributes:
-        base_llm: folder of the language model a projector-only or LoRA checkpoint was trained on.
+        base: folder that supplies what a checkpoint lacks: config.json and the base weights of an adapter; and the
+            processor, instead of the checkpoint's own.
+        base_llm: folder of the language model a projector-only or LoRA checkpoint was trained on; default ``base``.
         vision_tower: folder that overrides every other source of vision-tower weights.
         vision_tower_aux: the same for the second tower (Mini-Gemini).
         family: adapter name, or "module:ATTRIBUTE" of an ``AdapterSpec`` that is not an installed plugin; None
@@ -34,8 +37,10 @@ class LoadOptions:
         device_memory: bytes of device memory to stay within; decoder weights are streamed when they do not fit.
         merge_lora: fold LoRA weights into the base weights while loading.
         trust_remote_code: allow code from the checkpoint's folder to run.
+        unpickle: let the readers of torch and DeepSpeed unpickle shards of a training, which may run code.
     """
 
+    base: Path | None = None
     base_llm: Path | None = None
     vision_tower: Path | None = None
     vision_tower_aux: Path | None = None
@@ -45,6 +50,7 @@ class LoadOptions:
     device_memory: int | None = None
     merge_lora: bool = True
     trust_remote_code: bool = False
+    unpickle: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         summary="Mini-Gemini / MGM: full and projector-only; two vision towers and patch-info mining",
         loads="mir_plugin.model_adapters.mini_gemini.loading:load",
         recognises="mir_plugin.model_adapters.recognition:is_mini_gemini",
-        inspects="mir_plugin.model_adapters.mini_gemini.files:inspect",
+        inspects="mir_plugin.model_adapters.mini_gemini.loading:inspect",
         aliases=("mgm",),
         shares=True,
     ),
@@ -90,7 +96,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         summary="ShareGPT4V: full, pre-training (tuned upper vision tower) and projector-only",
         loads="mir_plugin.model_adapters.llava.loading:load_sharegpt4v",
         recognises="mir_plugin.model_adapters.recognition:is_sharegpt4v",
-        inspects="mir_plugin.model_adapters.llava.files:inspect_sharegpt4v",
+        inspects="mir_plugin.model_adapters.llava.loading:inspect_sharegpt4v",
         aliases=("share4v",),
         shares=True,
     ),
@@ -99,7 +105,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         summary="original LLaVA-1.5: full, projector-only, LoRA; with or without MoCa",
         loads="mir_plugin.model_adapters.llava.loading:load",
         recognises="mir_plugin.model_adapters.recognition:is_llava",
-        inspects="mir_plugin.model_adapters.llava.files:inspect",
+        inspects="mir_plugin.model_adapters.llava.loading:inspect",
         aliases=("llava",),
         shares=True,
     ),
@@ -180,6 +186,14 @@ def recognise(folder: CheckpointFolder) -> AdapterSpec:
     for spec in known_adapters():
         if cast("Callable[[CheckpointFolder], bool]", _import(spec.recognises))(folder):
             return spec
+    if folder.config_from not in (None, folder.path):
+        raise MirError(
+            f"{folder.path} has no config.json, and that of its base {folder.config_from} describes no vision-language "
+            "model. LLaVA's LoRA gets its config.json and non_lora_trainables.bin (the projector) at the end of a "
+            "training: measure the run's folder. For a Hugging Face model, name its base with --base."
+        )
+    if remedy := remedy_for(folder.path):
+        raise MirError(f"{folder.path} belongs to no known family. {remedy}")
     raise MirError(
         f"{folder.path} belongs to no known family ({_names()}). Name one with --family to load it as that family; "
         "convert it to the Hugging Face format where transformers has its model, or write an adapter of your own "
@@ -202,7 +216,7 @@ class Checkpoint:
     @functools.cached_property
     def folder(self) -> CheckpointFolder:
         """The folder, fetched from the hub if it is not there. Raises MirError if there is none."""
-        return CheckpointFolder.find(self.name)
+        return CheckpointFolder.find(self.name, self.options.base)
 
     @functools.cached_property
     def spec(self) -> AdapterSpec:

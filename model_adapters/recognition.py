@@ -9,7 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.weights.stored import read_json
+from mir_plugin.model_adapters.weights.hub import find_folder, folder_of_base
+from mir_plugin.model_adapters.weights.left_by_trainers import ADAPTER_CONFIG, remedy_for
+from mir_plugin.model_adapters.weights.stored import has_checkpoint_weights, read_json
 
 CONFIG_NAME = "config.json"
 
@@ -21,38 +23,73 @@ class CheckpointFolder:
     Attributes:
         path: of the folder.
         config: the content of its config.json, read-only.
+        base: the folder named by ``--base``, or the one that lent its config.json.
+        config_from: the folder whose config.json it is.
     """
 
     path: Path
     config: Mapping[str, Any]
+    base: Path | None = None
+    config_from: Path | None = None
 
     @classmethod
-    def read(cls, path: Path) -> CheckpointFolder:
-        """The folder at ``path``. Raises MirError if it holds no config.json, or one that cannot be read."""
-        if path.is_dir() and not (path / CONFIG_NAME).is_file():
-            raise MirError(f"{path} is not a checkpoint folder: it holds no {CONFIG_NAME}.")
-        return cls(path, MappingProxyType(read_json(path / CONFIG_NAME)))
+    def read(cls, path: Path, base: Path | None = None) -> CheckpointFolder:
+        """The folder at ``path``.
+
+        Args:
+            base: whose config.json is used where the folder has none: an adapter's, or accelerate's state. By default
+                that is the folder which adapter_config.json names, if it is on this machine.
+        Raises:
+            MirError: if there is no config.json, or one that cannot be read.
+        """
+        named = None if base is None else find_folder(str(base), (), part="base", option="--base")
+        if not path.is_dir() or (path / CONFIG_NAME).is_file():
+            return cls(path, MappingProxyType(read_json(path / CONFIG_NAME)), named, path)
+        is_adapter = (path / ADAPTER_CONFIG).is_file()
+        of_adapter = folder_of_base(path) if is_adapter and named is None else named
+        if isinstance(of_adapter, Path) and (is_adapter or has_checkpoint_weights(path)):
+            config = read_json(of_adapter / CONFIG_NAME)
+            return cls(path, MappingProxyType(config), of_adapter, of_adapter)
+        raise MirError(_why_no_checkpoint(path, of_adapter))
 
     @classmethod
-    def find(cls, name: Path) -> CheckpointFolder:
+    def find(cls, name: Path, base: Path | None = None) -> CheckpointFolder:
         """The folder of that name, or the local copy of the hub repository of that name, fetched if need be.
 
+        Args:
+            base: as for ``read``.
         Raises:
             MirError: if there is no such folder and the hub does not provide it.
         """
         if name.is_dir():
-            return cls.read(name)
+            return cls.read(name, base)
         from mir_plugin.model_adapters.weights.hub import hub_folder
 
         downloaded = hub_folder(str(name))
         if isinstance(downloaded, str):
             raise MirError(f"no checkpoint folder at {name} ({downloaded}). Check the path, or download it.")
-        return cls.read(downloaded)
+        return cls.read(downloaded, base)
 
     @property
     def config_path(self) -> Path:
         """Of config.json, for messages."""
-        return self.path / CONFIG_NAME
+        return (self.config_from or self.path) / CONFIG_NAME
+
+
+def _why_no_checkpoint(path: Path, base: Path | str | None) -> str:
+    """What a folder without config.json is, and what to do, for a message."""
+    lacks = f"{path} is not a checkpoint folder: it holds no {CONFIG_NAME}."
+    if isinstance(base, str):
+        return (
+            f"{lacks} It is a PEFT adapter of {base!r}, which is not on this machine. For a Hugging Face model, name "
+            "the folder of its base with --base. For LLaVA's own LoRA, measure the run's folder: config.json and "
+            f"non_lora_trainables.bin (the projector) are written at the end. {remedy_for(path) or ''}".rstrip()
+        )
+    if remedy := remedy_for(path):
+        return f"{lacks} {remedy}"
+    if has_checkpoint_weights(path):
+        return f"{lacks} Its weights may be the base's: name the folder whose {CONFIG_NAME} describes them with --base."
+    return lacks
 
 
 def is_mini_gemini(folder: CheckpointFolder) -> bool:

@@ -46,6 +46,15 @@ Seed = Annotated[int, typer.Option(min=0, help="Random seed for choosing samples
 
 
 def load_options(
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base",
+            "--processor",
+            help="Folder that supplies what the checkpoint lacks: processor, config.json, an adapter's base weights.",
+            rich_help_panel=LOADING,
+        ),
+    ] = None,
     base_llm: Annotated[
         Path | None,
         typer.Option(help="Base language model of a projector-only or LoRA checkpoint.", rich_help_panel=LOADING),
@@ -86,9 +95,18 @@ def load_options(
         bool,
         typer.Option("--trust-remote-code", help="Run code from the checkpoint folder.", rich_help_panel=LOADING),
     ] = False,
+    unpickle: Annotated[
+        bool,
+        typer.Option(
+            "--unpickle",
+            help="Read FSDP's .distcp shards and ZeRO partitions. Unpickles them, which may run code.",
+            rich_help_panel=LOADING,
+        ),
+    ] = False,
 ) -> LoadOptions:
     """How to load a checkpoint."""
     options = LoadOptions(
+        base=base,
         base_llm=base_llm,
         vision_tower=vision_tower,
         vision_tower_aux=vision_tower_aux,
@@ -98,6 +116,7 @@ def load_options(
         device_memory=None if device_memory is None else parse_size(device_memory),
         merge_lora=merge_lora,
         trust_remote_code=trust_remote_code,
+        unpickle=unpickle,
     )
     return on_own_device(options)
 

@@ -24,7 +24,7 @@ from mir_plugin.errors import MirError
 IGNORED_FILES = (
     ".*", "*.md", "*.log", "*.out", "*.lock", "*.csv", "*.jsonl", "*.tsv", "*.xlsx", "*.html", "*.pdf", "*.png",
     "*.jpg", "*.jpeg", "*.gif", "LICENSE*", "events.out.tfevents.*", "optimizer*", "scheduler*", "rng_state*",
-    "random_states*", "training_args.*", "trainer_state.json", "*_optim_states.pt", "zero_to_fp32.py", "latest",
+    "random_states*", "training_args.*", "trainer_state.json", "zero_to_fp32.py", "latest",
     "all_results.json", "eval_results.json", "train_results.json",
     "mir.json", "indicators.json", "pictures.json", "robustness.json", "sweep.json", "*_mir.json", "*.superseded",
 )  # fmt: skip

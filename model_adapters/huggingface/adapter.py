@@ -16,9 +16,10 @@ from torch.nn.functional import cross_entropy
 from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import folder_fingerprint
 from mir_plugin.model_adapters.huggingface.answers import generate_answers, score_continuations
-from mir_plugin.model_adapters.huggingface.checkpoint import load_model_and_processor
+from mir_plugin.model_adapters.huggingface.checkpoint import load_model_and_processor, require_allowed_code
 from mir_plugin.model_adapters.huggingface.identity import code_elsewhere, identified, image_settings
 from mir_plugin.model_adapters.huggingface.inputs import LOGITS_TO_KEEP, LoadedModel, evaluation_mode, takes_argument
+from mir_plugin.model_adapters.huggingface.sources import find_sources
 from mir_plugin.model_adapters.introspection.decoder import (
     attention_of,
     find_decoder,
@@ -288,11 +289,14 @@ def load(folder: CheckpointFolder, options: LoadOptions) -> HuggingFaceAdapter:
     Raises:
         MirError: as ``load_model_and_processor`` and ``from_loaded``.
     """
-    before = folder_fingerprint([folder.path])
+    require_allowed_code(folder, options)
+    sources = find_sources(folder, options)
+    before = folder_fingerprint(sources.folders)
     loaded = load_model_and_processor(folder, options)
     code = code_elsewhere(folder.path, loaded.model, loaded.processor)
-    folders = [folder.path.absolute(), *code]
+    folders = [*sources.folders, *code]
     identity = {
+        **({"notes": dict(loaded.notes)} if loaded.notes else {}),
         "checkpoint_fingerprint": folder_fingerprint(folders) if code else before,
         "source_folders": [str(place) for place in folders],
     }

@@ -32,9 +32,14 @@ _MOST_PARAMETERS_PER_STORED = 1.5
 _LARGEST_STD = 300.0  # of colours from 0 to 255, where they are not rescaled
 
 
-def require_sound_files(checkpoint: Path, config: Mapping[str, Any], *, may_run_code: bool) -> None:
+def require_sound_files(
+    checkpoint: Path, config: Mapping[str, Any], config_from: Path, *, may_run_code: bool, unpickle: bool = False
+) -> None:
     """Read every JSON file and the headers of the weights, and compare their sizes with what the config describes.
 
+    Args:
+        checkpoint: folder of the weights.
+        config_from: folder of config.json.
     Raises:
         MirError: naming the file, if one is damaged, the config asks for code from elsewhere, or describes a much
             larger model than the weights are.
@@ -42,18 +47,23 @@ def require_sound_files(checkpoint: Path, config: Mapping[str, Any], *, may_run_
     for name in _JSON_FILES:
         if (checkpoint / name).is_file():
             read_json(checkpoint / name)
-    template = checkpoint / "chat_template.jinja"
-    if template.is_file() and not template.read_text(encoding="utf-8", errors="replace").strip():
-        raise MirError(f"{template} is empty. Copy it from the base checkpoint, or remove it: there is a fallback.")
+    require_sound_template(checkpoint)
     if not may_run_code:
-        _refuse_kernels(checkpoint, config)
-    _require_sensible_norms(checkpoint, config)
-    _require_possible_rotation(checkpoint, config)
+        _refuse_kernels(config_from, config)
+    _require_sensible_norms(config_from, config)
+    _require_possible_rotation(config_from, config)
     if "quantization_config" in config:
         return  # stored in fewer numbers than the model has, and in dtypes of their own
-    weights = open_checkpoint_weights(checkpoint)
+    weights = open_checkpoint_weights(checkpoint, unpickle=unpickle)
     _require_floats(weights)
-    _require_described_size(checkpoint, config, weights)
+    _require_described_size(config_from, config, weights)
+
+
+def require_sound_template(folder: Path) -> None:
+    """Raise MirError for a chat template without content."""
+    template = folder / "chat_template.jinja"
+    if template.is_file() and not template.read_text(encoding="utf-8", errors="replace").strip():
+        raise MirError(f"{template} is empty. Copy it from the base checkpoint, or remove it: there is a fallback.")
 
 
 def skeleton(checkpoint: Path, *, trust_remote_code: bool = False) -> Any:

@@ -1,28 +1,36 @@
-"""What a checkpoint folder in the Hugging Face format is made of, from its config and file names. Imports no torch."""
+"""What a checkpoint folder in the Hugging Face format is made of, and whether it would load: no weight is read."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
+from mir_plugin.model_adapters.huggingface.sources import Sources, find_sources
 from mir_plugin.model_adapters.recognition import CheckpointFolder, brings_code
+from mir_plugin.samples.sample_set import Sample
 
 
 def inspect(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
-    """What loading would use; no weight is read. Raises MirError for options that do not apply or missing parts."""
-    require_applicable(options)
-    checkpoint, config = folder.path, folder.config
+    """What loading would use. Raises MirError as loading would, for all but the values of weights.
+
+    Code that a checkpoint brings is not run: of such a checkpoint only files are looked at.
+    """
+    sources = find_sources(folder, options)
+    if not brings_code(sources.config):
+        return _description(sources) | _as_loaded(folder, options)
+    return _description(sources)
+
+
+def _description(sources: Sources) -> dict[str, str]:
+    config = sources.config
     text, vision = config.get("text_config", config), config.get("vision_config", {})
     if not (isinstance(text, dict) and isinstance(vision, dict)):
         raise MirError(
-            f"{checkpoint / 'config.json'} has a text_config or vision_config that is not an object. Copy it again."
+            f"{sources.config_from / 'config.json'} has a text_config or vision_config that is not an object. Copy it "
+            "again."
         )
-    stored = sorted(path.name for path in checkpoint.glob("*.safetensors")) or sorted(
-        path.name for path in checkpoint.glob("pytorch_model*.bin")
-    )
-    if not stored:
-        raise MirError(
-            f"{checkpoint} holds no weights (*.safetensors or pytorch_model*.bin). Copy the whole checkpoint."
-        )
+    stored = _weight_files(sources.weights)
     return {
         "model type": str(config.get("model_type")),
         "layers": f"{text.get('num_hidden_layers', '?')} of width {text.get('hidden_size', '?')}",
@@ -31,15 +39,23 @@ def inspect(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
         "remote code": "needed: --trust-remote-code" if brings_code(config) else "none",
         "weights": f"{len(stored)} file(s), {stored[0]}" + (" ..." if len(stored) > 1 else ""),
         "saved as": str(config.get("dtype", config.get("torch_dtype", "not stated"))),
+        **sources.notes,
     }
 
 
-def require_applicable(options: LoadOptions) -> None:
-    """Raise MirError for an option that means nothing here."""
-    for name in ("base_llm", "vision_tower", "vision_tower_aux"):
-        if getattr(options, name) is not None:
-            raise MirError(
-                f"--{name.replace('_', '-')} does not apply: a Hugging Face checkpoint holds its language model and "
-                "vision tower itself. Leave the option out, or name the family with --family if this is an "
-                "original-format folder."
-            )
+def _as_loaded(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
+    """Go through everything that loading and the first sample go through, with parameters that have no memory."""
+    from PIL import Image
+
+    from mir_plugin.model_adapters.huggingface.adapter import HuggingFaceAdapter
+    from mir_plugin.model_adapters.huggingface.checkpoint import check_without_weights
+
+    checked = check_without_weights(folder, options)
+    adapter = HuggingFaceAdapter(checked.model, checked.processor, family="huggingface", identity={})
+    adapter.encode([Sample("a blank picture", Image.new("RGB", (64, 48)), "a")])
+    return {**checked.notes, "prompt": str(adapter.facts["prompt_source"])}
+
+
+def _weight_files(folder: Path) -> list[str]:
+    names = [path.name for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith("adapter_model")]
+    return names or [path.name for path in sorted(folder.glob("pytorch_model*"))] or ["shards of a training"]

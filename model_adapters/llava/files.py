@@ -1,6 +1,6 @@
 """What an original-format LLaVA checkpoint is made of, found out from its files, config and key names.
 
-Nothing is read here but configs and headers, so this also answers `mir inspect`.
+Nothing is read here but configs and headers.
 """
 
 from __future__ import annotations
@@ -126,20 +126,6 @@ def search_places(checkpoint: Path) -> tuple[Path, ...]:
     return (checkpoint, checkpoint.parent, checkpoint.parent.parent)  # a checkpoint-N/ lies one level deeper
 
 
-def inspect(folder: CheckpointFolder, options: LoadOptions, *, family: str = "llava-1.5") -> dict[str, str]:
-    """What loading would use; no weight is read. Raises MirError for parts that are missing or do not fit."""
-    from mir_plugin.model_adapters.llava.parts import open_parts
-
-    files = open_llava(folder, options, family=family)
-    open_parts(files)
-    return description(files, options)
-
-
-def inspect_sharegpt4v(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
-    """What loading a ShareGPT4V checkpoint would use, as ``inspect``."""
-    return inspect(folder, options, family="sharegpt4v")
-
-
 def open_llava(
     folder: CheckpointFolder, options: LoadOptions, *, family: str, more_rules: tuple[KeyRule, ...] = ()
 ) -> LlavaFiles:
@@ -152,7 +138,7 @@ def open_llava(
         MirError: if a part is missing, damaged or contradicts another; names it and the option that supplies it.
     """
     checkpoint, config = folder.path, folder.config
-    kind = _kind(checkpoint, with_base=options.base_llm is not None)
+    kind = _kind(checkpoint, options)
     near = search_places(checkpoint)
     base_llm = None if kind == "full" else _base_llm(checkpoint, kind, config, options, near)
     if kind == "full" and options.base_llm is not None:
@@ -161,7 +147,7 @@ def open_llava(
             f"would change nothing. Leave it out, or name the projector-only checkpoint."
         )
     adapter = open_lora(checkpoint) if kind == "lora" else None
-    weights = _weights(checkpoint, kind, config, base_llm, adapter, family, more_rules)
+    weights = _weights(checkpoint, kind, config, base_llm, adapter, family, more_rules, options)
     tower, tower_source, tower_weights = _vision_tower(checkpoint, config, options, weights, near)
     weights = {name: weight for name, weight in weights.items() if not name.startswith(_TOWER_PREFIX)} | tower_weights
     files = LlavaFiles(
@@ -183,12 +169,14 @@ def open_llava(
     return files
 
 
-def _kind(checkpoint: Path, *, with_base: bool) -> str:
+def _kind(checkpoint: Path, options: LoadOptions) -> str:
     has_adapter = (checkpoint / "adapter_config.json").is_file() or any(
         (checkpoint / name).is_file() for name in ADAPTER_FILES
     )
-    whole = has_checkpoint_weights(checkpoint)  # also where an mm_projector.bin of the pre-training stage lies beside
-    if has_adapter and (with_base or not whole):
+    whole = has_checkpoint_weights(
+        checkpoint, unpickle=options.unpickle
+    )  # also where an mm_projector.bin of the pre-training stage lies beside
+    if has_adapter and (options.base_llm is not None or not whole):
         return "lora"
     if whole:
         return "full"
@@ -219,8 +207,8 @@ def _notes(checkpoint: Path, kind: str, weights: Mapping[str, StoredTensor]) -> 
 def _base_llm(
     checkpoint: Path, kind: str, config: Mapping[str, Any], options: LoadOptions, near: tuple[Path, ...]
 ) -> Path:
-    if options.base_llm is not None:
-        return find_folder(str(options.base_llm), (), part="base LLM", option="--base-llm")
+    if options.base_llm is not None or options.base is not None:
+        return find_folder(str(options.base_llm or options.base), (), part="base LLM", option="--base-llm")
     name = config.get("_name_or_path")
     if kind == "lora" and (checkpoint / "adapter_config.json").is_file():
         name = read_json(checkpoint / "adapter_config.json").get("base_model_name_or_path") or name
@@ -239,10 +227,11 @@ def _weights(
     adapter: LoraAdapter | None,
     family: str,
     more_rules: tuple[KeyRule, ...],
+    options: LoadOptions,
 ) -> dict[str, StoredTensor]:
     rules = _rules(config, more_rules)
     if base_llm is None:
-        return rename(open_checkpoint_weights(checkpoint), rules, family=family)
+        return rename(open_checkpoint_weights(checkpoint, unpickle=options.unpickle), rules, family=family)
     base = _base_weights(base_llm, rules, family)
     if kind == "projector":
         return base | rename(open_state(checkpoint / "mm_projector.bin"), rules, family=family)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import folder_fingerprint
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
-from mir_plugin.model_adapters.llava.files import LlavaFiles, open_llava
+from mir_plugin.model_adapters.llava.files import LlavaFiles, description, open_llava
 from mir_plugin.model_adapters.llava.merging import Merge
 from mir_plugin.model_adapters.llava.model import LlavaModel
 from mir_plugin.model_adapters.llava.parts import NEWLINE, SUPPORTED_LLMS, Parts, open_parts, supported_llm
@@ -25,11 +26,13 @@ from mir_plugin.model_adapters.llava.vision_tower import ClipTower, build_tower
 from mir_plugin.model_adapters.moca.calibration import calibrate
 from mir_plugin.model_adapters.prompts.tokenizer import open_tokenizer
 from mir_plugin.model_adapters.recognition import CheckpointFolder
-from mir_plugin.model_adapters.weights.assignment import build_empty
+from mir_plugin.model_adapters.weights.assignment import build_empty, check_fit
 from mir_plugin.model_adapters.weights.device import chosen_device, chosen_dtype, dtype_of
 from mir_plugin.model_adapters.weights.lora_layers import keep_beside, merge
 from mir_plugin.model_adapters.weights.shared_parts import SharedParts
+from mir_plugin.model_adapters.weights.stored import Weight
 from mir_plugin.model_adapters.weights.streamed import assign_within
+from mir_plugin.samples.sample_set import Sample
 
 FAMILY = "llava-1.5"
 # What a wrong value in a config ends in, somewhere inside transformers.
@@ -55,6 +58,45 @@ def load(
     Raises:
         MirError: if parts are missing, damaged, or do not fit each other.
     """
+    prepared = _prepared(folder, options, family)
+    return assemble(
+        prepared.files,
+        options,
+        family=family,
+        build_tower=prepared.build_tower,
+        preprocessor=prepared.preprocessor,
+        merge_views=prepared.merge_views,
+        more_facts=prepared.more_facts,
+        shared=shared,
+    )
+
+
+def inspect(folder: CheckpointFolder, options: LoadOptions, *, family: str = FAMILY) -> dict[str, str]:
+    """What loading would use. Reads no weight; raises MirError as ``load``, for all but the values of weights."""
+    prepared = _prepared(folder, options, family)
+    require_loadable(
+        prepared.files,
+        options,
+        family=family,
+        build_tower=prepared.build_tower,
+        preprocessor=prepared.preprocessor,
+        merge_views=prepared.merge_views,
+    )
+    return description(prepared.files, options)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """The arguments of ``assemble``."""
+
+    files: LlavaFiles
+    build_tower: Callable[[], ClipTower]
+    preprocessor: ClipPreprocessor
+    merge_views: Merge | None
+    more_facts: Mapping[str, Any]
+
+
+def _prepared(folder: CheckpointFolder, options: LoadOptions, family: str) -> _Prepared:
     files = open_llava(folder, options, family=family)
     parts = open_parts(files)
     preprocessor = open_preprocessor(
@@ -64,15 +106,12 @@ def load(
     weights = parts.tower.used(files.weights)
     if parts.merge is None or not parts.merge.has_newline:
         weights.pop(NEWLINE, None)  # as the original, which builds no such parameter
-    return assemble(
+    return _Prepared(
         replace(files, weights=weights),
-        options,
-        family=family,
-        build_tower=lambda: build_tower(parts.tower),
-        preprocessor=preprocessor.of_side(parts.tower.picture_side) if parts.tower.scales else preprocessor,
-        merge_views=parts.merge,
-        more_facts=_facts(parts),
-        shared=shared,
+        lambda: build_tower(parts.tower),
+        preprocessor.of_side(parts.tower.picture_side) if parts.tower.scales else preprocessor,
+        parts.merge,
+        _facts(parts),
     )
 
 
@@ -89,6 +128,33 @@ def load_sharegpt4v(
         MirError: as ``load``.
     """
     return load(folder, options, family="sharegpt4v", shared=shared)
+
+
+def inspect_sharegpt4v(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
+    """What loading a ShareGPT4V checkpoint would use, as ``inspect``."""
+    return inspect(folder, options, family="sharegpt4v")
+
+
+def require_loadable(
+    files: LlavaFiles,
+    options: LoadOptions,
+    *,
+    family: str,
+    build_tower: Callable[[], ClipTower],
+    preprocessor: ClipPreprocessor,
+    merge_views: Merge | None = None,
+) -> None:
+    """Go through what ``assemble`` and the first sample go through, with parameters that have no memory.
+
+    Raises:
+        MirError: as ``assemble``, for all but the values of weights.
+    """
+    model, weights = _fitted(files, options, build_tower, merge_views)
+    check_fit(model, weights)
+    tokenizer = open_tokenizer(files.tokenizer)
+    require_own_tokenizer(tokenizer, files)
+    adapter = LlavaAdapter(family, files, model, tokenizer, preprocessor, fingerprint="", more_facts={})
+    adapter.encode([Sample("a blank picture", Image.new("RGB", (64, 48)), "a")])
 
 
 def assemble(
@@ -117,21 +183,7 @@ def assemble(
     fingerprint = folder_fingerprint(files.folders)
     device = chosen_device(options.device)
     dtype = chosen_dtype(options.dtype) or dtype_of(files.dtype_name)
-    llm_config, llm_class = _llm(files, supported_llm(files))
-
-    def build() -> LlavaModel:
-        tower = build_tower()
-        projector = build_projector(files.config, files.weights, tower.config.feature_width)
-        model = LlavaModel(tower, projector, _own_decoder(llm_class(llm_config), files), merge_views)
-        if files.has_moca:
-            model.moca_positions = calibrate(model.decoder_layers, model.hidden_size)
-        return model
-
-    try:
-        model = build_empty(build)
-    except _WRONG_VALUES as error:
-        raise _no_model(files, error) from error
-    weights = merge(files.weights, files.lora) if options.merge_lora else keep_beside(files.weights, files.lora, model)
+    model, weights = _fitted(files, options, build_tower, merge_views)
     # What several views show is not kept: it is many times the features of one view.
     sees_once = preprocessor.views is None
     shared = shared if options.device_memory is None else None
@@ -158,6 +210,29 @@ def assemble(
         fingerprint=fingerprint,
         more_facts=more_facts or {},
     )
+
+
+def _fitted(
+    files: LlavaFiles, options: LoadOptions, build_tower: Callable[[], ClipTower], merge_views: Merge | None
+) -> tuple[LlavaModel, dict[str, Weight]]:
+    """The empty model, and the weights of its parameters, unread."""
+    llm_config, llm_class = _llm(files, supported_llm(files))
+
+    def build() -> LlavaModel:
+        tower = build_tower()
+        projector = build_projector(files.config, files.weights, tower.config.feature_width)
+        model = LlavaModel(tower, projector, _own_decoder(llm_class(llm_config), files), merge_views)
+        if files.has_moca:
+            model.moca_positions = calibrate(model.decoder_layers, model.hidden_size)
+        return model
+
+    try:
+        model = build_empty(build)
+    except _WRONG_VALUES as error:
+        raise _no_model(files, error) from error
+    if options.merge_lora:
+        return model, merge(files.weights, files.lora)
+    return model, keep_beside(files.weights, files.lora, model)
 
 
 def _facts(parts: Parts) -> dict[str, Any]:

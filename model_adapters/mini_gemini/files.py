@@ -9,10 +9,8 @@ from typing import Any
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
-from mir_plugin.model_adapters.llava.files import LlavaFiles, description, open_llava, search_places
-from mir_plugin.model_adapters.llava.parts import supported_llm
-from mir_plugin.model_adapters.llava.tower_config import CLIP, TowerConfig, open_tower_config
-from mir_plugin.model_adapters.recognition import CheckpointFolder
+from mir_plugin.model_adapters.llava.files import LlavaFiles, search_places
+from mir_plugin.model_adapters.llava.tower_config import CLIP, TowerConfig
 from mir_plugin.model_adapters.weights.hub import find_folder
 from mir_plugin.model_adapters.weights.key_rules import KeyRule, rename, weights_below
 from mir_plugin.model_adapters.weights.stored import StoredTensor, open_weight_file
@@ -75,18 +73,6 @@ class AuxTower:
     source: str
     folders: tuple[Path, ...]
     weights: Mapping[str, StoredTensor]
-
-
-def inspect(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
-    """What loading would use; no weight is read. Raises MirError for parts that are missing or do not fit."""
-    files = open_llava(folder, options, family=FAMILY, more_rules=CHECKPOINT_RULES)
-    supported_llm(files)
-    layout = view_layout(files.config, open_tower_config(files.tower, files.config, files.weights))
-    views = f"{layout.grid} x {layout.grid}" + (" and a global view" if layout.with_global_view else "")
-    return description(files, options) | {
-        "second vision tower": open_aux_tower(files, options).source,
-        "picture": f"{files.config['image_size_aux']} pixels; low-resolution views {views}",
-    }
 
 
 def open_aux_tower(files: LlavaFiles, options: LoadOptions) -> AuxTower:

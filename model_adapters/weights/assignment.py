@@ -38,8 +38,8 @@ def assign(module: nn.Module, weights: Mapping[str, Weight], device: torch.devic
     dtype. A parameter shared by several names (tied embeddings) may be stored under any of them.
 
     Raises:
-        MirError: if a parameter has no weight, a weight no parameter, a shape differs, a value is NaN or infinite, or a
-            matrix nothing but zeros.
+        MirError: if a parameter has no weight, a weight no parameter, a shape differs, numbers are quantised, a value
+            is NaN or infinite, or a matrix nothing but zeros.
             Nothing has been assigned when names or shapes are wrong.
     """
     for names, current, weight in _fitting(module, weights):
@@ -53,7 +53,7 @@ def assign(module: nn.Module, weights: Mapping[str, Weight], device: torch.devic
 
 
 def check_fit(module: nn.Module, weights: Mapping[str, Weight]) -> None:
-    """Raise MirError, as ``assign`` would, where names or shapes of module and weights disagree; reads nothing."""
+    """Raise MirError, as ``assign`` would, where names, shapes or kinds of numbers disagree; reads nothing."""
     _fitting(module, weights)
 
 
@@ -106,6 +106,11 @@ def _fitting(module: nn.Module, weights: Mapping[str, Weight]) -> list[tuple[lis
                 f"{weight.origin} has shape {list(weight.shape)}, but {names[0]!r} of the model that config.json "
                 f"describes has {list(current.shape)}. {_shape_hint(names[0])}"
             )
+        if current.is_floating_point() and not weight.dtype.is_floating_point:
+            raise MirError(
+                f"{weight.origin} is stored as {dtype_name(weight.dtype)}, not as floating-point numbers. "
+                f"Quantised weights are not measured: use the checkpoint they were made from."
+            )
         fitting.append((names, current, weight))
     return fitting
 
@@ -129,11 +134,6 @@ def _check_names(slots: Sequence[tuple[list[str], Tensor]], weights: Mapping[str
 
 
 def _checked(weight: Weight, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-    if dtype.is_floating_point and not weight.dtype.is_floating_point:
-        raise MirError(
-            f"{weight.origin} is stored as {dtype_name(weight.dtype)}, not as floating-point numbers. "
-            f"Quantised weights are not measured: use the checkpoint they were made from."
-        )
     value = weight.read().to(device=device, dtype=dtype)
     require_sound(value, name, weight.origin)
     return value

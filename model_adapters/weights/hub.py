@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.weights.stored import has_checkpoint_weights
+from mir_plugin.model_adapters.weights.stored import has_checkpoint_weights, read_json
 
 _LONGEST_SHOWN = 500
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -51,6 +51,15 @@ def _is_there(path: Path) -> bool:
         raise
     except OSError:  # a name that is too long for a file, as hostile configs have it
         return False
+
+
+def folder_of_base(adapter: Path) -> Path | str:
+    """The folder on this machine that adapter_config.json names as base, or that name if there is none."""
+    name = str(read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or "its base")
+    for place in (Path(name), *(folder / name for folder in (adapter, adapter.parent, adapter.parent.parent))):
+        if _is_there(place / "config.json"):
+            return place
+    return local_folder(name) or name
 
 
 def local_folder(name: str) -> Path | None:

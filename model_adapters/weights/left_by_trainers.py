@@ -101,7 +101,9 @@ def _accelerate_state(folder: Path) -> tuple[str, str] | None:
 
 
 def _xtuner(folder: Path) -> tuple[str, str] | None:
-    if not ((folder / "xtuner_config.py").is_file() or (folder / "projector" / "config.json").is_file()):
+    config = folder / "config.json"
+    is_part = config.is_file() and '"ProjectorModel"' in config.read_text(encoding="utf-8", errors="replace")
+    if not (is_part or (folder / "xtuner_config.py").is_file() or (folder / "projector" / "config.json").is_file()):
         return None
     return (
         "It holds parts that xtuner exported in its own layout.",

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from mir_plugin.errors import MirError
 from mir_plugin.files.open_files import REMEDY, is_too_many_open_files
 from mir_plugin.files.strict_json import json_document
-from mir_plugin.model_adapters.weights.left_by_trainers import remedy_for
+from mir_plugin.model_adapters.weights.left_by_trainers import distributed_folder, partitions_folder, remedy_for
 from mir_plugin.model_adapters.weights.pickle_header import TensorHeader, is_archive, pickle_header
 
 if TYPE_CHECKING:
@@ -104,16 +104,22 @@ class StoredTensor:
             raise _damaged(self.path, f"{self.key!r} cannot be read: {error}") from error
 
 
-def open_checkpoint_weights(folder: Path) -> dict[str, StoredTensor]:
+def open_checkpoint_weights(folder: Path, *, unpickle: bool = False) -> dict[str, StoredTensor]:
     """All tensors of a checkpoint folder: single or sharded, safetensors (preferred, as transformers does) or ``.bin``.
 
     ``pytorch_model.bin`` may be a folder of shards, as DeepSpeed's ``zero_to_fp32.py`` writes it. Keys are without what
     wrappers of a model put before them, see ``without_wrappers``.
 
+    Args:
+        unpickle: also read the state of a training where there is nothing else; unpickling it may run code.
     Raises:
         MirError: if there are no weights, a shard is missing or damaged, an index disagrees with its shards or points
             outside the folder, or a key occurs twice.
     """
+    if unpickle and not has_checkpoint_weights(folder):
+        from mir_plugin.model_adapters.weights.training_state import open_training_state
+
+        return without_wrappers(open_training_state(folder))
     return without_wrappers(_opened(folder))
 
 
@@ -137,8 +143,10 @@ def _opened(folder: Path) -> dict[str, StoredTensor]:
     )
 
 
-def has_checkpoint_weights(folder: Path) -> bool:
+def has_checkpoint_weights(folder: Path, *, unpickle: bool = False) -> bool:
     """Whether the folder holds a whole model's weights in one of the layouts ``open_checkpoint_weights`` reads."""
+    if unpickle and (distributed_folder(folder) or partitions_folder(folder)):
+        return True
     return any((folder / name).exists() or (folder / f"{name}.index.json").is_file() for name in SINGLE_FILES) or any(
         _SHARD.fullmatch(path.name) for path in _files_of(folder)
     )

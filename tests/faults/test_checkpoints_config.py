@@ -688,10 +688,10 @@ BASES = (
     ),
     case(
         "base is a LLaVA",
-        "--base-llm names a whole LLaVA",
+        "--base-llm names a whole LLaVA of another language model",
         base_is_a_llava,
         "base_llm",
-        "model.mm_projector",
+        "num_key_value_heads",
         of=PROJECTOR,
     ),
     case(
@@ -819,7 +819,7 @@ BASES = (
     adapter_case(
         "lora alpha not a number", "adapter_config.json has lora_alpha NaN", "lora_alpha", lora_alpha=float("nan")
     ),
-    adapter_case("lora dora", "adapter_config.json says use_dora", "use_dora", "Merge the adapter", use_dora=True),
+    adapter_case("lora dora", "adapter_config.json says use_dora", "use_dora", "Copy config", use_dora=True),
     adapter_case("lora other method", "adapter_config.json says LOHA", "LOHA", "Merge the adapter", peft_type="LOHA"),
     adapter_case("lora pattern a list", "rank_pattern is a list", "rank_pattern", rank_pattern=[8]),
     adapter_case(

@@ -55,6 +55,10 @@ def case(name: str, done: str, damage: Damage, *words: str, options: tuple[str, 
     return Case(name, done, damaged(MICRO, damage, *options), Refused(*words), full=full)
 
 
+def unharmed(name: str, done: str, damage: Damage) -> Case:
+    return Case(name, done, damaged(MICRO, damage), same_as(MICRO))
+
+
 def config_case(name: str, done: str, *words: str, full: bool = False, **fields: Any) -> Case:
     return case(name, done, config(CONFIG, **fields), *words, full=full)
 
@@ -284,14 +288,13 @@ CASES = (
         "bitsandbytes",
         quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True},
     ),
-    case(
+    unharmed(
         "adapter without its weights",
-        "an adapter_config.json lies in the folder, its weights do not",
+        "an adapter_config.json lies beside whole weights, which count",
         written(
             "model/adapter_config.json",
             json.dumps({"peft_type": "LORA", "base_model_name_or_path": "x", "r": 4, "target_modules": ["q_proj"]}),
         ),
-        "adapter_model",
     ),
     config_case(
         "model type a list", "config.json says model_type ['llava']", "model", "no known family", model_type=["llava"]
@@ -331,7 +334,11 @@ CASES = (
         "tokenizer_config.json",
         "Copy",
     ),
-    case("processor missing", "processor_config.json is missing", removed(PROCESSOR), "LlavaProcessor"),
+    unharmed(
+        "processor missing",
+        "processor_config.json is missing; preprocessor_config.json and config.json hold the same",
+        removed(PROCESSOR),
+    ),
     case(
         "processor cut",
         "processor_config.json ends in the middle",
