@@ -228,6 +228,15 @@ def test_a_narrower_sweep_does_not_shrink_the_table(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_what_is_left_out_is_listed_with_its_reason_and_is_no_failure(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, measured_by_step)
+    sweep.leave_out({Path("runs/a/checkpoint-30"): "not measured: config.json is not written yet."})
+    [row] = saved(tmp_path)["checkpoints"]
+    assert (row["state"], row["step"]) == ("failed", 30)
+    assert "config.json" in row["error"]
+    assert not sweep.entries[0].asked
+
+
 def test_the_time_left_is_told_from_what_was_measured(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, measured_by_step)
     sweep.add([Path(f"runs/a/checkpoint-{step}") for step in (1, 2, 3)])
@@ -267,8 +276,8 @@ def test_patterns_take_checkpoint_folders_only(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     for name in ("a/checkpoint-1", "a/checkpoint-2", "a/logs"):
         Path(name).mkdir(parents=True)
-    Path("a/checkpoint-1/config.json").write_text("{}")
-    assert found_checkpoints(["a/*", "named"]) == [Path("a/checkpoint-1"), Path("named")]
+    Path("a/checkpoint-1/config.json").write_text("{}")  # the other has still to say why it is not measured
+    assert found_checkpoints(["a/*", "named"]) == [*map(Path, ("a/checkpoint-1", "a/checkpoint-2", "named"))]
     with pytest.raises(MirError, match=r"'b/\*' matches no checkpoint folder \(0 matches"):
         found_checkpoints(["b/*"])
 

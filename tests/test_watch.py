@@ -120,3 +120,35 @@ def test_rounds_end_when_nothing_new_came_for_long_enough(tmp_path: Path) -> Non
 def test_watching_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MirError, match="no such folder"):
         CheckpointWatcher(tmp_path / "runs")
+
+
+def test_what_a_settled_checkpoint_lacks_is_told_once_and_at_the_end_with_a_command(tmp_path: Path) -> None:
+    states = tmp_path / "checkpoint-5" / "global_step5"
+    states.mkdir(parents=True)
+    (states / "mp_rank_00_model_states.pt").write_bytes(b"x")
+    (tmp_path / "checkpoint-5" / "zero_to_fp32.py").write_text("")
+    projector_only(tmp_path / "checkpoint-6")
+    watch = CheckpointWatcher(tmp_path, settle_seconds=5)
+    assert watch.ready(now=0) == []
+    assert watch.news() == {}
+    assert watch.ready(now=5) == [tmp_path / "checkpoint-6"]
+    assert watch.news() == {tmp_path / "checkpoint-5": "config.json is not written yet"}
+    assert watch.ready(now=10) == []
+    assert watch.news() == {}
+    [(checkpoint, reason)] = watch.unfinished().items()
+    assert checkpoint == tmp_path / "checkpoint-5"
+    assert "config.json is not written yet" in reason
+    assert "zero_to_fp32.py" in reason
+
+
+def test_an_adapter_without_config_and_a_folder_of_shards_are_complete(tmp_path: Path) -> None:
+    adapter = tmp_path / "checkpoint-1"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    save_file(TENSORS, adapter / "adapter_model.safetensors")
+    assert why_incomplete(adapter) is None
+    shards = tmp_path / "checkpoint-2" / "pytorch_model.bin"
+    shards.mkdir(parents=True)
+    (shards.parent / "config.json").write_text("{}")
+    torch.save(TENSORS, shards / "pytorch_model-00001-of-00001.bin")
+    assert why_incomplete(shards.parent) is None

@@ -134,8 +134,11 @@ def sweep(
                 left_out = running.recall(chosen.fingerprint, protocol, (cluster or measuring).loading)
                 if watch is not None and watcher is not None:
                     _tell_left_out(_gone(left_out, watch) if group.rank == 0 else [])
-                    with _ended_by_kill():
-                        _follow(running, watcher, watch_settle, watch_idle, group, cluster)
+                    try:
+                        with _ended_by_kill():
+                            _follow(running, watcher, watch_settle, watch_idle, group, cluster)
+                    finally:
+                        running.leave_out(watcher.unfinished() if group.rank == 0 else {})
                 else:
                     running.add(group.broadcast(folders))
                     cluster.run(running) if cluster else running.run()
@@ -187,15 +190,23 @@ def _follow(
     poll = max(settle / 2, 0.2)
     if cluster:
         for found in watcher.rounds(poll, idle, busy=lambda: cluster.is_busy or bool(running.waiting())):
+            _tell_news(watcher)
             if found:
                 running.add(found)
             cluster.step(running, 0)
         return
     rounds = watcher.rounds(poll, idle) if group.rank == 0 else None
     while (landed := group.broadcast(next(rounds, None) if rounds else None)) is not None:
+        _tell_news(watcher)
         if landed:
             running.add(landed)
             running.run()
+
+
+def _tell_news(watcher: CheckpointWatcher) -> None:
+    """Say what checkpoints that have stopped changing still lack; of processes that do not look there is no news."""
+    for checkpoint, lacks in watcher.news().items():
+        typer.echo(f"mir: {checkpoint}: waiting: {lacks}", err=True)
 
 
 def _gone(results: list[Path], below: Path) -> list[Path]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mir_plugin.errors import MirError
-from mir_plugin.measurement.checkpoint_names import distinct_names, run_of, shown, step_of
+from mir_plugin.measurement.checkpoint_names import distinct_names, run_of, shown, step_in_name, step_of
 from mir_plugin.measurement.comparable import dtype_of, inputs_of
+from mir_plugin.model_adapters.weights.left_by_trainers import remedy_for
 from mir_plugin.results import RESULT_NAME, MirResult
 from mir_plugin.selection.checkpoint_watcher import checkpoints_below
 from mir_plugin.selection.select import Candidate
@@ -91,8 +92,18 @@ def _of_run(folder: Path) -> list[Path]:
     return inside
 
 
+def _is_of_training(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    named = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return named or step_in_name(folder.name) is not None or remedy_for(folder) is not None
+
+
 def found_checkpoints(patterns: Sequence[str]) -> list[Path]:
-    """The folders that patterns match and that hold a config.json, each once.
+    """The checkpoint folders that patterns match, each once.
+
+    Those count that hold a config.json or an adapter, are named after a step, or hold a training's state: a sweep tells
+    of each that cannot be measured why.
 
     The folder of a run stands for the checkpoints inside it, and for itself if it is one too. Another name that exists,
     and one without wildcards, is taken as it is. Of several spellings of one folder and links to it
@@ -109,7 +120,7 @@ def found_checkpoints(patterns: Sequence[str]) -> list[Path]:
             checkpoints += _of_run(Path(pattern))
             continue
         matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - may be absolute
-        folders = [match for match in matches if (match / "config.json").is_file()]
+        folders = [match for match in matches if _is_of_training(match)]
         if not folders:
             raise MirError(
                 f"{pattern!r} matches no checkpoint folder ({len(matches)} matches, none with a config.json). "

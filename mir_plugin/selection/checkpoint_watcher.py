@@ -12,11 +12,12 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.checkpoint_names import in_training_order, step_in_name
+from mir_plugin.model_adapters.weights.left_by_trainers import remedy_for
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHTS = (
@@ -50,6 +51,8 @@ class CheckpointWatcher:
         self._settle_seconds = settle_seconds
         self._unchanged_since: dict[Path, tuple[Signature, float]] = {}
         self._handed_out: dict[Path, Signature] = {}
+        self._lacks: dict[Path, str] = {}
+        self._news: dict[Path, str] = {}
 
     def ready(self, now: float | None = None) -> list[Path]:
         """Checkpoints that have become complete since the last call, in training order.
@@ -66,10 +69,25 @@ class CheckpointWatcher:
                 since = now
             self._unchanged_since[checkpoint] = (signature, since)
             settled = signature == before and now - since >= self._settle_seconds
-            if settled and self._handed_out.get(checkpoint) != signature and why_incomplete(checkpoint) is None:
+            if not settled or self._handed_out.get(checkpoint) == signature:
+                continue
+            lacks = why_incomplete(checkpoint)
+            if lacks is None:
                 self._handed_out[checkpoint] = signature
                 complete.append(checkpoint)
+            elif self._lacks.get(checkpoint) != lacks:
+                self._lacks[checkpoint] = self._news[checkpoint] = lacks
         return in_training_order(complete)
+
+    def news(self) -> Mapping[Path, str]:
+        """What checkpoints that have stopped changing still lack, each reason once."""
+        news, self._news = self._news, {}
+        return news
+
+    def unfinished(self) -> Mapping[Path, str]:
+        """Why the folders that were never handed out were not, and what to do about each, in training order."""
+        left = [checkpoint for checkpoint in checkpoints_below(self._folder) if checkpoint not in self._handed_out]
+        return {checkpoint: _reason(checkpoint) for checkpoint in in_training_order(left)}
 
     def rounds(
         self, poll_seconds: float, idle_seconds: float | None = None, *, busy: Callable[[], bool] = lambda: False
@@ -104,9 +122,10 @@ def checkpoints_below(folder: Path) -> list[Path]:
 
 def why_incomplete(checkpoint: Path) -> str | None:
     """What a checkpoint folder still lacks, as far as its files tell; None if nothing."""
-    if not _is_json(checkpoint / "config.json"):
+    # The adapter of a Hugging Face model has its base's config.
+    if not (_is_json(checkpoint / "config.json") or _is_json(checkpoint / "adapter_config.json")):
         return "config.json is not written yet"
-    files = [checkpoint / name for name in WEIGHTS if (checkpoint / name).exists()]
+    files = [file for name in WEIGHTS for file in _files_at(checkpoint / name)]
     for index in (checkpoint / name for name in INDEXES if (checkpoint / name).exists()):
         if not _is_json(index):
             return f"{index.name} is not written yet"
@@ -117,6 +136,17 @@ def why_incomplete(checkpoint: Path) -> str | None:
     if not files:
         return "no weights file is there yet"
     return next((f"{file.name} is not written yet" for file in files if not _is_whole(file)), None)
+
+
+def _reason(checkpoint: Path) -> str:
+    reason = why_incomplete(checkpoint) or "its files were still changing"
+    remedy = remedy_for(checkpoint)
+    return f"not measured: {reason}." + (f" {remedy}" if remedy else "")
+
+
+def _files_at(path: Path) -> list[Path]:
+    """A weights file, or those in a folder of that name, as zero_to_fp32.py writes it."""
+    return sorted(path.glob("*.bin")) if path.is_dir() else [path] * path.exists()
 
 
 def _signature(checkpoint: Path) -> Signature:

@@ -125,6 +125,18 @@ class Sweep:
         self._in_training_order()
         self._changed()
 
+    def leave_out(self, reasons: Mapping[Path, str]) -> None:
+        """Append checkpoints that are not measured, with the reason; they do not count as failures."""
+        measured = {one.checkpoint.resolve() for one in self.entries if one.result}
+        reasons = {checkpoint: reason for checkpoint, reason in reasons.items() if checkpoint.resolve() not in measured}
+        self.add(reasons)
+        by_place = {checkpoint.resolve(): reason for checkpoint, reason in reasons.items()}
+        for index, one in enumerate(self.entries):
+            reason = by_place.get(one.checkpoint.resolve())
+            if reason is not None:
+                self.entries[index] = dataclasses.replace(one, state="failed", error=reason, asked=False)
+        self._changed()
+
     def recall(self, samples_fingerprint: str, config: MirConfig, loading: str) -> list[Path]:
         """Take in what earlier sweeps left in the output folder, so that a narrower one does not shrink the table.
 

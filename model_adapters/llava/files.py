@@ -19,7 +19,7 @@ from mir_plugin.model_adapters.prompts.tokenizer import has_tokenizer
 from mir_plugin.model_adapters.recognition import CheckpointFolder
 from mir_plugin.model_adapters.weights.hub import find_folder
 from mir_plugin.model_adapters.weights.key_rules import KeyRule, rename
-from mir_plugin.model_adapters.weights.left_by_trainers import remedy_for
+from mir_plugin.model_adapters.weights.left_by_trainers import partitions_folder, remedy_for
 from mir_plugin.model_adapters.weights.lora import (
     ADAPTER_FILES,
     LoraAdapter,
@@ -161,6 +161,7 @@ def open_llava(
         weights=weights,
         lora=_lora(checkpoint, config, adapter, weights, family) if adapter else {},
         has_moca=_has_moca(checkpoint, config, weights),
+        more_folders=_shards(checkpoint, options),
         notes=_notes(checkpoint, kind, weights),
     )
     for heading, text in files.notes.items():
@@ -187,6 +188,12 @@ def _kind(checkpoint: Path, options: LoadOptions) -> str:
         f"{checkpoint} holds no weights: neither a whole model (model.safetensors, pytorch_model.bin or shards), "
         f"nor mm_projector.bin, nor a LoRA adapter. {remedy}"
     )
+
+
+def _shards(checkpoint: Path, options: LoadOptions) -> tuple[Path, ...]:
+    """The folder of ZeRO partitions that are read, which is no part of the checkpoint otherwise."""
+    shards = partitions_folder(checkpoint) if options.unpickle and not has_checkpoint_weights(checkpoint) else None
+    return () if shards is None else (shards,)
 
 
 def _notes(checkpoint: Path, kind: str, weights: Mapping[str, StoredTensor]) -> dict[str, str]:
