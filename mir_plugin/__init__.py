@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mir_plugin.model_adapters import LoadOptions as LoadOptions
     from mir_plugin.model_adapters import load_adapter as load_adapter
     from mir_plugin.model_adapters import open_checkpoint as open_checkpoint
+    from mir_plugin.model_adapters.in_memory.own_model import OwnModel as OwnModel
     from mir_plugin.model_adapters.llava.export import export_llava as export_llava
     from mir_plugin.model_adapters.moca.training import apply_moca as apply_moca
     from mir_plugin.model_adapters.moca.training import load_moca as load_moca
@@ -97,6 +98,7 @@ _MODULE_OF = {
     "LoadOptions": "mir_plugin.model_adapters",
     "load_adapter": "mir_plugin.model_adapters",
     "open_checkpoint": "mir_plugin.model_adapters",
+    "OwnModel": "mir_plugin.model_adapters.in_memory.own_model",
     "export_llava": "mir_plugin.model_adapters.llava.export",
     "apply_moca": "mir_plugin.model_adapters.moca.training",
     "load_moca": "mir_plugin.model_adapters.moca.training",

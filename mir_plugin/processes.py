@@ -20,6 +20,12 @@ from torch import Tensor
 from mir_plugin.errors import MirError
 
 T = TypeVar("T")
+
+
+class OtherProcessError(MirError):
+    """Another process failed; all processes of the group know, so that nobody has to be told again."""
+
+
 # How long a process waits for the slowest one, which may have a whole layer of its shard to run.
 TIMEOUT = datetime.timedelta(minutes=30)
 
@@ -105,7 +111,7 @@ class Group:
     def agreed(self, task: str) -> Iterator[None]:
         """Make a failure in one process fail all of them; otherwise the others would wait for it.
 
-        The block must not contain collective operations.
+        The block must not contain collective operations that do not begin with ``in_step``.
 
         Raises:
             MirError: in the processes that did not fail, with the cause. A failing process raises its own error.
@@ -116,14 +122,32 @@ class Group:
         error: Exception | None = None
         try:
             yield
+        except OtherProcessError:
+            raise
         except Exception as raised:  # sent to the other processes, then raised again below
             error = raised
-        failures = self.all_gather_object(None if error is None else f"{type(error).__name__}: {error}")
+        self._agree(task, "end", error)
+
+    def in_step(self, task: str) -> None:
+        """Begin a collective operation inside an ``agreed`` block, which a process may have left with an error.
+
+        Raises:
+            OtherProcessError: in every process that has come here, if one has failed, or does something else.
+        """
+        if self.size > 1:
+            self._agree(task, task, None)
+
+    def _agree(self, task: str, place: str, error: Exception | None) -> None:
+        """Exchange errors; that of a process that failed meets what the others exchange next, wherever that is."""
+        sent = (place, None if error is None else f"{type(error).__name__}: {error}")
+        received = self.all_gather_object(sent)
         if error is not None:
             raise error
-        for rank, failure in enumerate(failures):
+        for rank, (_, failure) in enumerate(received):
             if failure is not None:
-                raise MirError(f"process {rank} of {self.size} failed: {task}. Its error: {failure}")
+                raise OtherProcessError(f"process {rank} of {self.size} failed: {task}. Its error: {failure}")
+        if len({place for place, _ in received}) > 1:
+            raise OtherProcessError(f"the processes are not in step: {[place for place, _ in received]}.")
 
     @contextmanager
     def _connected(self) -> Iterator[None]:

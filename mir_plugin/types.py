@@ -6,8 +6,8 @@ or rows pooled over samples), ``d`` (hidden width of the language model).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,12 +81,17 @@ class Decoder:
     ``streamed`` is None when all weights are resident; else layers have weights only between its ``load`` and
     ``release``. ``layer_kinds`` names what each layer is (for example
     "full_attention", "sliding_attention") where that decides its arguments; empty when all layers are alike.
+    The modules before the first layer have weights inside ``outside()``, the final norm always.
+    Where ``collective``, weights are gathered from all processes: each of them enters ``outside()``, loads and releases
+    together with the others, whether it has samples or not.
     """
 
     layers: Sequence[nn.Module]
     final_norm: nn.Module
     streamed: LayerWeights | None = None
     layer_kinds: tuple[str, ...] = ()
+    outside: Callable[[], AbstractContextManager[object]] = nullcontext
+    collective: bool = False
 
 
 class ModelAdapter(Protocol):

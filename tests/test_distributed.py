@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from forked import together
 
 from mir_plugin.engine.progress import progress
 from mir_plugin.errors import MirError
@@ -44,39 +44,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="forked processes with torch loaded need Linux"),
 ]
-
-
-def together(size: int, work: Callable[[Group], Any], folder: Path) -> list[Any]:
-    """What ``work`` returned, or the exception it raised, in each of ``size`` forked gloo processes."""
-    # Forked, not spawned: a fresh interpreter would import torch for seconds. One thread, as OpenMP does not fork.
-    context = multiprocessing.get_context("fork")
-
-    def process(rank: int, answers: Any) -> None:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", rank=rank, world_size=size, init_method=f"file://{folder}/rendezvous")
-        try:
-            answers.put((rank, work(current_group())))
-        except Exception as error:  # brought back to the test, which compares it
-            answers.put((rank, error))
-        finally:
-            dist.destroy_process_group()
-
-    answers = context.SimpleQueue()
-    processes = [context.Process(target=process, args=(rank, answers)) for rank in range(size)]
-    for one in processes:
-        one.start()
-    deadline = time.monotonic() + HANGS
-    found: dict[int, Any] = {}
-    while len(found) < size and time.monotonic() < deadline:
-        if answers.empty():
-            time.sleep(0.01)
-        else:
-            found |= [answers.get()]
-    for one in processes:
-        one.join(timeout=5)
-        one.kill()
-    assert len(found) == size, f"only processes {sorted(found)} of {size} ended"
-    return [found[rank] for rank in range(size)]
 
 
 def layer_of(samples: list[tuple[torch.Tensor, torch.Tensor]], d: int) -> TokenFeatures:

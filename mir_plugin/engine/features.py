@@ -72,6 +72,45 @@ def layer_features(
     return _depth_first(adapter, samples, batch_size, received)
 
 
+def features_in_step(
+    adapter: ModelAdapter,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int,
+    check: ReplayCheck,
+    received: ReceivedInputs,
+    n_buffers: int,
+    n_passes: int,
+    idle: Sample,
+) -> Iterator[TokenFeatures | None]:
+    """``layer_features`` for a decoder whose weights are gathered from all processes: each gathers as often as another.
+
+    Args:
+        adapter: its decoder is ``collective``.
+        samples: of this process; with none it yields None for each layer.
+        batch_size, check, received, n_buffers: as for ``layer_features``; the same check in every process.
+        n_passes: batches of the process that has most.
+        idle: what runs through the model where layers are not replayed and this process has fewer batches.
+    Raises:
+        MirError: as ``layer_features``; and in every process where one of them fails.
+    """
+    if check.path == "depth-first":
+        n_idle = n_passes - -(-len(samples) // batch_size)
+        yield from _depth_first(adapter, samples, batch_size, received, [idle] * n_idle)
+    elif samples:
+        yield from _breadth_first(adapter, samples, batch_size, received, n_buffers)
+    else:
+        with adapter.decoder.outside():
+            pass
+        with LayerStream(adapter.decoder, adapter.device) as stream:
+            for k in range(len(adapter.decoder.layers)):
+                with stream.layer(k):
+                    pass
+                yield None
+    if check.path == "depth-first" and not samples:
+        yield from [None] * len(adapter.decoder.layers)
+
+
 @contextmanager
 def recorded_outputs(adapter: ModelAdapter, record: Callable[[Tensor], None]) -> Iterator[None]:
     """Hand every layer's hidden state to ``record`` during a forward pass: L calls, the last after the final norm.
@@ -288,7 +327,7 @@ class _BreadthFirst:
 def _breadth_first(
     adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int, received: ReceivedInputs, n_buffers: int
 ) -> Iterator[TokenFeatures]:
-    with torch.no_grad():
+    with torch.no_grad(), adapter.decoder.outside():
         running = _BreadthFirst(adapter, samples, batch_size, received, n_buffers)
     pool, n_layers = running.pool, len(adapter.decoder.layers)
     ids = tuple(sample.sample_id for sample in samples)
@@ -300,7 +339,11 @@ def _breadth_first(
 
 
 def _depth_first(
-    adapter: ModelAdapter, samples: Sequence[Sample], batch_size: int, received: ReceivedInputs
+    adapter: ModelAdapter,
+    samples: Sequence[Sample],
+    batch_size: int,
+    received: ReceivedInputs,
+    idle: Sequence[Sample] = (),
 ) -> Iterator[TokenFeatures]:
     n_layers = len(adapter.decoder.layers)
     batches: list[Sequence[int]] = [
@@ -308,7 +351,11 @@ def _depth_first(
     ]
     limit = BatchLimit(batch_size)
     with Spool(n_layers) as spool:
-        with torch.no_grad(), LayerStream(adapter.decoder, adapter.device) as stream:
+        with (
+            torch.no_grad(),
+            adapter.decoder.outside(),
+            LayerStream(adapter.decoder, adapter.device) as stream,
+        ):
 
             def spooled(indices: Sequence[int]) -> None:
                 batch = adapter.encode([samples[index] for index in indices])
@@ -324,8 +371,12 @@ def _depth_first(
 
             for indices in progress(batches, "forward passes", "batch"):
                 list(limit.run(indices, len(indices), spooled, halves))
+            for sample in idle:
+                batch = adapter.encode([sample])
+                with stream.during_forward(), adapter.bound_to(batch):
+                    adapter.forward(batch)
         ids = tuple(sample.sample_id for sample in samples)
-        for k in progress(range(n_layers), "decoder layers", "layer"):
+        for k in progress(range(n_layers) if samples else [], "decoder layers", "layer"):
             yield dataclasses.replace(spool.read(k + 1, adapter.device), sample_ids=ids)
 
 

@@ -55,6 +55,7 @@ def check_replay(adapter: ModelAdapter, sample: Sample) -> ReplayCheck:
     proof = _Proof(adapter, batch)
     try:
         with (
+            adapter.decoder.outside(),
             LayerStream(adapter.decoder, adapter.device) as stream,
             stream.during_forward(),
             proof.watching(),

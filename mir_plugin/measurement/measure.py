@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mir_plugin.engine.batches import default_batch_size, free_memory
-from mir_plugin.engine.features import layer_features
+from mir_plugin.engine.features import features_in_step, layer_features
 from mir_plugin.engine.inputs import ReceivedInputs, described
 from mir_plugin.engine.memory import estimate_memory, require_disk_space
 from mir_plugin.engine.overlap import OnHost, SecondStream
@@ -101,12 +101,14 @@ def measure(
 
     samples = group.shard(sample_set.samples)
     with group.agreed("checking the replay of decoder layers"):
-        check = check_replay(adapter, samples[0]) if samples else None
+        # Where layers are gathered from all processes, all check, on the same sample.
+        checked_on = sample_set.samples if adapter.decoder.collective else samples
+        check = check_replay(adapter, checked_on[0]) if checked_on else None
         batch_size = batch_size or default_batch_size(adapter, samples)
-        fits = check is None or overlaps(adapter, samples, check)
+        fits = check is None or not samples or overlaps(adapter, samples, check)
     n_buffers = 2 if all(group.all_gather_object(fits)) else 1  # in all processes or in none: they work in one order
     with group.agreed("estimating the memory"):
-        estimate = estimate_memory(adapter, samples, check, n_buffers) if check else None
+        estimate = estimate_memory(adapter, samples, check, n_buffers) if check and samples else None
         if estimate:
             logger.info("memory that the run needs, estimated: %s", estimate)
             require_disk_space(estimate)
@@ -114,7 +116,7 @@ def measure(
     groups: tuple[int, ...] = sample_set.groups if with_uncertainty else ()
     heavy: tuple[int, ...] = ()
     statistics = _Statistics(adapter.device, config, groups, group, n_behind=n_buffers - 1)
-    for features in _layers(adapter, samples, batch_size, check, group, received, n_buffers):
+    for features in _layers(adapter, samples, batch_size, check, group, received, n_buffers, sample_set.samples[0]):
         if watch:
             watch(features)
         if features.layer == 1:
@@ -185,13 +187,25 @@ def _layers(
     group: Group,
     received: ReceivedInputs,
     n_buffers: int,
+    idle: Sample,
 ) -> Iterator[TokenFeatures]:
     """Features of this process's samples at layers 1..L; without rows where it has no samples.
 
     A process that fails to make them ends all processes with its cause.
     """
-    own = None
-    if samples:
+    own: Iterator[TokenFeatures | None] | None = None
+    if adapter.decoder.collective and check:
+        own = features_in_step(
+            adapter,
+            samples,
+            batch_size=batch_size,
+            check=check,
+            received=received,
+            n_buffers=n_buffers,
+            n_passes=max(group.all_gather_object(-(-len(samples) // batch_size))),
+            idle=idle,
+        )
+    elif samples:
         own = layer_features(
             adapter, samples, batch_size=batch_size, check=check, received=received, n_buffers=n_buffers
         )

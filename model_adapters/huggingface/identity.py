@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import IN_MEMORY, digest, fingerprint, folder_fingerprint
@@ -39,9 +39,15 @@ def image_settings(processor: Any) -> dict[str, Any]:
     return _plain(processor.image_processor.to_dict())
 
 
-def memory_fingerprint(model: Any, *prepares: Any) -> str:
-    """Content of a model in memory: parameters, configuration, and what prepares its inputs."""
-    parts = [module_fingerprint(model), _plain(model.config.to_dict()), *map(_content_of, prepares)]
+def memory_fingerprint(
+    model: Any, *prepares: Any, read: Callable[[str, Tensor], Tensor] = lambda _, parameter: parameter
+) -> str:
+    """Content of a model in memory: parameters, configuration, and what prepares its inputs.
+
+    Args:
+        read: as for ``module_fingerprint``.
+    """
+    parts = [module_fingerprint(model, read), _plain(model.config.to_dict()), *map(_content_of, prepares)]
     return IN_MEMORY + fingerprint(parts)
 
 

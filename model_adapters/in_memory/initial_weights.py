@@ -132,11 +132,16 @@ def absent_from_checkpoint(model: nn.Module) -> list[str]:
     return sorted(key for key in _unfilled(report) if key in parameters)
 
 
-def warn_of_initial_parts(model: nn.Module) -> None:
-    """Warn once about a live model whose frozen parameters may be random; what is trained may start from anything."""
-    if model in _warned:
+def warn_of_initial_parts(model: nn.Module, known_as: nn.Module | None = None) -> None:
+    """Warn once about a live model whose frozen parameters may be random; what is trained may start from anything.
+
+    Args:
+        known_as: the module that lasts, where ``model`` was made for one measurement.
+    """
+    lasting = model if known_as is None else known_as
+    if lasting in _warned:
         return
-    _warned.add(model)
+    _warned.add(lasting)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     absent = [name for name in absent_from_checkpoint(model) if name in frozen]
     found = " ".join(filter(None, (architecture_conflict(model), _not_in_checkpoint(absent))))

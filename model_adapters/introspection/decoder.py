@@ -43,6 +43,12 @@ def attention_of(model: Any) -> str | None:
     return name
 
 
+def without_compile(module: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile``; any other as it is."""
+    inner = getattr(module, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else module
+
+
 def find_decoder(model: Any) -> Decoder:
     """The one stack of ``num_hidden_layers`` layers that is not part of another modality, and the norm behind it.
 
@@ -111,6 +117,15 @@ def _layer_stacks(model: nn.Module, n_layers: int) -> dict[str, nn.ModuleList]:
             continue
         stacks[path] = module
     return stacks
+
+
+def final_norm_beside(parent: nn.Module, path: str, name: str) -> nn.Module:
+    """The one norm among the modules beside the decoder layers; ``path`` and ``name`` are for the message.
+
+    Raises:
+        MirError: if there is none, or there are several.
+    """
+    return _final_norm(parent, path, name, None)
 
 
 def _final_norm(parent: nn.Module, path: str, name: str, width: int | None) -> nn.Module:

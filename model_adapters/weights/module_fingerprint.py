@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,18 +10,23 @@ from torch import Tensor, nn
 
 from mir_plugin.files.fingerprint import remembered
 from mir_plugin.model_adapters.weights.device import dtype_name
-from mir_plugin.model_adapters.weights.stored import StoredTensor
+from mir_plugin.model_adapters.weights.stored import StoredTensor, unwrapped_key
 
 CHUNK_BYTES = 16 << 20
 
 
-def module_fingerprint(model: nn.Module) -> str:
-    """Hash of every parameter and buffer: name, dtype, shape and all its bytes."""
+def module_fingerprint(model: nn.Module, read: Callable[[str, Tensor], Tensor] = lambda _, parameter: parameter) -> str:
+    """Hash of every parameter and buffer: name without what wrappers add to it, dtype, shape and all its bytes.
+
+    Args:
+        read: gives the value of a named parameter that stands in the model by a placeholder.
+    """
     from xxhash import xxh3_128
 
     digest = xxh3_128()
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+    for name, stored in (*model.named_parameters(), *model.named_buffers()):
+        value = read(name, stored) if isinstance(stored, nn.Parameter) else stored
+        digest.update(f"{unwrapped_key(name)}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         for part in _bytes_of(value):
             digest.update(part)
     return str(digest.hexdigest())[:16]

@@ -177,10 +177,10 @@ def without_wrappers(weights: Mapping[str, StoredTensor]) -> dict[str, StoredTen
             f"{empty.origin} has shape [0]: it was saved under ZeRO stage 3 without gathering it. Save with "
             "stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py of the training's checkpoint."
         )
-    prefixes = tuple(prefix for prefix in _AROUND_ALL if all(_bare(key).startswith(prefix) for key in weights))
+    prefixes = tuple(prefix for prefix in _AROUND_ALL if all(unwrapped_key(key).startswith(prefix) for key in weights))
     found: dict[str, StoredTensor] = {}
     for key, weight in weights.items():
-        name = _bare(key)
+        name = unwrapped_key(key)
         for _ in prefixes:
             for prefix in prefixes:
                 name = name.removeprefix(prefix)
@@ -202,7 +202,7 @@ def wrappers_of(weights: Iterable[StoredTensor]) -> tuple[str, ...]:
     return tuple(name for name in (*_INSIDE, *_AROUND_ALL) if any(name in f".{key}" for key in keys))
 
 
-def _bare(key: str) -> str:
+def unwrapped_key(key: str) -> str:
     for name in _INSIDE:
         key = key.replace(name, "")
     return key

@@ -8,11 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
-from mir_plugin.model_adapters.huggingface.adapter import from_loaded
+from mir_plugin.model_adapters.huggingface.adapter import HuggingFaceAdapter, from_loaded
+from mir_plugin.model_adapters.huggingface.identity import IN_MEMORY, memory_fingerprint
+from mir_plugin.model_adapters.in_memory.host_parts import is_processor
 from mir_plugin.model_adapters.in_memory.initial_weights import warn_of_initial_parts
+from mir_plugin.model_adapters.in_memory.own_model import Encode, OwnModel, OwnModelAdapter
+from mir_plugin.model_adapters.in_memory.sharded import ShardedModel, sharding_of
 from mir_plugin.model_adapters.introspection.decoder import unwrapped
-from mir_plugin.processes import current_group
+from mir_plugin.model_adapters.weights.module_fingerprint import module_fingerprint
+from mir_plugin.processes import Group, current_group
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.selection.monitor import undisturbed
@@ -26,6 +32,7 @@ def measure_live(
     sample_set: SampleSet,
     config: MirConfig | None = None,
     *,
+    adapter: Encode | OwnModel | None = None,
     checkpoint: str = "live model",
     place: str = "",
     batch_size: int | None = None,
@@ -36,35 +43,71 @@ def measure_live(
     a warning at the first call.
 
     Call it between an optimizer step and the next forward pass. Under ``accelerate`` or ``torchrun`` every process has
-    to call it: they share the samples, and all return the same result.
+    to call it: they share the samples, and all return the same result. Weights that are shards between processes (ZeRO
+    stage 3, FSDP) are gathered one decoder layer at a time, as they are stored.
 
     Args:
-        model: a transformers vision-language model, possibly inside DistributedDataParallel, PEFT or torch.compile.
-            Its weights must be whole in every process (not ZeRO stage 3 or FSDP).
-        processor: its processor, with ``tokenizer`` and ``image_processor``.
+        model: a transformers vision-language model, possibly inside DistributedDataParallel, FSDP, DeepSpeed, PEFT or
+            torch.compile; with ``adapter`` a model of any class.
+        processor: its processor, with ``tokenizer`` and ``image_processor``; None with ``adapter``.
         sample_set: the same at every call, so that the values are comparable.
         config: the protocol; the paper's by default.
+        adapter: for a model of one's own class: what makes the forward pass's arguments and the masks of samples
+            (``mir_plugin.model_adapters.in_memory.own_model.OwnModel``).
         checkpoint: what the result is filed under.
         place: the folder that this state of the model is or will be saved in, absolute; empty where there is none.
         batch_size: samples per forward pass; None takes one on a CPU and several on an accelerator.
     Raises:
-        MirError: as ``from_loaded`` of the Hugging Face adapter, and ``measure``.
+        MirError: for tensor, context, sequence or pipeline parallelism, or a processor that is none; as ``from_loaded``
+            of the Hugging Face adapter, and ``measure``.
     """
-    inner = unwrapped(model)
-    with undisturbed(model), without_autocast(inner):
-        warn_of_initial_parts(inner)
-        adapter = from_loaded(inner, processor)
-        size = min(batch_size, adapter.max_batch or batch_size) if batch_size else None
+    group = current_group()
+    with undisturbed(model), without_autocast(unwrapped(model)):
+        live = live_adapter(model, processor, adapter, group)
+        size = min(batch_size, live.max_batch or batch_size) if batch_size else None
         return measure(
-            adapter,
-            sample_set,
-            config,
-            checkpoint=checkpoint,
-            place=place,
-            host=HOST,
-            batch_size=size,
-            group=current_group(),
+            live, sample_set, config, checkpoint=checkpoint, place=place, host=HOST, batch_size=size, group=group
         )
+
+
+def live_adapter(
+    model: nn.Module, processor: Any, adapter: Encode | OwnModel | None, group: Group
+) -> HuggingFaceAdapter | OwnModelAdapter:
+    """The model as the engine sees it. Collective for a model whose weights are shards.
+
+    Raises:
+        MirError: as ``measure_live`` for a model that cannot be measured.
+    """
+    if adapter is None and not is_processor(processor):
+        raise MirError(
+            f"expected the model's processor for images and text, got {type(processor).__name__}. Give "
+            "AutoProcessor.from_pretrained(...), or adapter= for a model of your own class."
+        )
+    own = adapter if adapter is None or isinstance(adapter, OwnModel) else OwnModel(adapter)
+    kind = sharding_of(model)
+    if kind is None:
+        inner = unwrapped(model)
+        warn_of_initial_parts(inner)
+        if own is None:
+            return from_loaded(inner, processor)
+        live = OwnModelAdapter(inner, own)
+        live.facts = {**live.facts, "checkpoint_fingerprint": IN_MEMORY + module_fingerprint(inner)}
+        return live
+    return _adapter_of_shards(ShardedModel(model, kind, group), processor, own)
+
+
+def _adapter_of_shards(
+    sharded: ShardedModel, processor: Any, own: OwnModel | None
+) -> HuggingFaceAdapter | OwnModelAdapter:
+    twin = sharded.twin
+    warn_of_initial_parts(twin, known_as=sharded.root)
+    live = OwnModelAdapter(twin, own) if own else HuggingFaceAdapter(twin, processor, family="huggingface", identity={})
+    live.decoder = sharded.decoder(live.decoder)
+    with live.decoder.outside():
+        read = sharded.reading(live.decoder)
+        content = IN_MEMORY + module_fingerprint(twin, read) if own else memory_fingerprint(twin, processor, read=read)
+    live.facts = {**live.facts, "sharding": sharded.kind, "checkpoint_fingerprint": content}
+    return live
 
 
 @contextmanager

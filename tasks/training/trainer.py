@@ -11,16 +11,15 @@ from transformers.utils import logging
 
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.comparable import protocol_differences
-from mir_plugin.model_adapters.huggingface.adapter import from_loaded
 from mir_plugin.model_adapters.in_memory.host_parts import is_processor
-from mir_plugin.model_adapters.in_memory.initial_weights import warn_of_initial_parts
-from mir_plugin.model_adapters.introspection.decoder import unwrapped
+from mir_plugin.model_adapters.in_memory.own_model import Encode, OwnModel
+from mir_plugin.model_adapters.in_memory.sharded import require_data_parallel
 from mir_plugin.processes import current_group
 from mir_plugin.results import RESULT_NAME, MirConfig, MirResult
 from mir_plugin.samples.embedded import embedded_samples
 from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.selection.monitor import metrics_of, saturated, undisturbed
-from mir_plugin.tasks.training.live import measure_live
+from mir_plugin.tasks.training.live import live_adapter, measure_live
 
 logger = logging.get_logger(__name__)
 N_SAMPLES = 32
@@ -52,6 +51,8 @@ class MIRCallback(TrainerCallback):
         every_epochs: measure after every so many epochs. Without one of the two, at every checkpoint that is saved.
         config: the protocol; the paper's by default.
         processor: of the model; the trainer's ``processing_class`` by default.
+        adapter: for a model of one's own class: what makes the forward pass's arguments and the masks of samples
+            (``mir_plugin.model_adapters.in_memory.own_model.OwnModel``); then no processor is needed.
         batch_size: samples per forward pass; None takes one on a CPU and several on an accelerator.
         stop_after: end the training once none of so many measurements is distinguishably lower than the one before
             them; None never does.
@@ -69,6 +70,7 @@ class MIRCallback(TrainerCallback):
         every_epochs: int | None = None,
         config: MirConfig | None = None,
         processor: Any = None,
+        adapter: Encode | OwnModel | None = None,
         batch_size: int | None = None,
         stop_after: int | None = None,
         out_dir: Path | str | None = None,
@@ -88,10 +90,12 @@ class MIRCallback(TrainerCallback):
         if stop_after is not None and len(self._sample_set) < 2:
             raise MirError("stop_after needs at least 2 samples, to tell progress from noise.")
         self._processor = processor if processor is not None else trainer.processing_class
-        if not is_processor(self._processor):
+        self._adapter = adapter
+        if adapter is None and not is_processor(self._processor):
             raise MirError(
                 f"MIRCallback needs the model's processor for images and text; the trainer's processing_class is "
-                f"{type(self._processor).__name__}. Give processor=AutoProcessor.from_pretrained(...)."
+                f"{type(self._processor).__name__}. Give processor=AutoProcessor.from_pretrained(...), or "
+                "adapter= for a model of your own class."
             )
         self._every_steps, self._every_epochs = every_steps, every_epochs
         self._config, self._batch_size, self._stop_after = config, batch_size, stop_after
@@ -109,12 +113,15 @@ class MIRCallback(TrainerCallback):
     ) -> None:
         """Make sure that model and samples fit, before hours of training; take up results of a resumed training."""
         model = self._model
+        require_data_parallel(model, _parallel_sizes(self._trainer))
+        group = current_group()
         with undisturbed(model):
-            warn_of_initial_parts(unwrapped(model))
-            from_loaded(unwrapped(model), self._processor).encode(self._sample_set.samples[:1])
+            live = live_adapter(model, self._processor, self._adapter, group)
+            with group.agreed("encoding the first sample"):
+                live.encode(self._sample_set.samples[:1])
         if state.is_world_process_zero:
             self._set_aside_after(state.global_step)
-        self._results = current_group().broadcast(self._earlier_results(state.global_step))
+        self._results = group.broadcast(self._earlier_results(state.global_step))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure at every ``every_steps``-th optimizer step."""
@@ -145,6 +152,7 @@ class MIRCallback(TrainerCallback):
                 self._processor,
                 self._sample_set,
                 self._config,
+                adapter=self._adapter,
                 checkpoint=str(self._run_dir / f"checkpoint-{step}"),
                 place=str(self._run_dir.resolve() / f"checkpoint-{step}"),
                 batch_size=self._batch_size,
@@ -185,3 +193,9 @@ class MIRCallback(TrainerCallback):
         """Results in the folder, by step."""
         paths = {path.parent.name.removeprefix("checkpoint-"): path for path in self._out_dir.glob(_RESULTS)}
         return dict(sorted((int(step), path) for step, path in paths.items() if step.isdecimal()))
+
+
+def _parallel_sizes(trainer: Trainer) -> dict[str, int]:
+    """Sizes of the dimensions over which accelerate computes one sample, by its names."""
+    config = getattr(trainer.accelerator, "parallelism_config", None)
+    return {name: getattr(config, f"{name}_size", None) or 1 for name in ("tp", "cp", "sp")}

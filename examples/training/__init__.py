@@ -1,0 +1,1 @@
+"""MIR inside trainings that are not the Trainer's."""
