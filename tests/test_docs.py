@@ -32,6 +32,7 @@ OTHERS = {
     "grep": set(),
     "pip": {"-c", "-e"},
     "mir-vlmeval": VLMEVALKIT,
+    "sbatch": {"--dependency"},
     "tar": {"-czf", "-xzf", "-C"},
     "make": set(),
     "python": {"--machines"},  # of tests/faults/variation.py
@@ -114,7 +115,7 @@ def unknown_model_arguments(words: list[str]) -> list[str]:
 
 def words_of(command: str) -> list[list[str]]:
     """The words of each simple command of a line, without redirections; none for a script's own lines."""
-    if re.match(r"(case|esac|[0-9*]+\)|python -c)", command):
+    if re.match(r"(case|esac|set |source |export |[0-9*|]+\)|python -c)", command):
         return []
     parts = re.split(r"\s*(?:\||&&|;)\s*", re.sub(r"\s[<>]\s*\S+", "", command)) if "'" not in command else [command]
     return [words for part in parts if (words := shlex.split(part, comments=True))]

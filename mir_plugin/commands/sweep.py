@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 import signal
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,15 +19,20 @@ from mir_plugin.metric.uncertainty import TOLERANCE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mir_plugin.model_adapters import LoadOptions
     from mir_plugin.processes import Group
+    from mir_plugin.results import MirConfig
+    from mir_plugin.samples.sample_set import SampleSet
     from mir_plugin.selection.checkpoint_watcher import CheckpointWatcher
     from mir_plugin.selection.ray_options import RayOptions
     from mir_plugin.selection.ray_sweep import RaySweep
+    from mir_plugin.selection.shards import Shard
     from mir_plugin.selection.sweep import Sweep
     from mir_plugin.selection.sweep_measuring import SweepMeasuring
 
 WATCHING = "Watching"
 INDICATORS = "Indicators"
+SEVERAL = "Several machines"
 
 
 def sweep(
@@ -69,6 +75,29 @@ def sweep(
             min=0, help="Seconds without change after which a checkpoint is complete.", rich_help_panel=WATCHING
         ),
     ] = 5.0,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Measure the I-th of N shares of the checkpoints; all tasks write to one --out. Default: that of the "
+            "task of a Slurm job array (SLURM_ARRAY_TASK_ID and _COUNT), else all.",
+            rich_help_panel=SEVERAL,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what would be measured, how long it takes and how much memory, and measure nothing."
+        ),
+    ] = False,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRACKER",
+            help="Also log to a tracker of accelerate: wandb, tensorboard, mlflow or trackio; MIR against the step.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for results, table and report.", rich_help_panel=options.OUTPUT)
     ] = Path("mir-sweep"),
@@ -95,9 +124,11 @@ def sweep(
 
       mir sweep 'runs/*/checkpoint-*' --ray --gpus-per-checkpoint 0.5
 
+      mir sweep runs/pretrain --base-llm vicuna-7b-v1.5 --dry-run
+
     Exit codes: those of `mir select` (0 a clear recommendation, or one result; 3 undecided; 4 MIR is still falling at
     the last step; 1 nothing could be measured, or results cannot be compared); 5 some checkpoints failed; 130
-    interrupted. Under a launcher such as torchrun 3 and 4 are 0.
+    interrupted. Under a launcher such as torchrun, and for a shard, 3 and 4 are 0.
     """
     from mir_plugin.commands.sweep_table import SweepDisplay, print_sweep
     from mir_plugin.measurement.measurement import lock
@@ -106,6 +137,7 @@ def sweep(
     from mir_plugin.selection.candidates import found_checkpoints
     from mir_plugin.selection.checkpoint_watcher import CheckpointWatcher
     from mir_plugin.selection.sweep import Sweep
+    from mir_plugin.selection.sweep_log import TrackedSweep, tracker_named
     from mir_plugin.selection.sweep_measuring import SweepMeasuring
 
     if bool(checkpoints) == (watch is not None):
@@ -113,6 +145,10 @@ def sweep(
     if load.family:  # a mistaken name is reported before samples are fetched
         adapter_spec(load.family)
     folders = found_checkpoints(checkpoints or [])
+    share = _share(shard, watching=watch is not None)
+    tracker = tracker_named(log) if log else None
+    if share and ray:
+        raise MirError("--ray divides the checkpoints itself; leave out --shard, or add --shard 1/1 in a Slurm array.")
     watcher = CheckpointWatcher(watch, watch_settle) if watch else None
     chosen = samples.choose()
     interrupted = False
@@ -128,11 +164,30 @@ def sweep(
         )
         cluster = stack.enter_context(_on_ray(ray, measuring, group)) if ray else None
         display = SweepDisplay(shown=group.rank == 0, watching=watch is not None)
-        running = Sweep(out, measuring, tolerance=tolerance, on_change=display.refresh, writes=group.rank == 0)
+        tracked = TrackedSweep(tracker, out, {"samples": chosen.fingerprint}) if tracker and group.rank == 0 else None
+        running = Sweep(
+            out,
+            measuring,
+            tolerance=tolerance,
+            on_change=display.refresh,
+            on_finished=lambda entry: tracked.log(entry, running.n_runs) if tracked else None,
+            writes=group.rank == 0 and not dry_run,
+            share=share.folder(out) if share else None,
+        )
+        if dry_run:
+            running.recall(chosen.fingerprint, protocol, measuring.loading)
+            running.add(folders)
+            _tell_plan(running, load, chosen, protocol, batch_size, force=force, json=json)
+            return
+        is_last = True
         try:
-            with lock(out, group), display.of(running):
-                left_out = running.recall(chosen.fingerprint, protocol, (cluster or measuring).loading)
-                if watch is not None and watcher is not None:
+            with lock(share.folder(out) if share else out, group), display.of(running):
+                left_out = [] if share else running.recall(chosen.fingerprint, protocol, (cluster or measuring).loading)
+                if share:
+                    is_last = _measure_share(running, share, folders, group)
+                    if is_last:
+                        running.take_over(chosen.fingerprint, protocol, measuring.loading, share.tables(out))
+                elif watch is not None and watcher is not None:
                     _tell_left_out(_gone(left_out, watch) if group.rank == 0 else [])
                     try:
                         with _ended_by_kill():
@@ -141,19 +196,94 @@ def sweep(
                         running.leave_out(watcher.unfinished() if group.rank == 0 else {})
                 else:
                     running.add(group.broadcast(folders))
+                    display.announce()
                     cluster.run(running) if cluster else running.run()
         except KeyboardInterrupt:
             interrupted = watch is None  # a watch is ended like this
+        finally:
+            if tracked:
+                tracked.finish()
     if group.rank > 0:
         return
+    if share and (interrupted or not is_last):
+        _tell_share(running, share)
+        raise typer.Exit(INTERRUPTED if interrupted else _failures(running))
     report_paths = _report(running) if report else []
     if json:
         typer.echo(json_module.dumps(running.as_json(), indent=2, allow_nan=False))
     else:
         print_sweep(running, report_paths)
-    code = _exit_code(running, only_failures=group.size > 1)
+    code = _exit_code(running, only_failures=group.size > 1 or share is not None)
     if interrupted or code:
         raise typer.Exit(INTERRUPTED if interrupted else code)
+
+
+def _share(text: str | None, *, watching: bool) -> Shard | None:
+    """The share that was asked for, or that of a Slurm array's task; None for all."""
+    from mir_plugin.selection.shards import parsed_shard, shard_of_array_task
+
+    if text is not None and watching:
+        raise MirError("--watch measures all that lands; leave out --shard.")
+    if watching:
+        return None
+    share = parsed_shard(text) if text else shard_of_array_task(os.environ)
+    if share is None or share.n == 1:
+        return None
+    if text is None:
+        note = (
+            f"mir: task {share.number} of {share.n} of a Slurm array: measuring its share (--shard 1/1 measures all)."
+        )
+        typer.echo(note, err=True)
+    return share
+
+
+def _measure_share(running: Sweep, share: Shard, folders: list[Path], group: Group) -> bool:
+    """Measure one share; whether all others have finished. Collective."""
+    running.add(group.broadcast(folders))
+    own: dict[Path, str] = {}
+    with group.agreed("dividing the checkpoints"):
+        if group.rank == 0:
+            share.start(running.out_dir)
+            entries = [one for one in running.entries if one.asked]
+            own = share.planned(running.out_dir, [e.checkpoint for e in entries], [e.name for e in entries])
+    running.keep_only(group.broadcast(own))
+    running.run()
+    return group.rank > 0 or share.finish(running.out_dir)
+
+
+def _tell_share(running: Sweep, share: Shard) -> None:
+    n, n_done = len(running.entries), sum(one.is_done for one in running.entries)
+    typer.echo(f"share {share.number} of {share.n}: {n_done} of {n} checkpoints done")
+    typer.echo(f"the last task to finish gives the verdict; at any time: mir select {running.out_dir}")
+
+
+def _failures(running: Sweep) -> int:
+    return SOME_FAILED if any(one.state == "failed" and one.asked for one in running.entries) else 0
+
+
+def _tell_plan(
+    running: Sweep,
+    load: LoadOptions,
+    samples: SampleSet,
+    protocol: MirConfig,
+    batch_size: int | None,
+    *,
+    force: bool,
+    json: bool,
+) -> None:
+    from mir_plugin.commands.sweep_table import print_plan
+    from mir_plugin.measurement.measurement import Measurement
+    from mir_plugin.model_adapters import Checkpoint
+    from mir_plugin.selection.dry_run import as_json, planned
+
+    def measurement(checkpoint: Path, folder: Path) -> Measurement:
+        return Measurement(Checkpoint(checkpoint, load), samples, protocol, folder, batch_size, force=force)
+
+    plan = planned(running, measurement)
+    if json:
+        typer.echo(json_module.dumps(as_json(plan), indent=2, allow_nan=False))
+    else:
+        print_plan(plan)
 
 
 @contextmanager
@@ -252,8 +382,8 @@ def _exit_code(running: Sweep, *, only_failures: bool) -> int:
     """Of the verdict, unless ``only_failures`` count: launchers take any code but 0 for a crash."""
     if not any(entry.result for entry in running.entries):
         return 1
-    if any(entry.state == "failed" and entry.asked for entry in running.entries):
-        return SOME_FAILED
+    if failed := _failures(running):
+        return failed
     if only_failures:
         return 0
     try:

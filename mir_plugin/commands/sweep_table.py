@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -21,6 +22,9 @@ from mir_plugin.errors import MirError
 from mir_plugin.results import PARTIAL_NAME
 from mir_plugin.selection.select import Outcome, Selection
 from mir_plugin.selection.sweep import Sweep, SweepEntry
+
+if TYPE_CHECKING:
+    from mir_plugin.selection.dry_run import SweepPlan
 
 OUTCOME_STYLES: dict[Outcome, str] = {"clear": "bold green", "undecided": "bold yellow", "still falling": "bold cyan"}
 STATE_STYLES = {"failed": "red", "running": "cyan", "waiting": "dim", "measured": "", "kept": "dim"}
@@ -64,6 +68,16 @@ class SweepDisplay:
                 self._printed[entry.name] = entry
                 line = _line(entry, number, len(asked)) + self._time_left()
                 self._console.print(line, soft_wrap=True, highlight=False)
+
+    def announce(self) -> None:
+        """Say at the start what is known from earlier results: how long it takes, and how much memory."""
+        from mir_plugin.selection.dry_run import known_cost
+
+        cost = known_cost(self._sweep) if self._sweep else None
+        n = sum(not one.is_done and one.result is None for one in self._entries())
+        if cost and n:
+            told = f"{n} checkpoint{'s' * (n > 1)} to measure{self._time_left()}; {cost.memory} (from {cost.basis})"
+            self._console.print(escape(told), soft_wrap=True, highlight=False)
 
     def _entries(self) -> list[SweepEntry]:
         return self._sweep.entries if self._sweep else []
@@ -120,6 +134,21 @@ def print_sweep(sweep: Sweep, report_paths: Sequence[Path]) -> None:
             print_verdict(selection)
     for path in (sweep.out_dir / "sweep.json", sweep.out_dir / "sweep.csv", *report_paths):
         console.print(f"wrote {escape(str(path))}", soft_wrap=True)
+
+
+def print_plan(plan: SweepPlan) -> None:
+    """Print what a sweep would do to standard output."""
+    console = Console(highlight=False)
+    for one in plan.checkpoints:
+        console.print(f"{escape(one.name)}: {escape(one.what)}", soft_wrap=True)
+    n = len(plan.checkpoints)
+    console.print(f"[bold]{plan.n_to_measure} of {n} checkpoint{'s' * (n > 1)} to measure[/bold]")
+    if plan.cost:
+        each, total = duration(plan.cost.seconds), duration(plan.seconds)
+        console.print(
+            f"time    about {total} on one device ({each} each), from {escape(plan.cost.basis)}", soft_wrap=True
+        )
+        console.print(f"memory  {escape(plan.cost.memory)}", soft_wrap=True)
 
 
 def print_verdict(selection: Selection) -> None:

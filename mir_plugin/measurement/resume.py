@@ -138,10 +138,9 @@ def files_fingerprint(facts: Mapping[str, Any]) -> str | None:
 
 
 def folders_of(result: MirResult) -> tuple[str, ...]:
-    """The folders whose files the result's checkpoint fingerprint is that of; none for weights in memory."""
-    known = result.facts.get("source_folders") or [result.place]
+    """The folders whose files the result's checkpoint fingerprint is that of; none where an adapter names none."""
     in_memory = str(result.fingerprints.get("checkpoint", "")).startswith(IN_MEMORY)
-    return () if in_memory else tuple(str(folder) for folder in known if folder)
+    return () if in_memory else tuple(str(folder) for folder in result.facts.get("source_folders", ()))
 
 
 def changed_since(folders: Sequence[str], checkpoint_fingerprint: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import json
 import logging
 import time
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mir_plugin.errors import MirError
-from mir_plugin.files.atomic import write_atomically
+from mir_plugin.files.atomic import not_writable, write_atomically
 from mir_plugin.files.outside_text import csv_table
 from mir_plugin.files.redaction import without_secrets
 from mir_plugin.indicators.file import recorded_indicators
@@ -28,10 +30,11 @@ from mir_plugin.measurement.resume import changed_since, folders_of
 from mir_plugin.metric.uncertainty import TOLERANCE
 from mir_plugin.results import RESULT_NAME, MirConfig, MirResult, is_filed_under
 from mir_plugin.selection.select import Candidate, Selection, select
+from mir_plugin.selection.shards import TABLE_NAME
 
 State = Literal["waiting", "running", "measured", "kept", "failed"]
 SCHEMA_VERSION = 1
-SWEEP_NAME = "sweep.json"
+SWEEP_NAME, LINES_NAME = "sweep.json", "sweep.jsonl"
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +92,9 @@ class Sweep:
         *,
         tolerance: float = TOLERANCE,
         on_change: Callable[[], None] = lambda: None,
+        on_finished: Callable[[SweepEntry], None] = lambda _: None,
         writes: bool = True,
+        share: Path | None = None,
     ) -> None:
         """Prepare a sweep without checkpoints.
 
@@ -97,14 +102,18 @@ class Sweep:
             measure: checkpoint, path of its mir.json → what was measured and saved there.
             tolerance: as for ``selection.select``.
             on_change: called whenever an entry changes, for displays.
+            on_finished: called with every entry that is finished, be it measured, kept or failed.
             writes: false in all but one of several processes.
+            share: folder for the table of a share of a sweep (``selection.shards``), in place of the output folder.
         """
         self.entries: list[SweepEntry] = []
         self.out_dir = out_dir
         self._measure = measure
         self._tolerance = tolerance
         self._on_change = on_change
+        self._on_finished = on_finished
         self._writes = writes
+        self._share = share
 
     def add(self, checkpoints: Iterable[Path]) -> None:
         """Append checkpoints in training order; one that is there already is measured again, if its files changed."""
@@ -121,7 +130,7 @@ class Sweep:
                 if not is_filed_under(result.checkpoint, result.place, checkpoint)
             }
             name = result_name(checkpoint, others | {one.name for one in self.entries})
-            self.entries.append(SweepEntry(checkpoint, name, run_of(shown(checkpoint)), step_of(checkpoint)))
+            self.entries.append(SweepEntry(checkpoint, name, _run(checkpoint), step_of(checkpoint)))
         self._in_training_order()
         self._changed()
 
@@ -137,13 +146,16 @@ class Sweep:
                 self.entries[index] = dataclasses.replace(one, state="failed", error=reason, asked=False)
         self._changed()
 
-    def recall(self, samples_fingerprint: str, config: MirConfig, loading: str) -> list[Path]:
+    def recall(
+        self, samples_fingerprint: str, config: MirConfig, loading: str, tables: Iterable[Path] = ()
+    ) -> list[Path]:
         """Take in what earlier sweeps left in the output folder, so that a narrower one does not shrink the table.
 
         Trainings delete old checkpoints; what was measured of them still counts.
 
         Args:
             samples_fingerprint, config, loading: of this sweep; results of others are left alone.
+            tables: where failures are noted, besides sweep.json.
         Returns:
             Results that were measured or loaded in another way, or of other files than the checkpoint has now.
         """
@@ -159,16 +171,38 @@ class Sweep:
             entry = SweepEntry(checkpoint, path.parent.name, run_of(checkpoint), step_of(checkpoint), asked=False)
             indicators = recorded_indicators(path.parent, result)
             self._take_in(dataclasses.replace(entry, state="kept", result=result, indicators=indicators))
-        for row in _failed_rows(self.out_dir / SWEEP_NAME):
+        for row in (row for path in (self.out_dir / SWEEP_NAME, *tables) for row in _failed_rows(path)):
             checkpoint = Path(row["checkpoint"])
             entry = SweepEntry(checkpoint, row["name"], row["run"], row["step"], asked=False)
             self._take_in(dataclasses.replace(entry, state="failed", error=row["error"]))
         self._in_training_order()
         return left_out
 
+    @property
+    def n_runs(self) -> int:
+        """Runs among the entries."""
+        return len({one.run for one in self.entries})
+
+    def keep_only(self, own: Mapping[Path, str]) -> None:
+        """Leave all entries but these to others: checkpoint → name of its folder."""
+        kept = [one for one in self.entries if one.checkpoint in own]
+        self.entries = [dataclasses.replace(one, name=own[one.checkpoint]) for one in kept]
+        self._changed()
+
+    def take_over(self, samples_fingerprint: str, config: MirConfig, loading: str, tables: Iterable[Path]) -> None:
+        """After the shares of a sweep: take in what the others measured, or failed to measure, and write the tables.
+
+        Args:
+            samples_fingerprint, config, loading: as for ``recall``.
+            tables: of all shares.
+        """
+        self._share = None
+        self.recall(samples_fingerprint, config, loading, tables)
+        self._changed()
+
     def seconds_left(self) -> float | None:
         """About how long what waits will take, by what was measured before; None without any of that."""
-        waiting = sum(not one.is_done for one in self.entries)
+        waiting = sum(not one.is_done and one.result is None for one in self.entries)  # others are likely to be kept
         known = [one.seconds for one in self.entries if one.state == "measured" and one.seconds is not None]
         known = known or [one.result.timing["total"] for one in self.entries if one.result and one.result.timing]
         at_a_time = max(1, sum(one.state == "running" for one in self.entries))
@@ -184,8 +218,9 @@ class Sweep:
             self.entries[known] = entry
 
     def _in_training_order(self) -> None:
-        places = {checkpoint: i for i, checkpoint in enumerate(in_training_order(e.checkpoint for e in self.entries))}
-        self.entries.sort(key=lambda one: places[one.checkpoint])
+        """Sort by run and step; one folder may have been given in several spellings."""
+        order = {path: i for i, path in enumerate(in_training_order(shown(one.checkpoint) for one in self.entries))}
+        self.entries.sort(key=lambda one: order[shown(one.checkpoint)])
 
     def _saved(self) -> Iterator[tuple[Path, MirResult]]:
         """The results below the output folder that can be read."""
@@ -264,12 +299,47 @@ class Sweep:
     def _set(self, index: int, entry: SweepEntry) -> None:
         self.entries[index] = entry
         self._changed()
+        if entry.is_done:
+            if self._writes:
+                self._append(entry)
+            self._on_finished(entry)
 
     def _changed(self) -> None:
         if self._writes:
-            write_atomically(self.out_dir / SWEEP_NAME, json.dumps(self.as_json(), indent=2, allow_nan=False) + "\n")
-            write_atomically(self.out_dir / "sweep.csv", as_csv([_row(one) for one in self.entries]))
+            path = self._share / TABLE_NAME if self._share else self.out_dir / SWEEP_NAME
+            write_atomically(path, json.dumps(self.as_json(), indent=2, allow_nan=False) + "\n")
+            if self._share is None:
+                write_atomically(self.out_dir / "sweep.csv", as_csv([_row(one) for one in self.entries]))
         self._on_change()
+
+    def _append(self, entry: SweepEntry) -> None:
+        """One line for a checkpoint that is finished, for dashboards; none for a result that has one already."""
+        path = (self._share or self.out_dir) / LINES_NAME
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        row = _row(entry)
+        if entry.state == "kept" and (row["name"], row["mir"]) in _told(path):
+            return
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": now, **row}, allow_nan=False) + "\n")
+        except OSError as error:
+            raise not_writable(path, error) from error
+
+
+def _run(checkpoint: Path) -> str:
+    """As ``mir select`` names it from the result: by where the folder lies, whatever links lead there."""
+    return run_of(shown(checkpoint.parent.resolve() / checkpoint.name))
+
+
+def _told(path: Path) -> set[tuple[str, float]]:
+    """Name and MIR of the lines of an earlier sweep; a line that a kill cut short counts for nothing."""
+    told = set()
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                row = json.loads(line)
+                told.add((row["name"], row["mir"]))
+    return told
 
 
 def _failed_rows(path: Path) -> list[Any]:
