@@ -203,6 +203,7 @@ def wrappers_of(weights: Iterable[StoredTensor]) -> tuple[str, ...]:
 
 
 def unwrapped_key(key: str) -> str:
+    """The key without the names that torch.compile, FSDP and activation checkpointing put into it."""
     for name in _INSIDE:
         key = key.replace(name, "")
     return key

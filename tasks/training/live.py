@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from mir_plugin.errors import MirError
+from mir_plugin.files.fingerprint import IN_MEMORY
 from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters.huggingface.adapter import HuggingFaceAdapter, from_loaded
-from mir_plugin.model_adapters.huggingface.identity import IN_MEMORY, memory_fingerprint
+from mir_plugin.model_adapters.huggingface.identity import memory_fingerprint
 from mir_plugin.model_adapters.in_memory.host_parts import is_processor
 from mir_plugin.model_adapters.in_memory.initial_weights import warn_of_initial_parts
 from mir_plugin.model_adapters.in_memory.own_model import Encode, OwnModel, OwnModelAdapter
