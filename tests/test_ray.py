@@ -242,7 +242,6 @@ def test_a_mistake_is_one_message(
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "1")
     assert mir(monkeypatch, "sweep", runs / "checkpoint-10", *options(), "--out", tmp_path / "o", *arguments) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()

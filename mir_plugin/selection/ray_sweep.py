@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from mir_plugin.selection.sweep_measuring import SweepMeasuring
 MAX_ATTEMPTS = 3
 # How often the layers that workers have finished are fetched: what a killed sweep loses at most.
 JOURNAL_SECONDS = 1.0
+# How long a head that is there may take to accept a connection.
+LISTENS_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -301,6 +304,7 @@ def _connected(address: str) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    _require_listening(address)
     try:
         if address != "local":
             with contextlib.suppress(ConnectionError) if address == "auto" else contextlib.nullcontext():
@@ -310,6 +314,19 @@ def _connected(address: str) -> tuple[Any, bool]:
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise MirError(f"--ray {address}: {error}. Start Ray there with `ray start`, or use --ray local.") from error
     return ray, True
+
+
+def _require_listening(address: str) -> None:
+    """Raise MirError if nothing answers at a host:port, where Ray would try again for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=LISTENS_SECONDS).close()
+    except OSError as error:
+        raise MirError(
+            f"--ray {address}: nothing answers there ({error}). Start Ray with `ray start --head`, or use --ray local."
+        ) from error
 
 
 def _nodes(ray: Any) -> Iterator[dict[str, Any]]:

@@ -189,7 +189,7 @@ def test_features_are_kept_for_the_very_batch_and_only_as_far_as_memory_goes(mon
         return Seen(torch.ones(1, 4), ())
 
     monkeypatch.setattr("mir_plugin.model_adapters.weights.shared_parts.MAX_FEATURE_BYTES", 40)
-    store, samples = FeatureStore(), [Sample(str(k), b"", "text") for k in range(4)]
+    store, samples = FeatureStore(), [Sample(str(k), bytes([k]), "text") for k in range(4)]
     for batch in (samples[:1], samples[:2], samples[:1], samples[:2]):
         store.of(batch, compute)
     assert len(calls) == 2

@@ -407,8 +407,8 @@ CASES = (
     Case(
         "key unknown",
         "a tensor of another architecture is among the weights",
-        damaged(FULL, tensors(WEIGHTS, lambda s: s.update({"model.image_newline": torch.ones(64)}))),
-        Refused("model.image_newline", "model.safetensors", "mir adapters"),
+        damaged(FULL, tensors(WEIGHTS, lambda s: s.update({"model.image_gate": torch.ones(64)}))),
+        Refused("model.image_gate", "model.safetensors", "mir adapters"),
     ),
     Case(
         "keys prefixed",
