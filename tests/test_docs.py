@@ -167,7 +167,12 @@ def test_every_option_named_in_prose_exists() -> None:
 def test_every_environment_variable_of_ours_named_anywhere_exists() -> None:
     from mir_plugin.tasks.options import OPTIONS
 
-    known = {f"MIR_{name.upper()}" for name in OPTIONS}
+    of_tests = {
+        name
+        for path in Path(__file__).parent.glob("*.py")
+        for name in re.findall(r"MIR_TEST_[A-Z]+", path.read_text("utf-8"))
+    }
+    known = {f"MIR_{name.upper()}" for name in OPTIONS} | of_tests
     named = {name for page in pages() for name in re.findall(r"\bMIR_[A-Z_]+\b", page.read_text("utf-8"))}
     assert named <= known
 
