@@ -20,7 +20,8 @@ from command_line import mir
 from golden_data import require_golden
 from tolerances import HANGS
 
-pytestmark = pytest.mark.slow
+# Clusters start slowly, and fail to on a busy machine: `make test-full` runs them.
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 ray = pytest.importorskip("ray")
 VERDICTS = (0, 3, 4)  # exit codes where every checkpoint was measured
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
