@@ -201,6 +201,7 @@ def test_steps_of_two_runs_are_measured_into_folders_of_their_own(
     monkeypatch.chdir(tmp_path)
     for name in ("a/step-5", "b/step-5", "a/final", "b/final"):
         Path(name).mkdir(parents=True)
+        (Path(name) / "config.json").write_text("{}")
     for name in ("a/step-5", "b/step-5", "a/final"):
         assert mir(monkeypatch, "run", name) == 0
     found = {path.parent.name: MirResult.load(path).checkpoint for path in Path("mir-out").glob("*/mir.json")}

@@ -152,6 +152,7 @@ class StubSet:
 
     def __init__(self, samples: list[Sample]) -> None:
         self.samples, self.fingerprint, self.description = samples, "stub", {"source": "stub"}
+        self.groups = tuple(range(len(samples)))
 
 
 def test_features_that_are_not_finite_in_one_process_end_all(tmp_path: Path) -> None:
@@ -263,6 +264,7 @@ def test_only_process_0_of_a_launched_run_prints_and_writes(tmp_path: Path, monk
 
     checkpoint = tmp_path / "toy"
     checkpoint.mkdir()
+    (checkpoint / "config.json").write_text("{}")
     monkeypatch.setattr(Checkpoint, "spec", None)
     monkeypatch.setattr(Checkpoint, "load", lambda *_: ToyAdapter())
     monkeypatch.setattr(SampleOptions, "choose", lambda _: SampleSet(tuple(toy_samples(3))))

@@ -430,8 +430,15 @@ def test_a_watch_measures_what_is_there_and_what_lands(
     code = mir(monkeypatch, *arguments, "--watch-settle", 0.2, "--watch-idle", 5, "--no-report")
     training.join()
     assert code == CODES[saved(out)["selection"]["outcome"]]
-    # The broken checkpoint never became complete, so it is none that failed.
-    assert [row["step"] for row in saved(out)["checkpoints"]] == [20, 30, 50]
+    rows = {row["step"]: row for row in saved(out)["checkpoints"]}
+    assert {step: row["state"] for step, row in rows.items()} == {
+        20: "measured",
+        30: "measured",
+        40: "failed",
+        50: "measured",
+    }
+    # The broken checkpoint never became complete: it is listed with its reason, and no failure of the sweep.
+    assert rows[40]["error"].startswith("not measured: ")
     assert not (out / "report").exists()
     assert "3/3 runs_checkpoint-50: measured" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +57,11 @@ class Subcommand(TyperCommand):
 def _with_addresses(args: list[str], optional: set[str]) -> list[str]:
     """The arguments with "auto" behind every option of these that has no address.
 
-    >>> _with_addresses(["--ray", "runs/*", "--ray", "10.0.0.1:6379"], {"--ray"})
-    ['--ray', 'auto', 'runs/*', '--ray', '10.0.0.1:6379']
+    >>> _with_addresses(["--ray", "runs/*", "--ray", "10.0.0.1:6379"], {"--ray"}), _with_addresses([], set())
+    (['--ray', 'auto', 'runs/*', '--ray', '10.0.0.1:6379'], [])
     """
     given: list[str] = []
-    for argument, following in zip(args, [*args[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*args, ""]):
         given.append(argument)
         if argument in optional and not _ADDRESS.fullmatch(following):
             given.append("auto")

@@ -35,8 +35,9 @@ def code_elsewhere(folder: Path, model: nn.Module, processor: Any) -> list[Path]
 
 
 def image_settings(processor: Any) -> dict[str, Any]:
-    """How images are prepared, name → plain value."""
-    return _plain(processor.image_processor.to_dict())
+    """How images are prepared, name → plain value; nothing of an image processor that does not say."""
+    settings = getattr(processor.image_processor, "to_dict", dict)
+    return _plain(settings())
 
 
 def memory_fingerprint(
@@ -65,7 +66,7 @@ def identified(model: Any, processor: Any, checkpoint: str | None) -> dict[str, 
         before = folder_fingerprint([folder])
         stored = open_checkpoint_weights(folder).values()
         if holds_stored(model, stored) and folder_fingerprint([folder]) == before:
-            return {**facts, "checkpoint_fingerprint": before}
+            return {**facts, "checkpoint_fingerprint": before, "source_folders": [str(folder)]}
     except MirError:  # a file that is being written, or cannot be read
         pass
     return {**facts, "checkpoint_fingerprint": memory_fingerprint(model, processor)}

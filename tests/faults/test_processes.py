@@ -159,11 +159,15 @@ def content(path: Path) -> Any:
         for row in document.get("checkpoints", []):
             del row["seconds"], row["state"]
         document.get("fingerprints", {}).pop("request", None)  # it tells the place, and so do these
+        document.pop("place", None)  # and folders: each command ran in its own
         document.get("facts", {}).pop("source_folders", None)
         return {key: value for key, value in document.items() if key not in VOLATILE}
     if path.name == "sweep.csv":
         rows = list(csv.DictReader(path.open()))
         return [{k: v for k, v in row.items() if k not in ("seconds", "state")} for row in rows]
+    if path.name == "sweep.jsonl":
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{k: v for k, v in line.items() if k not in ("time", "seconds", "state")} for line in lines]
     if path.suffix == ".xlsx":
         book = openpyxl.load_workbook(path)
         return {sheet.title: list(sheet.iter_rows(values_only=True)) for sheet in book}

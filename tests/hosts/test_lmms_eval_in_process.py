@@ -158,7 +158,7 @@ def test_samples_chosen_by_model_arguments_are_recorded(lmms_eval: Any, offline:
 @pytest.mark.parametrize(
     ("model_args", "message"),
     [
-        ("pretrained=x,base_lm=y", r"unknown model argument 'base_lm'; known: pretrained, base_llm, "),
+        ("pretrained=x,base_lm=y", r"unknown model argument 'base_lm'; known: pretrained, base, base_llm, "),
         ("dtype=float32", "no checkpoint given"),
         ("pretrained=no-such-folder", "no checkpoint folder at no-such-folder"),
         ("pretrained=x,batch_size=auto", "--batch_size is 'auto'"),

@@ -198,7 +198,7 @@ def test_every_original_format_answers_the_hosts_messages(name: str) -> None:
 
 
 def test_unknown_model_arguments_are_named_before_anything_is_loaded() -> None:
-    with pytest.raises(MirError, match="unknown model argument 'vison_tower'; known: pretrained, base_llm"):
+    with pytest.raises(MirError, match="unknown model argument 'vison_tower'; known: pretrained, base, base_llm"):
         CheckpointModel("nowhere", vison_tower="x")
     with pytest.raises(MirError, match="no checkpoint given"):
         CheckpointModel()
