@@ -19,10 +19,7 @@ from mir_plugin.metric.uncertainty import TOLERANCE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mir_plugin.model_adapters import LoadOptions
     from mir_plugin.processes import Group
-    from mir_plugin.results import MirConfig
-    from mir_plugin.samples.sample_set import SampleSet
     from mir_plugin.selection.checkpoint_watcher import CheckpointWatcher
     from mir_plugin.selection.ray_options import RayOptions
     from mir_plugin.selection.ray_sweep import RaySweep
@@ -177,7 +174,7 @@ def sweep(
         if dry_run:
             running.recall(chosen.fingerprint, protocol, measuring.loading)
             running.add(folders)
-            _tell_plan(running, load, chosen, protocol, batch_size, force=force, json=json)
+            _tell_plan(running, measuring, json=json)
             return
         is_last = True
         try:
@@ -261,25 +258,11 @@ def _failures(running: Sweep) -> int:
     return SOME_FAILED if any(one.state == "failed" and one.asked for one in running.entries) else 0
 
 
-def _tell_plan(
-    running: Sweep,
-    load: LoadOptions,
-    samples: SampleSet,
-    protocol: MirConfig,
-    batch_size: int | None,
-    *,
-    force: bool,
-    json: bool,
-) -> None:
+def _tell_plan(running: Sweep, measuring: SweepMeasuring, *, json: bool) -> None:
     from mir_plugin.commands.sweep_table import print_plan
-    from mir_plugin.measurement.measurement import Measurement
-    from mir_plugin.model_adapters import Checkpoint
     from mir_plugin.selection.dry_run import as_json, planned
 
-    def measurement(checkpoint: Path, folder: Path) -> Measurement:
-        return Measurement(Checkpoint(checkpoint, load), samples, protocol, folder, batch_size, force=force)
-
-    plan = planned(running, measurement)
+    plan = planned(running, measuring.measurement)
     if json:
         typer.echo(json_module.dumps(as_json(plan), indent=2, allow_nan=False))
     else:

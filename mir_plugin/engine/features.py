@@ -97,6 +97,7 @@ def features_in_step(
     if check.path == "depth-first":
         n_idle = n_passes - -(-len(samples) // batch_size)
         yield from _depth_first(adapter, samples, batch_size, received, [idle] * n_idle)
+        yield from [None] * (0 if samples else len(adapter.decoder.layers))
     elif samples:
         yield from _breadth_first(adapter, samples, batch_size, received, n_buffers)
     else:
@@ -107,8 +108,6 @@ def features_in_step(
                 with stream.layer(k):
                     pass
                 yield None
-    if check.path == "depth-first" and not samples:
-        yield from [None] * len(adapter.decoder.layers)
 
 
 @contextmanager

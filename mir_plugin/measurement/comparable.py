@@ -30,9 +30,9 @@ def protocol_differences(a: MirResult, b: MirResult, names: tuple[str, str] = ("
         differing.append(f"samples ({_samples(a)} and {_samples(b)})")
     if a.fingerprints.get("protocol") != b.fingerprints.get("protocol"):
         one, other = _protocol(a), _protocol(b)
-        named = [f"{name} ({one[name]!r} and {other[name]!r})" for name in one if one[name] != other[name]]
-        differing += named or ["protocol"]
-        if "prompt template" in {name for name in one if one[name] != other[name]} and _dated(a) and _dated(b):
+        names_of_parts = [name for name in one if one[name] != other[name]]
+        differing += [f"{name} ({one[name]!r} and {other[name]!r})" for name in names_of_parts] or ["protocol"]
+        if "prompt template" in names_of_parts and _dated(a) and _dated(b):
             differing[-1] += ", which writes the current date: measure both on one day"
     ours, theirs = dtype_of(a), dtype_of(b)
     if ours and theirs and ours != theirs:
@@ -142,6 +142,7 @@ def _n_other(one: str | None, other: str | None) -> int:
     """In how many samples two lines of digests differ; 0 where one is unknown."""
     if one is None or other is None:
         return 0
+    # Not strict: a file that was edited by hand may have lost digests.
     return sum(ours != theirs for ours, theirs in zip(one.split(), other.split(), strict=False))
 
 

@@ -16,7 +16,7 @@ from mir_plugin.engine.replay import check_replay
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.measurement import Measurement
 from mir_plugin.measurement.pooled import PooledLayer
-from mir_plugin.results import PARTIAL_NAME
+from mir_plugin.results import PARTIAL_NAME, RESULT_NAME
 from mir_plugin.selection.sweep import Sweep
 
 
@@ -71,12 +71,12 @@ def planned(sweep: Sweep, measurement_of: Callable[[Path, Path], Measurement]) -
 
     Args:
         sweep: with its checkpoints; nothing is written.
-        measurement_of: checkpoint, folder of its result → its measurement.
+        measurement_of: checkpoint, path of its mir.json → its measurement.
     """
     plans: list[PlannedCheckpoint] = []
     first: Measurement | None = None
     for entry in (one for one in sweep.entries if one.asked):
-        measurement = measurement_of(entry.checkpoint, sweep.out_dir / entry.name)
+        measurement = measurement_of(entry.checkpoint, sweep.out_dir / entry.name / RESULT_NAME)
         what, to_measure = _what_to_do(measurement)
         first = first or (measurement if to_measure else None)
         plans.append(PlannedCheckpoint(entry.name, str(entry.checkpoint), what, to_measure))

@@ -19,7 +19,6 @@ from typing import Any
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.atomic import only_writer, write_atomically
-from mir_plugin.indicators.file import recorded_indicators
 from mir_plugin.results import PARTIAL_NAME, RESULT_NAME
 from mir_plugin.selection.ray_options import RayOptions
 from mir_plugin.selection.ray_worker import KEPT_FILES, Answer, CheckpointWorker, Task
@@ -129,13 +128,7 @@ class RaySweep:
             path = sweep.out_dir / entry.name / RESULT_NAME
             with sweep.noting_failure(entry.name):
                 if kept := self._measuring.kept(entry.checkpoint, path):
-                    sweep.note(
-                        entry.name,
-                        state="kept",
-                        result=kept.result,
-                        seconds=0.0,
-                        indicators=recorded_indicators(path.parent, kept.result),
-                    )
+                    sweep.note_measured(entry.name, kept, seconds=0.0)
                     self._looked_at.discard(entry.name)
 
     def _hire(self, n_waiting: int) -> None:
@@ -219,19 +212,12 @@ class RaySweep:
             if answer.measured is None:
                 raise MirError(answer.error or "it failed")
             folder = sweep.out_dir / name
-            result = answer.measured.result
             if not answer.measured.kept:
-                result.save(folder / RESULT_NAME)
+                answer.measured.result.save(folder / RESULT_NAME)
             for file, text in answer.files.items():
                 write_atomically(folder / file, text)
             (folder / PARTIAL_NAME).unlink(missing_ok=True)
-            sweep.note(
-                name,
-                state="kept" if answer.measured.kept else "measured",
-                result=result,
-                seconds=answer.seconds,
-                indicators=recorded_indicators(folder, result),
-            )
+            sweep.note_measured(name, answer.measured, answer.seconds)
         worker.claims.close()
 
     def _retire(self, worker: Worker, sweep: Sweep, name: str, answer: Answer) -> None:

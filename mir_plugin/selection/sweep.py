@@ -119,8 +119,7 @@ class Sweep:
         """Append checkpoints in training order; one that is there already is measured again, if its files changed."""
         saved = {path.parent.name: result for path, result in self._saved()}
         for checkpoint in in_training_order(checkpoints):
-            place = checkpoint.resolve()
-            known = next((i for i, one in enumerate(self.entries) if one.checkpoint.resolve() == place), None)
+            known = self._index_of(checkpoint)
             if known is not None:
                 self.entries[known] = dataclasses.replace(self.entries[known], state="waiting", asked=True)
                 continue
@@ -139,11 +138,10 @@ class Sweep:
         measured = {one.checkpoint.resolve() for one in self.entries if one.result}
         reasons = {checkpoint: reason for checkpoint, reason in reasons.items() if checkpoint.resolve() not in measured}
         self.add(reasons)
-        by_place = {checkpoint.resolve(): reason for checkpoint, reason in reasons.items()}
-        for index, one in enumerate(self.entries):
-            reason = by_place.get(one.checkpoint.resolve())
-            if reason is not None:
-                self.entries[index] = dataclasses.replace(one, state="failed", error=reason, asked=False)
+        for checkpoint, reason in reasons.items():
+            if (index := self._index_of(checkpoint)) is not None:
+                changed = dataclasses.replace(self.entries[index], state="failed", error=reason, asked=False)
+                self.entries[index] = changed
         self._changed()
 
     def recall(
@@ -210,12 +208,16 @@ class Sweep:
 
     def _take_in(self, entry: SweepEntry) -> None:
         """Add an entry of an earlier sweep; of several results of one checkpoint the latest."""
-        place = entry.checkpoint.resolve()
-        known = next((i for i, one in enumerate(self.entries) if one.checkpoint.resolve() == place), None)
+        known = self._index_of(entry.checkpoint)
         if known is None:
             self.entries.append(entry)
         elif (there := self.entries[known].result) and entry.result and there.created < entry.result.created:
             self.entries[known] = entry
+
+    def _index_of(self, checkpoint: Path) -> int | None:
+        """Of the entry of a checkpoint, under whatever spelling or link; None if there is none."""
+        place = checkpoint.resolve()
+        return next((i for i, one in enumerate(self.entries) if one.checkpoint.resolve() == place), None)
 
     def _in_training_order(self) -> None:
         """Sort by run and step; one folder may have been given in several spellings."""
@@ -245,6 +247,16 @@ class Sweep:
         """Replace fields of the entry of this name; for those who measure several at a time."""
         index = next(i for i, one in enumerate(self.entries) if one.name == name)
         self._set(index, dataclasses.replace(self.entries[index], **changes))
+
+    def note_measured(self, name: str, measured: Measured, seconds: float) -> None:
+        """Note what has come of a checkpoint; its files stand in its folder already."""
+        self.note(
+            name,
+            state="kept" if measured.kept else "measured",
+            result=measured.result,
+            seconds=seconds,
+            indicators=recorded_indicators(self.out_dir / name, measured.result),
+        )
 
     @contextmanager
     def noting_failure(self, name: str) -> Iterator[None]:
@@ -288,13 +300,7 @@ class Sweep:
         started = time.perf_counter()
         with self.noting_failure(entry.name):
             measured = self._measure(entry.checkpoint, self.out_dir / entry.name / RESULT_NAME)
-            self.note(
-                entry.name,
-                state="kept" if measured.kept else "measured",
-                result=measured.result,
-                seconds=time.perf_counter() - started,
-                indicators=recorded_indicators(self.out_dir / entry.name, measured.result),
-            )
+            self.note_measured(entry.name, measured, time.perf_counter() - started)
 
     def _set(self, index: int, entry: SweepEntry) -> None:
         self.entries[index] = entry

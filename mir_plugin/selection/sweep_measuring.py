@@ -81,10 +81,11 @@ class SweepMeasuring:
 
     def kept(self, checkpoint: Path, result_path: Path) -> Measured | None:
         """The result that is there already, if nothing is missing of it."""
-        existing, lacks_indicators = self._existing(self._measurement(checkpoint, result_path))
+        existing, lacks_indicators = self._existing(self.measurement(checkpoint, result_path))
         return Measured(existing, kept=True) if existing and not lacks_indicators else None
 
-    def _measurement(self, checkpoint: Path, result_path: Path) -> Measurement:
+    def measurement(self, checkpoint: Path, result_path: Path) -> Measurement:
+        """Of a checkpoint, with its result at this path."""
         return Measurement(
             Checkpoint(checkpoint, self.load),
             self.samples,
@@ -103,7 +104,7 @@ class SweepMeasuring:
 
     def __call__(self, checkpoint: Path, result_path: Path) -> Measured:
         """Measure what is missing of a checkpoint: its MIR, its indicators, or nothing."""
-        measurement = self._measurement(checkpoint, result_path)
+        measurement = self.measurement(checkpoint, result_path)
         existing, lacks_indicators = self._existing(measurement)
         if existing and not lacks_indicators:
             return Measured(existing, kept=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -58,45 +58,38 @@ def load(
     Raises:
         MirError: if parts are missing, damaged, or do not fit each other.
     """
-    prepared = _prepared(folder, options, family)
-    return assemble(
-        prepared.files,
-        options,
-        family=family,
-        build_tower=prepared.build_tower,
-        preprocessor=prepared.preprocessor,
-        merge_views=prepared.merge_views,
-        more_facts=prepared.more_facts,
-        shared=shared,
-    )
+    return assemble(_prepared(folder, options, family), options, shared=shared)
 
 
 def inspect(folder: CheckpointFolder, options: LoadOptions, *, family: str = FAMILY) -> dict[str, str]:
     """What loading would use. Reads no weight; raises MirError as ``load``, for all but the values of weights."""
     prepared = _prepared(folder, options, family)
-    require_loadable(
-        prepared.files,
-        options,
-        family=family,
-        build_tower=prepared.build_tower,
-        preprocessor=prepared.preprocessor,
-        merge_views=prepared.merge_views,
-    )
+    require_loadable(prepared, options)
     return description(prepared.files, options)
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """The arguments of ``assemble``."""
+class Prepared:
+    """What a checkpoint is made of, before a weight is read.
 
+    Attributes:
+        family: as ``mir adapters`` names it.
+        files: where everything is.
+        build_tower: makes the empty tower; its parameters are named ``vision_tower.*`` in ``files.weights``.
+        preprocessor: makes pixels of pictures.
+        merge_views: how the views of a picture become vision tokens; None where a picture is one view.
+        more_facts: what was recognised and chosen besides LLaVA's facts.
+    """
+
+    family: str
     files: LlavaFiles
     build_tower: Callable[[], ClipTower]
     preprocessor: ClipPreprocessor
-    merge_views: Merge | None
-    more_facts: Mapping[str, Any]
+    merge_views: Merge | None = None
+    more_facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _prepared(folder: CheckpointFolder, options: LoadOptions, family: str) -> _Prepared:
+def _prepared(folder: CheckpointFolder, options: LoadOptions, family: str) -> Prepared:
     files = open_llava(folder, options, family=family)
     parts = open_parts(files)
     preprocessor = open_preprocessor(
@@ -106,7 +99,8 @@ def _prepared(folder: CheckpointFolder, options: LoadOptions, family: str) -> _P
     weights = parts.tower.used(files.weights)
     if parts.merge is None or not parts.merge.has_newline:
         weights.pop(NEWLINE, None)  # as the original, which builds no such parameter
-    return _Prepared(
+    return Prepared(
+        family,
         replace(files, weights=weights),
         lambda: build_tower(parts.tower),
         preprocessor.of_side(parts.tower.picture_side) if parts.tower.scales else preprocessor,
@@ -135,55 +129,36 @@ def inspect_sharegpt4v(folder: CheckpointFolder, options: LoadOptions) -> dict[s
     return inspect(folder, options, family="sharegpt4v")
 
 
-def require_loadable(
-    files: LlavaFiles,
-    options: LoadOptions,
-    *,
-    family: str,
-    build_tower: Callable[[], ClipTower],
-    preprocessor: ClipPreprocessor,
-    merge_views: Merge | None = None,
-) -> None:
+def require_loadable(prepared: Prepared, options: LoadOptions) -> None:
     """Go through what ``assemble`` and the first sample go through, with parameters that have no memory.
 
     Raises:
         MirError: as ``assemble``, for all but the values of weights.
     """
-    model, weights = _fitted(files, options, build_tower, merge_views)
+    model, weights = _fitted(prepared, options)
     check_fit(model, weights)
+    files, preprocessor = prepared.files, prepared.preprocessor
     tokenizer = open_tokenizer(files.tokenizer)
     require_own_tokenizer(tokenizer, files)
-    adapter = LlavaAdapter(family, files, model, tokenizer, preprocessor, fingerprint="", more_facts={})
+    adapter = LlavaAdapter(prepared.family, files, model, tokenizer, preprocessor, fingerprint="", more_facts={})
     adapter.encode([Sample("a blank picture", Image.new("RGB", (64, 48)), "a")])
 
 
-def assemble(
-    files: LlavaFiles,
-    options: LoadOptions,
-    *,
-    family: str,
-    build_tower: Callable[[], ClipTower],
-    preprocessor: ClipPreprocessor,
-    merge_views: Merge | None = None,
-    more_facts: Mapping[str, Any] | None = None,
-    shared: SharedParts | None = None,
-) -> LlavaAdapter:
+def assemble(prepared: Prepared, options: LoadOptions, *, shared: SharedParts | None = None) -> LlavaAdapter:
     """Build the model around a family's vision tower, and give every part of it its weights.
 
     Args:
-        build_tower: makes the empty tower; its parameters are named ``vision_tower.*`` in ``files.weights``.
-        merge_views: how the views of a picture become vision tokens; None where a picture is one view.
-        more_facts: what was recognised and chosen besides LLaVA's facts.
         shared: what the checkpoint loaded before left; nothing is shared where layers are streamed, because what is
             shared stays on the device.
 
     Raises:
         MirError: if parts do not fit each other.
     """
+    files, preprocessor, more_facts = prepared.files, prepared.preprocessor, prepared.more_facts
     fingerprint = folder_fingerprint(files.folders)
     device = chosen_device(options.device)
     dtype = chosen_dtype(options.dtype) or dtype_of(files.dtype_name)
-    model, weights = _fitted(files, options, build_tower, merge_views)
+    model, weights = _fitted(prepared, options)
     # What several views show is not kept: it is many times the features of one view.
     sees_once = preprocessor.views is None
     shared = shared if options.device_memory is None else None
@@ -195,12 +170,13 @@ def assemble(
     features = None
     if shared:
         shared.keep(model, weights)
-        seen = shared.features_seen_through((family, preprocessor, model.vision_tower.config.as_json(), more_facts))
+        tower = model.vision_tower.config.as_json()
+        seen = shared.features_seen_through((prepared.family, preprocessor, tower, more_facts))
         features = seen if sees_once else None
     tokenizer = open_tokenizer(files.tokenizer)
     require_own_tokenizer(tokenizer, files)
     return LlavaAdapter(
-        family,
+        prepared.family,
         files,
         model,
         tokenizer,
@@ -208,20 +184,19 @@ def assemble(
         streamed=streamed,
         features=features,
         fingerprint=fingerprint,
-        more_facts=more_facts or {},
+        more_facts=more_facts,
     )
 
 
-def _fitted(
-    files: LlavaFiles, options: LoadOptions, build_tower: Callable[[], ClipTower], merge_views: Merge | None
-) -> tuple[LlavaModel, dict[str, Weight]]:
+def _fitted(prepared: Prepared, options: LoadOptions) -> tuple[LlavaModel, dict[str, Weight]]:
     """The empty model, and the weights of its parameters, unread."""
+    files = prepared.files
     llm_config, llm_class = _llm(files, supported_llm(files))
 
     def build() -> LlavaModel:
-        tower = build_tower()
+        tower = prepared.build_tower()
         projector = build_projector(files.config, files.weights, tower.config.feature_width)
-        model = LlavaModel(tower, projector, _own_decoder(llm_class(llm_config), files), merge_views)
+        model = LlavaModel(tower, projector, _own_decoder(llm_class(llm_config), files), prepared.merge_views)
         if files.has_moca:
             model.moca_positions = calibrate(model.decoder_layers, model.hidden_size)
         return model

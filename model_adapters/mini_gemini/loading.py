@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
-from mir_plugin.model_adapters.llava.files import LlavaFiles, description, open_llava
-from mir_plugin.model_adapters.llava.loading import assemble, require_loadable
-from mir_plugin.model_adapters.llava.preprocess import ClipPreprocessor, open_preprocessor
+from mir_plugin.model_adapters.llava.files import description, open_llava
+from mir_plugin.model_adapters.llava.loading import Prepared, assemble, require_loadable
+from mir_plugin.model_adapters.llava.preprocess import open_preprocessor
 from mir_plugin.model_adapters.llava.tower_config import open_tower_config
 from mir_plugin.model_adapters.mini_gemini.convnext import ConvNextTower, build_convnext
 from mir_plugin.model_adapters.mini_gemini.files import (
     AUX_PREFIX,
     CHECKPOINT_RULES,
     FAMILY,
-    AuxTower,
-    ViewLayout,
     open_aux_tower,
     view_layout,
 )
@@ -35,48 +33,23 @@ def load(folder: CheckpointFolder, options: LoadOptions, *, shared: SharedParts 
     Raises:
         MirError: if parts are missing, damaged, or do not fit each other.
     """
-    parts = _parts(folder, options)
-    return assemble(
-        parts.files,
-        options,
-        family=FAMILY,
-        build_tower=parts.build_towers,
-        preprocessor=parts.preprocessor,
-        more_facts={
-            "vision_tower_aux": parts.aux.source,
-            "image_size_aux": parts.size,
-            "image_grid": parts.layout.grid,
-            "image_global": parts.layout.with_global_view,
-        },
-        shared=shared,
-    )
+    return assemble(_prepared(folder, options), options, shared=shared)
 
 
 def inspect(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
     """What loading would use. Reads no weight; raises MirError as ``load``, for all but the values of weights."""
-    parts = _parts(folder, options)
-    require_loadable(
-        parts.files, options, family=FAMILY, build_tower=parts.build_towers, preprocessor=parts.preprocessor
-    )
-    layout = parts.layout
-    views = f"{layout.grid} x {layout.grid}" + (" and a global view" if layout.with_global_view else "")
-    return description(parts.files, options) | {
-        "second vision tower": parts.aux.source,
-        "picture": f"{parts.size} pixels; low-resolution views {views}",
+    prepared = _prepared(folder, options)
+    require_loadable(prepared, options)
+    facts = prepared.more_facts
+    grid = facts["image_grid"]
+    views = f"{grid} x {grid}" + (" and a global view" if facts["image_global"] else "")
+    return description(prepared.files, options) | {
+        "second vision tower": facts["vision_tower_aux"],
+        "picture": f"{facts['image_size_aux']} pixels; low-resolution views {views}",
     }
 
 
-@dataclass(frozen=True)
-class _Parts:
-    files: LlavaFiles
-    aux: AuxTower
-    layout: ViewLayout
-    size: int
-    build_towers: Callable[[], MiniGeminiTowers]
-    preprocessor: ClipPreprocessor
-
-
-def _parts(folder: CheckpointFolder, options: LoadOptions) -> _Parts:
+def _prepared(folder: CheckpointFolder, options: LoadOptions) -> Prepared:
     files = open_llava(folder, options, family=FAMILY, more_rules=CHECKPOINT_RULES)
     aux = open_aux_tower(files, options)
     tower_config = open_tower_config(files.tower, files.config, files.weights)
@@ -92,13 +65,17 @@ def _parts(folder: CheckpointFolder, options: LoadOptions) -> _Parts:
     weights = {name: weight for name, weight in files.weights.items() if not name.startswith(AUX_PREFIX)}
     weights |= {f"{AUX_PREFIX}{name}": weight for name, weight in aux.weights.items()}
     preprocessor = open_preprocessor(files.tower, image_aspect_ratio=files.config.get("image_aspect_ratio"))
-    return _Parts(
+    return Prepared(
+        FAMILY,
         replace(files, weights=weights, more_folders=(*files.more_folders, *aux.folders)),
-        aux,
-        layout,
-        size,
         build_towers,
         replace(preprocessor, short_side=size, crop=(size, size)),
+        more_facts={
+            "vision_tower_aux": aux.source,
+            "image_size_aux": size,
+            "image_grid": layout.grid,
+            "image_global": layout.with_global_view,
+        },
     )
 
 

@@ -68,30 +68,21 @@ LLAVA_LLAMA_3 = Conversation(
 )
 
 
-def _chatml(name: str, system: str) -> Conversation:
+def _chatml(name: str, system: str, *, after_turn: str = "\n") -> Conversation:
+    """ChatML; LLaVA's "mpt" style writes nothing after a turn."""
+    end = f"<|im_end|>{after_turn}"
     return Conversation(
         name,
-        before=f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n",
-        between="<|im_end|>\n<|im_start|>assistant\n",
+        before=f"<|im_start|>system\n{system}{end}<|im_start|>user\n",
+        between=f"{end}<|im_start|>assistant\n",
         answer="{}",
-        end="<|im_end|>\n",
-    )
-
-
-def _chatml_without_lines(name: str, system: str) -> Conversation:
-    """As LLaVA's "mpt" style writes it, without line ends between turns."""
-    return Conversation(
-        name,
-        before=f"<|im_start|>system\n{system}<|im_end|><|im_start|>user\n",
-        between="<|im_end|><|im_start|>assistant\n",
-        answer="{}",
-        end="<|im_end|>",
+        end=end,
     )
 
 
 QWEN_1_5 = _chatml("qwen_1_5", "You are a helpful assistant.")
 QWEN_2_5 = _chatml("qwen_2_5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
-CHATML_DIRECT = _chatml_without_lines("chatml_direct", "Answer the questions.")
+CHATML_DIRECT = _chatml("chatml_direct", "Answer the questions.", after_turn="")
 GEMMA_INSTRUCT = Conversation(
     "gemma_instruct",
     before="<start_of_turn>user\n",

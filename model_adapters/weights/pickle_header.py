@@ -53,8 +53,7 @@ def pickle_header(path: Path) -> Mapping[str, TensorHeader] | None:
                 return None
             sizes = {name: one.file_size for name, one in records.items()}
             state = _HeaderUnpickler(archive.read(records["data.pkl"]), sizes).load()
-    # What an unpickler raises on bytes that are not its own is not documented; the caller lets torch read such a file.
-    except Exception:
+    except Exception:  # what an unpickler raises is no closed list; the caller lets torch read such a file
         return None
     plain = isinstance(state, dict) and all(
         isinstance(key, str) and isinstance(value, TensorHeader) for key, value in state.items()
