@@ -511,8 +511,9 @@ def _token_influences(tokens: PooledTokens, gap: Tensor, factor: Tensor) -> Tens
 def _power_of_two(square: Tensor) -> Tensor:
     """The power of two at or below the root of a squared length; 1 for lengths that float32 can square.
 
-    >>> _power_of_two(torch.tensor(9.0)).item(), _power_of_two(torch.tensor(9e40)).item() == 2.0**67
-    (1.0, True)
+    >>> squares = torch.tensor([9.0, 9e40], dtype=torch.float64)
+    >>> _power_of_two(squares).log2()
+    tensor([ 0., 68.], dtype=torch.float64)
     """
     exponent = torch.frexp(square.double().sqrt()).exponent - 1
     return torch.where(exponent.abs() < LARGE_EXPONENT, 1.0, torch.exp2(exponent.double()))
