@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import IN_MEMORY
 from mir_plugin.measurement.checkpoint_names import step_in_name
 from mir_plugin.reports.board.config import ModelEntry, ReportConfig
+from mir_plugin.reports.board.links import Linked, link, matching
 from mir_plugin.reports.read.identity import (
     NAME,
     PATH,
@@ -19,7 +19,6 @@ from mir_plugin.reports.read.identity import (
     WEIGHTS,
     Clusters,
     plain,
-    resolved,
     short_names,
 )
 from mir_plugin.reports.read.records import CheckpointRef, ParsedSources, Problem
@@ -44,10 +43,22 @@ class Checkpoints:
     by_key: Mapping[str, Checkpoint]
     problems: tuple[Problem, ...]
     told_apart: Mapping[CheckpointRef, CheckpointRef] = field(default_factory=dict)
+    linked: tuple[Linked, ...] = ()
+
+    def mir_counts(self, reference: CheckpointRef) -> bool:
+        """Whether MIR of this reference is its row's: not that of a fine-tuned model linked to another one."""
+        return not any(self._key(reference) in one.finetuned for one in self.linked)
+
+    def scores_count(self, reference: CheckpointRef) -> bool:
+        """Whether scores of this reference are its row's: not those of a pre-trained model linked to another one."""
+        return not any(self._key(reference) in one.pretrained for one in self.linked)
+
+    def _key(self, reference: CheckpointRef) -> str:
+        return self.told_apart.get(reference, reference).keys[0]
 
     def of(self, reference: CheckpointRef) -> Checkpoint:
         """The checkpoint that a record belongs to."""
-        return self.by_key[self.told_apart.get(reference, reference).keys[0]]
+        return self.by_key[self._key(reference)]
 
 
 def find_checkpoints(parsed: ParsedSources, config: ReportConfig) -> Checkpoints:
@@ -65,17 +76,22 @@ def find_checkpoints(parsed: ParsedSources, config: ReportConfig) -> Checkpoints
     everything = sorted({key for keys in references for key in keys})
     entry_keys: list[tuple[ModelEntry, str]] = []
     for entry in config.models:
-        found = [key for text in entry.match for key in _matching(text, everything, clusters, problems)]
+        found = [key for text in entry.match for key in matching(text, everything, clusters, problems)]
         clusters.join(found)
         entry_keys += [(entry, key) for key in found[:1]]
+    linked, of_links = link(parsed, config, everything, clusters)
+    problems += of_links
+    finetuned = {key for one in linked for key in one.finetuned}
 
     members: dict[str, list[str]] = {}
     for key in everything:
         members.setdefault(clusters.root(key), []).append(key)
+    # A row of two checkpoints is called after the pre-trained one, and has its step and its run.
+    naming = {root: [key for key in keys if key not in finetuned] or keys for root, keys in members.items()}
     labels: dict[str, str] = {}
-    for reference in references.values():
+    for reference in sorted(references.values(), key=lambda reference: reference.keys[0] in finetuned):
         labels.setdefault(clusters.root(reference.keys[0]), reference.label)
-    identities = _identities(members)
+    identities = _identities(naming)
     entries = {clusters.root(key): entry for entry, key in entry_keys}
     names = _names(labels, entries)
     found_checkpoints = {
@@ -83,13 +99,13 @@ def find_checkpoints(parsed: ParsedSources, config: ReportConfig) -> Checkpoints
             identity=identities[root],
             name=names[root],
             group=entries[root].group if root in entries else "",
-            step=_step(keys, entries.get(root)),
+            step=_step(naming[root], entries.get(root)),
         )
         for root, keys in members.items()
     }
-    problems += _changed_weights(members, names)
+    problems += _changed_weights(naming, names)
     by_key = {key: found_checkpoints[root] for root, keys in members.items() for key in keys}
-    return Checkpoints(by_key, tuple(problems), told_apart)
+    return Checkpoints(by_key, tuple(problems), told_apart, tuple(linked))
 
 
 def _told_apart(named: Sequence[CheckpointRef]) -> tuple[dict[CheckpointRef, CheckpointRef], list[Problem]]:
@@ -154,25 +170,6 @@ def _identity_order(key: str) -> tuple[int, bool, str]:
     """By kind; a place among the steps of a run comes before a name that says nothing about training."""
     kind = next(i for i, kind in enumerate(KEY_KINDS) if key.startswith(kind))
     return kind, step_in_name(PurePosixPath(plain(key)).name) is None, key
-
-
-def _matching(text: str, everything: list[str], clusters: Clusters[str], problems: list[Problem]) -> list[str]:
-    """Keys that a ``match`` text means: exactly, as a path, or as the last part of the path of one checkpoint."""
-    exact = {text, NAME + posixpath.normpath(text), VLMEVALKIT_MODEL + text, WEIGHTS + text}
-    exact.add(f"{PATH}{resolved(text)}")
-    found = [key for key in everything if key in exact]
-    if found:
-        return found
-    tails = [key for key in everything if not key.startswith(WEIGHTS) and PurePosixPath(plain(key)).name == text]
-    if len({clusters.root(key) for key in tails}) == 1:
-        return tails
-    if tails:
-        what = f"match {text!r} fits several checkpoints: {', '.join(map(plain, tails))}"
-        problems.append(Problem("warning", "unmatched", "configuration", what, "Give the whole path or name."))
-    else:
-        what = f"match {text!r} fits no checkpoint of the sources"
-        problems.append(Problem("warning", "unmatched", "configuration", what, "Compare with the Runs sheet."))
-    return []
 
 
 def _names(labels: Mapping[str, str], entries: Mapping[str, ModelEntry]) -> dict[str, str]:

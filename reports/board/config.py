@@ -56,11 +56,25 @@ class ModelEntry:
 
 
 @dataclass(frozen=True)
+class Link:
+    """One row for two checkpoints: MIR before fine-tuning, scores after it.
+
+    Attributes:
+        pretrained: path or name of the checkpoint whose MIR counts.
+        finetuned: path or name of the one trained from it, whose scores count.
+    """
+
+    pretrained: str
+    finetuned: str
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """Configuration of a report; the defaults show everything that was read.
 
     Attributes:
         models: joins, display names, groups and training steps.
+        links: pre-trained checkpoints, and what was fine-tuned from them.
         benchmarks: all that are known, the user's own included.
         shown: keys of the benchmarks to show, in order; empty for all that have scores.
         average: the benchmarks that the average is over, all with the same weight. It depends on nothing else: a
@@ -72,6 +86,7 @@ class ReportConfig:
 
     title: str = "MIR and benchmark scores"
     models: tuple[ModelEntry, ...] = ()
+    links: tuple[Link, ...] = ()
     benchmarks: tuple[Benchmark, ...] = BENCHMARKS
     shown: tuple[str, ...] = ()
     average: AverageSet = AVERAGE_SETS[DEFAULT_AVERAGE]
@@ -96,16 +111,14 @@ class ReportConfig:
         return replace(self, average=_average(_Reader("--average"), chosen, known), weights={})
 
     def linking(self, links: Sequence[str]) -> ReportConfig:
-        """The same, with checkpoints that are one row: pre-trained ones, and what was fine-tuned from them.
+        """The same with more links between pre-trained checkpoints and what was fine-tuned from them.
 
         Args:
             links: ``PRETRAIN=SFT``, or paths of CSV files with these two columns and a line of headings.
         Raises:
             MirError: for a text that is neither, or a table that has no two columns.
         """
-        pairs = [pair for link in links for pair in _linked(link)]
-        # In front: an entry of the configuration keeps its name and group.
-        return replace(self, models=(*(ModelEntry(pair) for pair in pairs), *self.models))
+        return replace(self, links=(*self.links, *(Link(*pair) for link in links for pair in _linked(link))))
 
     @classmethod
     def load(cls, path: Path) -> ReportConfig:
@@ -137,6 +150,7 @@ class ReportConfig:
         return cls(
             title=str(data.get("title") or cls.title),
             models=tuple(_model(reader, item, i) for i, item in enumerate(reader.sequence(data, "models"))),
+            links=tuple(_link(reader, item, i) for i, item in enumerate(reader.sequence(data, "links"))),
             benchmarks=known,
             shown=shown,
             average=_average(reader, data.get("average") or DEFAULT_AVERAGE, keys),
@@ -146,7 +160,15 @@ class ReportConfig:
         )
 
 
-KEYS = ("title", "models", "benchmarks", "average", "weights", "define", "formats", "notes")
+KEYS = ("title", "models", "links", "benchmarks", "average", "weights", "define", "formats", "notes")
+
+
+def _link(reader: _Reader, item: Any, index: int) -> Link:
+    entry = reader.mapping(item, f"links[{index}]", ("pretrained", "finetuned"))
+    for key in ("pretrained", "finetuned"):
+        if not isinstance(entry.get(key), str) or not entry[key].strip():
+            raise reader.error(f"links[{index}].{key}", entry.get(key), "a checkpoint's path or name")
+    return Link(entry["pretrained"], entry["finetuned"])
 
 
 def _linked(link: str) -> list[tuple[str, str]]:

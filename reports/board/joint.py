@@ -19,7 +19,7 @@ from mir_plugin.reports.board.board import (
     Correlation,
     ScoreEntry,
 )
-from mir_plugin.reports.board.checkpoints import Checkpoint, find_checkpoints
+from mir_plugin.reports.board.checkpoints import Checkpoint, Checkpoints, find_checkpoints
 from mir_plugin.reports.board.cohorts import choose_measurements, cohort_warnings, prepared_differently
 from mir_plugin.reports.board.config import ReportConfig
 from mir_plugin.reports.board.correlation import correlate, with_holm
@@ -48,11 +48,15 @@ def join(parsed: ParsedSources, config: ReportConfig | None = None) -> Board:
     """
     config = config or ReportConfig()
     checkpoints = find_checkpoints(parsed, config)
-    scored = [(checkpoints.of(score.checkpoint), score) for score in parsed.scores]
+    scored = [
+        (checkpoints.of(score.checkpoint), score)
+        for score in parsed.scores
+        if checkpoints.scores_count(score.checkpoint)
+    ]
     headlines = headline_entries(scored, config.benchmarks)
     entries = headlines.entries
     measured: dict[str, list[Measurement]] = defaultdict(list)
-    for measurement in parsed.measurements:
+    for measurement in filter(lambda one: checkpoints.mir_counts(one.checkpoint), parsed.measurements):
         measured[checkpoints.of(measurement.checkpoint).identity].append(measurement)
     by_identity = {checkpoint.identity: checkpoint for checkpoint in checkpoints.by_key.values()}
     chosen, cohorts, cohort_problems = choose_measurements(measured, {i: c.name for i, c in by_identity.items()})
@@ -71,6 +75,7 @@ def join(parsed: ParsedSources, config: ReportConfig | None = None) -> Board:
     problems = (
         *parsed.problems,
         *checkpoints.problems,
+        *_left_out_by_links(parsed, checkpoints),
         *cohort_problems,
         *prepared_differently(chosen, {identity: one.name for identity, one in by_identity.items()}),
         *unmatched(rows),
@@ -95,6 +100,21 @@ def join(parsed: ParsedSources, config: ReportConfig | None = None) -> Board:
         robustness=parsed.robustness,
         verdicts=parsed.verdicts,
     )
+
+
+def _left_out_by_links(parsed: ParsedSources, checkpoints: Checkpoints) -> list[Problem]:
+    """The MIR of fine-tuned models and the scores of pre-trained ones, which a linked row does not show."""
+    problems = []
+    for numbers, counts, references in (
+        ("MIR", checkpoints.mir_counts, [one.checkpoint for one in parsed.measurements]),
+        ("scores", checkpoints.scores_count, [one.checkpoint for one in parsed.scores]),
+    ):
+        for reference in dict.fromkeys(one for one in references if not counts(one)):
+            stage = "before" if numbers == "MIR" else "after"
+            what = f"{reference.label} has {numbers} of its own, not shown: the row has {numbers} {stage} fine-tuning"
+            name = checkpoints.of(reference).name
+            problems.append(Problem("note", "linked", name, what, "To see them, report without the link."))
+    return problems
 
 
 def _redacted(problem: Problem) -> Problem:

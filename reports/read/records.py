@@ -13,7 +13,7 @@ from mir_plugin.selection.verdict_text import standing
 UNSTATED = "unstated"
 
 Severity = Literal["error", "warning", "note"]
-ProblemKind = Literal["unreadable", "unmatched", "incomparable", "missing", "superseded", "converted"]
+ProblemKind = Literal["unreadable", "unmatched", "incomparable", "missing", "superseded", "converted", "linked"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,21 @@ class CheckpointRef:
     keys: tuple[str, ...]
     root: str = ""
     moved_link: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A checkpoint that another one was trained from, as the other one's folder says.
+
+    Attributes:
+        checkpoint: the one that was trained.
+        keys: of the one it was trained from, the likeliest first; mostly nothing among the sources has any of them.
+        said: file, key and value.
+    """
+
+    checkpoint: CheckpointRef
+    keys: tuple[str, ...]
+    said: str
 
 
 @dataclass(frozen=True)
@@ -209,6 +224,7 @@ class ParsedSources:
     pictures: tuple[Picture, ...] = ()
     robustness: tuple[Robustness, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    origins: tuple[Origin, ...] = ()
 
     @classmethod
     def total(cls, parts: Iterable[ParsedSources]) -> ParsedSources:
@@ -222,4 +238,5 @@ class ParsedSources:
             tuple(picture for part in parts for picture in part.pictures),
             tuple(report for part in parts for report in part.robustness),
             tuple(verdict for part in parts for verdict in part.verdicts),
+            tuple(origin for part in parts for origin in part.origins),
         )

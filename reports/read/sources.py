@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,6 +17,7 @@ from mir_plugin.reports.read import spreadsheet
 from mir_plugin.reports.read import vlmevalkit as vlmevalkit_tree
 from mir_plugin.reports.read.identity import vlmevalkit_ref
 from mir_plugin.reports.read.mir_json import read_mir_json
+from mir_plugin.reports.read.origins import read_origins
 from mir_plugin.reports.read.pictures import read_pictures, read_robustness
 from mir_plugin.reports.read.records import CheckpointRef, ParsedSources, Problem
 from mir_plugin.reports.read.score_table import read_score_table
@@ -41,7 +43,8 @@ def read_sources(sources: Sequence[Path | str]) -> ParsedSources:
     parts = []
     for path in tqdm(paths, desc="reading", unit="source", disable=None, leave=False):
         parts.append(_read_folder(path) if path.is_dir() else _read_file(path))
-    return ParsedSources.total(parts)
+    total = ParsedSources.total(parts)
+    return replace(total, origins=read_origins(score.checkpoint for score in total.scores))
 
 
 def _expand(source: str) -> list[Path]:
