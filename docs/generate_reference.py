@@ -23,7 +23,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reference_contents import MEANINGS
-from result_schemas import SCHEMAS, Schema, described
+from result_schemas import SCHEMAS, WRITTEN_BY_HAND, Schema, described, report_config
 
 if TYPE_CHECKING:
     from mir_plugin.reports.board.board import Board
@@ -329,6 +329,55 @@ def _without_coefficient(heading: str) -> str:
     return heading
 
 
+# --- report configuration -------------------------------------------------------------------------------------------
+
+
+def report_configuration() -> str:
+    """Every key of the file given to ``mir report --config``, the named averages, and the benchmarks by key."""
+    from mir_plugin.reports.read.benchmarks import AVERAGE_SETS, LMMS_EVAL, VLMEVALKIT
+    from mir_plugin.reports.read.headline_table import BENCHMARKS
+
+    def fed_by(host: str, headlines: Any) -> str:
+        lines = [f"{', '.join(map(code, line.tasks))}: {code(line.metric)}" for line in headlines if line.host == host]
+        return "; ".join(lines)
+
+    schema = report_config()
+    averages = [[code(one.name), one.title, ", ".join(map(code, one.keys))] for one in AVERAGE_SETS.values()]
+    benchmarks = [
+        [code(one.key), one.name, fed_by(LMMS_EVAL, one.headlines), fed_by(VLMEVALKIT, one.headlines)]
+        for one in BENCHMARKS
+    ]
+    return "\n".join(
+        [
+            "# Report configuration\n",
+            "The YAML file given to `mir report --config`;\n"
+            "[an example](../how-to/link-scores.md#names-groups-and-links-in-a-file).\n"
+            "A key that is not listed is an error. JSON Schema, for completion in editors:\n"
+            "[schemas/report-config.schema.json](schemas/report-config.schema.json)\n",
+            table(["key", "type", "default", "meaning"], _keys_by_hand(schema)),
+            "## Averages\n",
+            "Names for `average` and `--average`. All benchmarks of a set have the same weight; MME enters as ÷ 20.\n",
+            table(["name", "over", "benchmarks"], averages),
+            "## Benchmarks\n",
+            "What `mir report` knows: the number that each host reports as the benchmark's. Others are shown as they\n"
+            "are written; `define` gives them a scale.\n",
+            table(["key", "name", "lmms-eval", "VLMEvalKit"], benchmarks),
+        ]
+    )
+
+
+def _keys_by_hand(schema: Schema, prefix: str = "") -> list[list[str]]:
+    rows = []
+    for name, one in schema["properties"].items():
+        default = code(one["default"]).replace("True", "true") if "default" in one else ""
+        needed = " (required)" if name in schema["required"] else ""
+        rows.append([code(prefix + name), _kind(one) + needed, default, in_markdown(one["description"])])
+        inner = one.get("items", one)
+        if "properties" in inner:
+            rows += _keys_by_hand(inner, f"{prefix}{name}{'[]' if inner is not one else ''}.")
+    return rows
+
+
 # --- all ------------------------------------------------------------------------------------------------------------
 
 PAGES = {
@@ -337,6 +386,7 @@ PAGES = {
     "adapters.md": adapters,
     "files.md": files,
     "report-columns.md": report_columns,
+    "report-config.md": report_configuration,
 }
 
 
@@ -345,7 +395,7 @@ def generated() -> dict[Path, str]:
     texts = {REFERENCE / name: f"{make().strip()}\n\n{GENERATED}" for name, make in PAGES.items()}
     schemas = {
         REFERENCE / "schemas" / f"{name}.schema.json": json.dumps(make(), indent=2, ensure_ascii=False) + "\n"
-        for name, make in SCHEMAS.items()
+        for name, make in {**SCHEMAS, **WRITTEN_BY_HAND}.items()
     }
     return texts | schemas
 

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from mir_plugin.reports.board.config_keys import ConfigKeys
 from mir_plugin.results import MirResult
 from mir_plugin.robustness.results import NumberRow, Robustness
 from mir_plugin.selection.comparison import Difference
@@ -54,6 +55,34 @@ def _object(cls: type) -> Schema:
         if one.name in texts:
             properties[one.name]["description"] = texts[one.name]
     return {"type": "object", "properties": properties, "required": [one.name for one in fields]}
+
+
+def _by_hand(cls: type) -> Schema:
+    """The schema of what a person writes: what has a default may be left out, and other keys are mistakes."""
+    hints, texts = get_type_hints(cls), described(cls)
+    properties: dict[str, Schema] = {}
+    required = []
+    for one in dataclasses.fields(typing.cast("Any", cls)):
+        properties[one.name] = {**_kind_by_hand(hints[one.name]), "description": texts[one.name]}
+        if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
+            required.append(one.name)
+        elif isinstance(one.default, (str, int, float)) and one.default != "":
+            properties[one.name]["default"] = one.default
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _kind_by_hand(kind: Any) -> Schema:
+    kinds = [one for one in get_args(kind) if one is not type(None)]
+    if get_origin(kind) in (types.UnionType, typing.Union):
+        return _kind_by_hand(kinds[0]) if len(kinds) == 1 else {"anyOf": list(map(_kind_by_hand, kinds))}
+    if get_origin(kind) is list:
+        return {"type": "array", "items": _kind_by_hand(kinds[0])}
+    return _by_hand(kind) if dataclasses.is_dataclass(kind) else schema_of(kind)
+
+
+def report_config() -> Schema:
+    """Of the configuration of ``mir report``."""
+    return _document("Report configuration", "The YAML file given to `mir report --config`.", _by_hand(ConfigKeys))
 
 
 def _record(**properties: Schema) -> Schema:
@@ -228,6 +257,9 @@ SCHEMAS = {
     "indicators": indicators_json,
     "robustness": robustness_json,
 }
+
+
+WRITTEN_BY_HAND = {"report-config": report_config}
 
 
 def closed(schema: Schema) -> Schema:

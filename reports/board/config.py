@@ -7,13 +7,22 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.outside_text import without_apostrophe
 from mir_plugin.files.strict_json import is_number
+from mir_plugin.reports.board.config_keys import (
+    BenchmarkKeys,
+    ConfigKeys,
+    HostKeys,
+    LinkKeys,
+    ModelKeys,
+    Unit,
+    keys_of,
+)
 from mir_plugin.reports.read.benchmarks import (
     AVERAGE_SETS,
     DEFAULT_AVERAGE,
@@ -133,7 +142,7 @@ class ReportConfig:
     def from_mapping(cls, data: Any, source: str = "configuration") -> ReportConfig:
         """The same from plain values. Raises MirError for unknown keys, unknown benchmarks and wrong types."""
         reader = _Reader(source)
-        data = reader.mapping(data, "", KEYS)
+        data = reader.mapping(data, "", keys_of(ConfigKeys))
         own = tuple(_benchmark(reader, item, i) for i, item in enumerate(reader.sequence(data, "define")))
         own_keys = {benchmark.key for benchmark in own}
         known = (*(b for b in BENCHMARKS if b.key not in own_keys), *own)
@@ -160,12 +169,9 @@ class ReportConfig:
         )
 
 
-KEYS = ("title", "models", "links", "benchmarks", "average", "weights", "define", "formats", "notes")
-
-
 def _link(reader: _Reader, item: Any, index: int) -> Link:
-    entry = reader.mapping(item, f"links[{index}]", ("pretrained", "finetuned"))
-    for key in ("pretrained", "finetuned"):
+    entry = reader.mapping(item, f"links[{index}]", keys_of(LinkKeys))
+    for key in keys_of(LinkKeys):
         if not isinstance(entry.get(key), str) or not entry[key].strip():
             raise reader.error(f"links[{index}].{key}", entry.get(key), "a checkpoint's path or name")
     return Link(entry["pretrained"], entry["finetuned"])
@@ -200,7 +206,7 @@ def _average(reader: _Reader, value: Any, keys: Sequence[str]) -> AverageSet:
 
 def _model(reader: _Reader, item: Any, index: int) -> ModelEntry:
     where = f"models[{index}]"
-    entry = reader.mapping(item, where, ("match", "name", "group", "step"))
+    entry = reader.mapping(item, where, keys_of(ModelKeys))
     match = entry.get("match")
     match = [match] if isinstance(match, str) else match
     if not isinstance(match, list) or not match:
@@ -213,26 +219,15 @@ def _model(reader: _Reader, item: Any, index: int) -> ModelEntry:
 
 def _benchmark(reader: _Reader, item: Any, index: int) -> Benchmark:
     where = f"define[{index}]"
-    allowed = (
-        "key",
-        "name",
-        "unit",
-        "to_percent",
-        "higher_is_better",
-        "averaged",
-        "columns",
-        "lmms_eval",
-        "vlmevalkit",
-    )
-    entry = reader.mapping(item, where, allowed)
+    entry = reader.mapping(item, where, keys_of(BenchmarkKeys))
     key = entry.get("key")
     if not isinstance(key, str) or not key:
         raise reader.error(f"{where}.key", key, "a short name")
-    unit = reader.one_of(entry.get("unit", "percent"), f"{where}.unit", ("percent", "points"))
+    unit = reader.one_of(entry.get("unit", "percent"), f"{where}.unit", get_args(Unit))
     headlines = []
     for name, host in (("lmms_eval", LMMS_EVAL), ("vlmevalkit", VLMEVALKIT)):
         if name in entry:
-            line = reader.mapping(entry[name], f"{where}.{name}", ("task", "metric", "scale"))
+            line = reader.mapping(entry[name], f"{where}.{name}", keys_of(HostKeys))
             if not line.get("task") or not line.get("metric"):
                 raise reader.error(f"{where}.{name}", line, "task and metric")
             scale = reader.one_of(line.get("scale", unit), f"{where}.{name}.scale", tuple(SCALES))

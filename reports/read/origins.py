@@ -53,10 +53,10 @@ def _named(folder: Path) -> Iterator[tuple[tuple[str, ...], str]]:
             data = _json(place / name)
             for key in keys:
                 if isinstance(data.get(key), str) and data[key].strip():
-                    yield _keys_of(data[key].strip(), folder), f"{place / name}: {key} = {data[key]}"
+                    yield _keys_of(data[key].strip(), folder), f"{name}: {key} = {data[key]}"
         base = _base_of_card(place / MODEL_CARD)
         if base:
-            yield _keys_of(base, folder), f"{place / MODEL_CARD}: base_model = {base}"
+            yield _keys_of(base, folder), f"{MODEL_CARD}: base_model = {base}"
 
 
 def _keys_of(name: str, trained: Path) -> tuple[str, ...]:
