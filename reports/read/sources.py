@@ -106,6 +106,7 @@ def _read_folder(folder: Path) -> ParsedSources:
             parts += [read_mir_json(path, beside=vlmevalkit_ref(here.name)) for path in inside]
             directories.clear()
             continue
+        parts += [vlmevalkit_tree.read_model_dir(here, model) for model in vlmevalkit_tree.loose_models(here)]
         results = [here / name for name in files if lmms_eval_tree.is_results_file(here / name)]
         read = [lmms_eval_tree.read_results(path) for path in results]
         beside = _only_checkpoint(read)

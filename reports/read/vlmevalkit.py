@@ -7,9 +7,10 @@ November 2024. Links in the model folder repeat what lies in run folders, so onl
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ RUN_DIR = re.compile(r"T(\d{8})(?:-(\d{6})|_G[0-9a-f]{8})$")
 SCORE_FILE = re.compile(r"(?P<rest>.+)_(?:acc|score)\.(?:csv|tsv|xlsx|json)$")
 ANSWER_SUFFIXES = frozenset({".xlsx", ".tsv", ".json", ".pkl"})
 LABEL_COLUMNS = ("split", "category", "task&skill")
+NO_NUMBERS = frozenset({"", "nan", "inf", "-inf", "none", "n/a"})
 # What a judge's name starts with in file names: <data set>_<judge>_score.csv.
 JUDGE = re.compile(
     r"_(?:chat)?(?:gpt|exact_matching|o\d|openai|claude|gemini|gemma|qwen|llama|deepseek|glm|kimi|internlm|mistral|"
@@ -65,10 +67,32 @@ def is_model_dir(folder: Path) -> bool:
     return any(child.name.startswith(prefix) and SCORE_FILE.match(child.name) for child in children)
 
 
-def read_model_dir(folder: Path) -> ParsedSources:
-    """All scores of one model: every run folder, and the files of the flat layout."""
+def loose_models(folder: Path) -> list[str]:
+    """The models whose score files lie here although the folder is none of a model: copied, or renamed.
+
+    VLMEvalKit puts the model's name in front of a file's; what is in front of a data set that it knows is one.
+    """
+    found = set()
+    for child in folder.iterdir():
+        match = SCORE_FILE.match(child.name)
+        parts = match["rest"].split("_") if match else []
+        for at in range(1, len(parts)):
+            rest = "_".join(parts[at:])
+            if data_set_name(rest, DECLARED_TASKS) in DECLARED_TASKS:
+                found.add("_".join(parts[:at]))
+                break
+    return sorted(found)
+
+
+def read_model_dir(folder: Path, model: str = "") -> ParsedSources:
+    """All scores of one model: every run folder, and the files of the flat layout.
+
+    Args:
+        model: whose files to read; without it the folder is named after it.
+    """
+    model = model or folder.name
     run_dirs = sorted(child for child in folder.iterdir() if RUN_DIR.match(child.name) and child.is_dir())
-    parsed = ParsedSources.total(_read_run(run_dir, folder.name) for run_dir in [*run_dirs, folder])
+    parsed = ParsedSources.total(_read_run(run_dir, model) for run_dir in [*run_dirs, folder])
     unscored = [problem for problem in parsed.problems if problem.kind == "missing"]
     scored = {score.task for score in parsed.scores}
     kept = [problem for problem in parsed.problems if problem not in unscored]
@@ -186,19 +210,43 @@ def data_set_name(rest: str, known: Iterable[str], answered: Iterable[str] = ())
 
 
 def score_values(path: Path) -> Iterator[tuple[str, float]]:
-    """(``label|column``, number) of a score file; the label is its split or category, else ``none``.
+    """(``label|column``, number) of a score file; the label is its split or category, else the texts in front.
+
+    Without any it is ``none``, or the row's number where there are several: rows never take each other's place.
 
     Raises:
         OSError, ValueError: if the file cannot be read as a table.
     """
-    for row in _rows(path):
-        by_name = {name.casefold(): value for name, value in row.items()}
-        label = next((str(by_name[name]) for name in LABEL_COLUMNS if by_name.get(name)), "none")
+    rows = _rows(path)
+    labelled_by = _label_columns(rows)
+    for label, row in zip(_labels(rows, labelled_by), rows, strict=True):
         for name, value in row.items():
-            if name.casefold() not in LABEL_COLUMNS:
-                number = _finite(value)
-                if number is not None:
-                    yield f"{label}|{name}", number
+            number = None if name in labelled_by else _finite(value)
+            if number is not None:
+                yield f"{label}|{name}", number
+
+
+def _label_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The columns that say what each row is about, the one that counts first; none where there are none."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    usual = tuple(name for wanted in LABEL_COLUMNS for name in names if name.casefold() == wanted)
+    if usual or len(rows) < 2:
+        return usual
+    in_front = itertools.takewhile(lambda name: any(_is_text(row.get(name)) for row in rows), names)
+    return tuple(in_front)
+
+
+def _is_text(cell: Any) -> bool:
+    return isinstance(cell, str) and cell.strip().casefold() not in NO_NUMBERS and _finite(cell) is None
+
+
+def _labels(rows: Sequence[Mapping[str, Any]], labelled_by: Sequence[str]) -> list[str]:
+    """One for each row: the first that it has, all of them where that is not enough, else its number."""
+    texts = [[str(row[name]) for name in labelled_by if row.get(name)] for row in rows]
+    for labels in ([own[0] if own else "none" for own in texts], [" ".join(own) for own in texts]):
+        if len(set(labels)) == len(rows):
+            return labels
+    return list(map(str, range(1, len(rows) + 1)))
 
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:
