@@ -155,6 +155,44 @@ def test_a_sound_file_is_not_called_damaged_where_no_more_files_may_be_opened(tm
         os.close(held)
 
 
+def n_open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_small_tensors_that_are_kept_hold_no_file_open(tmp_path: Path) -> None:
+    """Half of a model's tensors are small, and each map holds a file."""
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path / "model.safetensors"
+    save_file({f"norm.{k}": torch.full((8,), float(k)) for k in range(100)} | {"big": torch.ones(512, 1024)}, path)
+    before = n_open_files()
+    kept = {name: weight.read() for name, weight in open_weight_file(path).items()}
+    assert n_open_files() <= before + 1
+    assert all((kept[f"norm.{k}"] == k).all() for k in range(100)) and kept["big"].sum() == 512 * 1024
+
+
+def test_a_map_for_which_no_file_may_be_opened_says_so(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path / "model.safetensors"
+    save_file({"big": torch.ones(512, 1024)}, path)
+    [weight] = open_weight_file(path).values()
+    weight.read()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = os.open(os.devnull, os.O_RDONLY)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held + 2, hard))  # the file, but not its map as well
+        with pytest.raises(MirError, match=r"Too many open files.*ulimit -n") as raised:
+            kept = [weight.read(), weight.read()]
+            del kept
+        assert "damaged" not in str(raised.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(held)
+
+
 # ---- chat templates --------------------------------------------------------------------------------------------------
 
 

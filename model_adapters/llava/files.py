@@ -29,6 +29,7 @@ from mir_plugin.model_adapters.weights.lora import (
     require_all_targets,
 )
 from mir_plugin.model_adapters.weights.peft_options import refuse_tied
+from mir_plugin.model_adapters.weights.rotation import rotation_difference, trained_without_rotation_of
 from mir_plugin.model_adapters.weights.stored import (
     StoredTensor,
     has_checkpoint_weights,
@@ -162,7 +163,7 @@ def open_llava(
         lora=_lora(checkpoint, config, adapter, weights, family) if adapter else {},
         has_moca=_has_moca(checkpoint, config, weights),
         more_folders=_shards(checkpoint, options),
-        notes=_notes(checkpoint, kind, weights),
+        notes=_notes(checkpoint, kind, weights) | _rotation_note(config, base_llm),
     )
     for heading, text in files.notes.items():
         logger.warning("%s: %s: %s", checkpoint, heading, text)
@@ -209,6 +210,20 @@ def _notes(checkpoint: Path, kind: str, weights: Mapping[str, StoredTensor]) -> 
     if wrappers:
         notes["wrappers"] = f"{', '.join(wrappers)} left out of the keys"
     return notes
+
+
+def _rotation_note(config: Mapping[str, Any], base_llm: Path | None) -> dict[str, str]:
+    path = None if base_llm is None else base_llm / "config.json"
+    if path is None or not path.is_file() or not trained_without_rotation_of(base := read_json(path), config):
+        return {}
+    difference = rotation_difference(config, base)
+    if difference is None:
+        return {}
+    name, ours, its = difference
+    return {
+        "rotation": f"{name} = {ours} of the checkpoint counts, not {its} of its base's rope_parameters, which a "
+        "training with transformers 4 does not read"
+    }
 
 
 def _base_llm(

@@ -29,6 +29,7 @@ from mir_plugin.model_adapters.recognition import CheckpointFolder
 from mir_plugin.model_adapters.weights.assignment import build_empty, check_fit
 from mir_plugin.model_adapters.weights.device import chosen_device, chosen_dtype, dtype_of
 from mir_plugin.model_adapters.weights.lora_layers import keep_beside, merge
+from mir_plugin.model_adapters.weights.rotation import ROPE_PARAMETERS, is_newer_form
 from mir_plugin.model_adapters.weights.shared_parts import SharedParts
 from mir_plugin.model_adapters.weights.stored import Weight
 from mir_plugin.model_adapters.weights.streamed import assign_within
@@ -48,6 +49,10 @@ _WRONG_VALUES = (
 )
 # The dtype is the weights' own, and padding is masked: these may say what they like.
 _WITHOUT_EFFECT = frozenset({"model_type", "torch_dtype", "dtype", "pad_token_id"})
+# Values that the first code of a language model had under other names.
+_OLD_NAMES: Mapping[str, Mapping[str, str]] = {
+    "stablelm": {"rope_pct": "partial_rotary_factor", "norm_eps": "layer_norm_eps"}
+}
 
 
 def load(
@@ -238,7 +243,10 @@ def _llm(files: LlavaFiles, kind: str) -> tuple[Any, Any]:
     """Config object and class of the language model, from the checkpoint's config."""
     config_class: Any = CONFIG_MAPPING[kind]
     fields = {name: value for name, value in files.config.items() if name not in _WITHOUT_EFFECT}
+    fields |= {new: fields.pop(old) for old, new in _OLD_NAMES.get(kind, {}).items() if old in fields}
     fields["pad_token_id"] = None  # a default may lie beyond the vocabulary
+    if not is_newer_form(files.config):
+        fields.pop(ROPE_PARAMETERS, None)
     if fields.get("rope_scaling") is None:
         fields.pop("rope_scaling", None)
     try:

@@ -13,13 +13,14 @@ from mir_plugin.model_adapters.llava.base_llm import llm_kind
 from mir_plugin.model_adapters.llava.files import LlavaFiles
 from mir_plugin.model_adapters.prompts.tokenizer import Tokenizer
 from mir_plugin.model_adapters.weights.config_values import impossible_rotation, is_norm_epsilon
+from mir_plugin.model_adapters.weights.rotation import rotation_difference, trained_without_rotation_of
 from mir_plugin.model_adapters.weights.stored import Weight, read_json
 
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 _LAYERS = "base_llm.model.layers."
 # What decides the numbers and no shape shows.
-_ARCHITECTURE = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta", "hidden_act")
+_ARCHITECTURE = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "layer_norm_eps", "hidden_act")
 # Embeddings are padded to round numbers; a vocabulary that fills less of them is another model's.
 _LEAST_SHARE_OF_EMBEDDINGS = 0.9
 
@@ -90,10 +91,18 @@ def require_own_base(files: LlavaFiles, kind: str) -> None:
             f"{files.checkpoint / 'config.json'} was trained on a {kind} ({files.config.get('model_type')}). Name its "
             "base LLM with --base-llm."
         )
-    for name in _ARCHITECTURE:
-        ours, its = files.config.get(name), of_base.get(name)
-        if None not in (ours, its) and ours != its:
-            raise MirError(
-                f"{files.base_llm / 'config.json'} has {name} = {its}, but {files.checkpoint / 'config.json'} says "
-                f"{ours}. The checkpoint was trained on another base LLM; name that one with --base-llm."
-            )
+    stated = ((name, files.config.get(name), of_base.get(name)) for name in _ARCHITECTURE)
+    differing = next((one for one in stated if None not in one and not _mean_the_same(kind, one[1], one[2])), None)
+    if differing is None and not trained_without_rotation_of(of_base, files.config):
+        differing = rotation_difference(files.config, of_base)
+    if differing:
+        name, ours, its = differing
+        raise MirError(
+            f"{files.base_llm / 'config.json'} has {name} = {its}, but {files.checkpoint / 'config.json'} says "
+            f"{ours}. The checkpoint was trained on another base LLM; name that one with --base-llm."
+        )
+
+
+def _mean_the_same(kind: str, one: object, other: object) -> bool:
+    """Gemma's first configs say gelu for its tanh approximation, which transformers takes it for and writes itself."""
+    return one == other or (kind.startswith("gemma") and {one, other} == {"gelu", "gelu_pytorch_tanh"})

@@ -26,6 +26,7 @@ def remedy_for(folder: Path) -> str | None:
         or _lightning(folder, files)
         or _accelerate_state(folder)
         or _xtuner(folder)
+        or _tinyllava(folder)
         or _projectors_of_steps(folder)
     )
     return None if found is None else " ".join(found)
@@ -109,6 +110,17 @@ def _xtuner(folder: Path) -> tuple[str, str] | None:
         "It holds parts that xtuner exported in its own layout.",
         "Export it in LLaVA's: `xtuner convert pth_to_hf CONFIG.py ITER.pth FOLDER --save-format official`, or "
         "`--save-format huggingface`.",
+    )
+
+
+def _tinyllava(folder: Path) -> tuple[str, str] | None:
+    config = folder / "config.json"
+    if not config.is_file() or '"tinyllava"' not in config.read_text(encoding="utf-8", errors="replace"):
+        return None
+    return (
+        "It is a model of TinyLLaVA Factory, whose layout and feature selection are its own.",
+        "Save language_model, vision_tower and connector as a LlavaForConditionalGeneration of transformers, or "
+        "measure the loaded model in Python (docs/how-to/own-model.md).",
     )
 
 

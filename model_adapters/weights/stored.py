@@ -316,10 +316,14 @@ _SAFETENSORS_DTYPES = {
 }
 
 
+_LEAST_MAPPED = 1 << 20  # bytes; half of a language model's tensors, biases and norms, are smaller
+
+
 def _mapped(path: Path, start: int, end: int, shape: tuple[int, ...], dtype_name: str) -> Tensor:
     """Bytes of a file as a tensor: read when touched, shared between processes, gone with the tensor.
 
-    Only these bytes are mapped: a map of the whole file would outlive a layer that is streamed through memory.
+    Only these bytes are mapped: a map of the whole file would outlive a layer that is streamed through memory. A map
+    holds an open file as long as it lives, of which a process may have 1,024 as a rule, so few bytes are read instead.
     """
     import numpy as np
     import torch
@@ -327,7 +331,12 @@ def _mapped(path: Path, start: int, end: int, shape: tuple[int, ...], dtype_name
     dtype: torch.dtype = getattr(torch, dtype_name)
     if start == end:
         return torch.empty(shape, dtype=dtype)
-    content = np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(end - start,))
+    if end - start < _LEAST_MAPPED:
+        content = np.fromfile(path, dtype=np.uint8, count=end - start, offset=start)
+        if len(content) < end - start:
+            raise ValueError("the file ends before it")
+    else:
+        content = np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(end - start,))
     return torch.from_numpy(content).view(dtype).view(shape)
 
 
@@ -406,6 +415,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _damaged(path: Path, reason: str) -> MirError:
+    if is_too_many_open_files(reason):
+        return MirError(f"{path} cannot be opened ({reason.splitlines()[0]}). {REMEDY}")
     try:
         size = f"{path.stat().st_size} bytes"
         with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -91,30 +92,31 @@ class MirModel(lmms):
         )
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Answers in request order. Requests with the same generation arguments share batches, longest first.
+        """Answers in request order. A task's requests with the same generation arguments share batches, longest first.
 
         Raises:
             MirError: for video or audio, which these checkpoints do not read.
         """
         generator = self._generator()
         answers: dict[int, str] = {}
-        n_cut_before, n_empty = getattr(generator, "n_cut_prompts", 0), 0
-        chosen = [GenerationArguments.of(request.args[1]) for request in requests]
+        n_cut, n_empty = Counter[str](), Counter[str]()
+        chosen = [(request.task_name, GenerationArguments.of(request.args[1])) for request in requests]
         order = sorted(range(len(requests)), key=lambda i: (chosen[i], -len(requests[i].args[0])))
         with self._progress("answers", len(requests)) as progress:
             for batch in self._batches(order, chosen):
                 prompts = [self._prompt(requests[i], visuals_from=requests[i].args[2]) for i in batch]
-                keywords = chosen[batch[0]].as_keywords()
-                texts = _each_that_fits(prompts, partial(generator.generate, **keywords))
+                task, asked = chosen[batch[0]]
+                n_cut_before = getattr(generator, "n_cut_prompts", 0)
+                texts = _each_that_fits(prompts, partial(generator.generate, **asked.as_keywords()))
+                n_cut[task] += getattr(generator, "n_cut_prompts", 0) - n_cut_before
                 for i, text in zip(batch, texts, strict=True):
-                    n_empty += text is None
+                    n_empty[task] += text is None
                     text = text or ""
                     answers[i] = text
                     self.cache_hook.add_partial("generate_until", (requests[i].args[0], requests[i].args[1]), text)
                 progress.update(len(batch))
-        n_cut = getattr(generator, "n_cut_prompts", 0) - n_cut_before
-        _say_too_long(n_cut, len(requests), requests, "cut to the model's context, as in the original code")
-        _say_too_long(n_empty, len(requests), requests, "longer than the model's context, and answered with nothing")
+        _say_too_long(n_cut, requests, "cut to the model's context, as in the original code")
+        _say_too_long(n_empty, requests, "longer than the model's context, and answered with nothing")
         return [answers[i] for i in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
@@ -124,7 +126,7 @@ class MirModel(lmms):
         """
         generator = self._generator()
         losses: dict[int, tuple[float, bool]] = {}
-        n_unscored = 0
+        n_unscored = Counter[str]()
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i].args[0]))
         with self._progress("likelihoods", len(requests)) as progress:
             for batch in self._batches(order):
@@ -135,11 +137,11 @@ class MirModel(lmms):
                     lambda some: generator.loglikelihood([prompt for prompt, _ in some], [text for _, text in some]),
                 )
                 for i, score in zip(batch, scores, strict=True):
-                    n_unscored += score is None
+                    n_unscored[requests[i].task_name] += score is None
                     losses[i] = (LARGEST_LOSS, False) if score is None else (-score[0], score[1])
                     self.cache_hook.add_partial("loglikelihood", requests[i].args[:2], losses[i])
                 progress.update(len(batch))
-        _say_too_long(n_unscored, len(requests), requests, "longer than the model's context, and given no likelihood")
+        _say_too_long(n_unscored, requests, "longer than the model's context, and given no likelihood")
         return [losses[i] for i in range(len(requests))]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
@@ -197,9 +199,11 @@ def _each_that_fits(
     return [one for item in items for one in _each_that_fits([item], answer_all)]
 
 
-def _say_too_long(n: int, n_all: int, requests: Sequence[Instance], what: str) -> None:
-    if n:
-        logger.warning(f"{requests[0].task_name}: {n} of {n_all} prompts were {what}.")
+def _say_too_long(n_of_task: Counter[str], requests: Sequence[Instance], what: str) -> None:
+    n_all = Counter(request.task_name for request in requests)
+    for task, n in n_of_task.items():
+        if n:
+            logger.warning(f"{task}: {n} of {n_all[task]} prompts were {what}.")
 
 
 def _image(visual: Any, task: str) -> PIL.Image.Image:

@@ -5,6 +5,7 @@ Imports nothing of VLMEvalKit at the top: ``vlmeval_hooks`` joins the class with
 
 from __future__ import annotations
 
+import logging
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ import PIL.Image
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.options import LOADING, load_options
 from mir_plugin.model_adapters import load_adapter
-from mir_plugin.model_adapters.prompts.generation import IMAGE_MARK, Generator, Prompt
+from mir_plugin.model_adapters.prompts.generation import IMAGE_MARK, Generator, Prompt, PromptTooLong
 from mir_plugin.tasks.generation_arguments import HANDLED, GenerationArguments
 
+logger = logging.getLogger(__name__)
 # The defaults of VLMEvalKit's own LLaVA class.
 GENERATION: Mapping[str, Any] = {"max_new_tokens": 2048, "do_sample": False}
 
@@ -48,6 +50,7 @@ class CheckpointModel:
         self.pretrained = str(pretrained)
         self.adapter = load_adapter(Path(self.pretrained), load_options(arguments))
         asked = {name: value for name, value in arguments.items() if name in HANDLED}
+        self.n_unanswered = 0
         self._generation = GenerationArguments.of({**GENERATION, **_sampling_if_warm(asked)})
 
     def use_custom_prompt(self, dataset: str | None) -> bool:
@@ -62,14 +65,19 @@ class CheckpointModel:
         return [*message, {"type": "text", "value": multiple_choice_question(line)}]
 
     def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
-        """The answer to one message of texts and image paths.
+        """The answer to one message of texts and image paths; nothing, counted and said, where it leaves no room.
 
         Raises:
-            MirError: if the adapter cannot generate, or the prompt leaves no room for an answer.
+            MirError: if the adapter cannot generate.
         """
         if not isinstance(self.adapter, Generator):
             raise MirError(f"the {self.adapter.family} adapter cannot generate; run it with --data MIR only.")
-        return self.adapter.generate([prompt_of(message)], **self._generation.as_keywords())[0]
+        try:
+            return self.adapter.generate([prompt_of(message)], **self._generation.as_keywords())[0]
+        except PromptTooLong as error:
+            self.n_unanswered += 1
+            logger.warning("%s: %s Answered with nothing; such prompts so far: %s.", dataset, error, self.n_unanswered)
+            return ""
 
 
 def multiple_choice_question(line: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mir_plugin.errors import MirError
-from mir_plugin.model_adapters.prompts.generation import Prompt
+from mir_plugin.model_adapters.prompts.generation import Prompt, PromptTooLong
 from mir_plugin.results import MirResult
 from mir_plugin.samples.sample_set import Sample
 from mir_plugin.tasks.vlmevalkit import measurement as vlmeval_measurement
@@ -202,3 +202,26 @@ def test_unknown_model_arguments_are_named_before_anything_is_loaded() -> None:
         CheckpointModel("nowhere", vison_tower="x")
     with pytest.raises(MirError, match="no checkpoint given"):
         CheckpointModel()
+
+
+def test_a_message_that_is_too_long_is_answered_with_nothing_counted_and_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Short:
+        family = "short"
+
+        def generate(self, prompts: Any, **_: Any) -> list[str]:
+            if len(prompts[0].text) > 3:
+                raise PromptTooLong("a prompt has 9 tokens.")
+            return ["yes"]
+
+        def loglikelihood(self, prompts: Any, continuations: Any) -> list[tuple[float, bool]]:
+            raise NotImplementedError
+
+    monkeypatch.setattr("mir_plugin.tasks.vlmevalkit.model.load_adapter", lambda *_: Short())
+    model = CheckpointModel("short")
+    texts = ("Why", "Why not?", "How", "How much?")
+    answers = [model.generate_inner([{"type": "text", "value": text}], "MMStar") for text in texts]
+    assert answers == ["yes", "", "yes", ""]
+    assert model.n_unanswered == 2
+    assert "MMStar" in caplog.text and "so far: 2" in caplog.text
