@@ -1,0 +1,1 @@
+"""Pre-training of a LLaVA-style model, and what MIR does in it."""
