@@ -71,6 +71,10 @@ class LayerDistance:
         norm_ratio: mean norm of vision tokens over that of text tokens.
         mean_cosine: cosine of the angle between the means; null where one is zero.
         effective_rank_vision, effective_rank_text: participation ratio (Tr Σ)² / Tr(Σ²), 1 for a line, d at most.
+        length_vision, length_text: root-mean-square length of a token after outlier handling, (‖μ‖² + Tr Σ)^½. Null in
+            results of earlier versions, as are the two below.
+        longest_vision, longest_text: part of the sum of squared lengths, after outlier handling, that the longest 5 %
+            of the tokens have; null where all have length 0.
     """
 
     layer: int
@@ -94,6 +98,24 @@ class LayerDistance:
     mean_cosine: float | None
     effective_rank_vision: float
     effective_rank_text: float
+    length_vision: float | None = None
+    length_text: float | None = None
+    longest_vision: float | None = None
+    longest_text: float | None = None
+
+    @property
+    def length_term(self) -> float | None:
+        """Squared difference of the two lengths: no two distributions with these lengths are closer."""
+        if self.length_vision is None or self.length_text is None:
+            return None
+        return min((self.length_vision - self.length_text) ** 2, self.distance)
+
+    @property
+    def distance_at_equal_length(self) -> float | None:
+        """The distance if both modalities had length 1; from 0 to 4, and 2 where they have nothing in common."""
+        if self.length_term is None or not self.length_vision or not self.length_text:
+            return None
+        return (self.distance - self.length_term) / (self.length_vision * self.length_text)
 
 
 @dataclass(frozen=True)
@@ -108,6 +130,10 @@ class MirResult:
         mir_published: what the published program's default mode amounts to, Tr(ΣvΣt) in place of the trace term; null
             where the distances then sum to less than 0.
         mir_published_upper: with no trace term at all; the published program's number lies between these two.
+        mir_at_equal_length: the same as ``mir`` after each modality is divided by its own root-mean-square length at
+            each layer: a diagnostic beside it. Null in results of earlier versions, as are the two below.
+        length_share: part of the sum of distances that the difference of the two lengths accounts for, 0 to 1.
+        fragile: sentences on why this value may move more than its standard error says; empty where nothing was found.
         n_samples: image-text pairs.
         estimator: of ``mir``; always "exact".
         config: the protocol.
@@ -157,6 +183,9 @@ class MirResult:
     host: str = "mir"
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
+    mir_at_equal_length: float | None = None
+    length_share: float | None = None
+    fragile: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.pooled import PooledLayer
+from mir_plugin.metric import layer as plain
 from mir_plugin.metric.layer import mir
 from mir_plugin.metric.moments import Moments, effective_rank
 from mir_plugin.results import LayerDistance, MirConfig
@@ -43,6 +44,12 @@ def prepared_by_hand(layer: TokenFeatures, config: MirConfig) -> tuple[torch.Ten
             one = torch.where(far[:, None], one.median(dim=0).values, one)
         prepared.append(one)
     return prepared[0], prepared[1]
+
+
+def share_by_hand(tokens: torch.Tensor) -> float:
+    """Of the squared lengths, what the longest 5 % of the tokens have."""
+    squares = sorted((row.square().sum().item() for row in tokens), reverse=True)
+    return math.fsum(squares[: math.ceil(len(squares) / 20)]) / math.fsum(squares)
 
 
 @pytest.mark.parametrize("outliers", ["replace", "remove", "none"])
@@ -91,6 +98,10 @@ def test_every_reported_number_is_its_own_quantity(normalize: bool) -> None:
         "mean_cosine": torch.nn.functional.cosine_similarity(*means, dim=0).item(),
         "effective_rank_vision": (covs[0].trace() ** 2 / (covs[0] @ covs[0]).trace()).item(),
         "effective_rank_text": (covs[1].trace() ** 2 / (covs[1] @ covs[1]).trace()).item(),
+        "length_vision": (means[0].square().sum() + covs[0].trace()).sqrt().item(),
+        "length_text": (means[1].square().sum() + covs[1].trace()).sqrt().item(),
+        "longest_vision": share_by_hand(vision),
+        "longest_text": share_by_hand(text),
     }
     found = dataclasses.asdict(result)
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-8)
@@ -157,3 +168,30 @@ def test_effective_rank_counts_equal_directions() -> None:
     cov = torch.diag(torch.tensor([2.0, 2.0, 2.0, 0.0, 0.0])).double()
     assert effective_rank(Moments(9, torch.zeros(5).double(), cov)).item() == pytest.approx(3)
     assert effective_rank(Moments(9, torch.zeros(5).double(), cov * 0)).item() == 0
+
+
+@pytest.mark.parametrize("outliers", ["replace", "remove", "none"])
+def test_the_distance_at_equal_length_is_that_of_tokens_of_equal_length(outliers: str) -> None:
+    layer, config = features(), MirConfig(outliers=outliers)  # type: ignore[arg-type]
+    found = layer_distance(layer, config)
+    vision, text = prepared_by_hand(layer, config)
+    of_length_one = [
+        tokens / (tokens.mean(dim=0).square().sum() + tokens.T.cov().trace()).sqrt() for tokens in (vision, text)
+    ]
+    assert found.distance_at_equal_length == pytest.approx(plain_distance(*of_length_one).item(), rel=1e-9)
+    longer = TokenFeatures(1, 8 * layer.vision, layer.text, layer.vision_counts, layer.text_counts)
+    again = layer_distance(longer, config)
+    assert again.distance > 5 * found.distance
+    assert again.distance_at_equal_length == pytest.approx(found.distance_at_equal_length, rel=1e-9)
+
+
+def test_tokens_that_differ_in_length_alone_have_no_distance_at_equal_length() -> None:
+    text = features().text
+    found = layer_distance(TokenFeatures(1, 3 * text, text, (70,), (70,)), MirConfig())
+    assert found.length_term == pytest.approx(found.distance, rel=1e-9)
+    assert found.distance_at_equal_length == pytest.approx(0, abs=1e-12)
+
+
+def plain_distance(vision: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Of prepared tokens, without another preparation."""
+    return plain.layer_distance(vision, text, outliers="none", normalize=False)

@@ -52,6 +52,14 @@ def print_result(result: MirResult, saved_to: Path) -> None:
     console.print(f"MIR            [bold]{result.mir:.4f}[/bold]  exact trace term; lower is better")
     console.print(f"standard error {escape(_standard_error(result))}")
     console.print(f"MIR published  {_range(result)}  where the released script's number lies")
+    if result.length_share is not None and result.mir_at_equal_length is not None:
+        console.print(
+            f"length share   {result.length_share:.0%}     of the distance; MIR at equal length "
+            f"{result.mir_at_equal_length:.4f}",
+            highlight=False,
+        )
+    for sentence in result.fragile:
+        console.print(f"[yellow]fragile:[/yellow] {escape(sentence)}", soft_wrap=True, highlight=False)
     console.print(
         f"{result.n_samples} samples, {last.n_vision_tokens} vision and {last.n_text_tokens} text tokens; "
         f"{escape(result.family)}, {result.engine['path']}, {result.timing['total']:.1f} s",

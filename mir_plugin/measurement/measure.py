@@ -25,6 +25,7 @@ from mir_plugin.engine.replay import ReplayCheck, check_replay
 from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import fingerprint, folder_fingerprint, versions
 from mir_plugin.measurement.checkpoint_names import place_of
+from mir_plugin.measurement.diagnostics import fragilities, length_share, mir_at_equal_length
 from mir_plugin.measurement.pooled import PooledLayer, grouped_influences
 from mir_plugin.measurement.resume import FinishedLayer, Journal
 from mir_plugin.metric.layer import mir
@@ -139,6 +140,7 @@ def measure(
     inputs = described([sample for shard, _ in of_all for sample in shard], of_all[0][1], adapter)
 
     layers = tuple(layer.distance for _, layer in sorted(finished.items()))
+    spread = _uncertainty(finished, len(groups), heavy)
     result = MirResult(
         checkpoint=checkpoint,
         place=place_of(checkpoint) if place is None else place,
@@ -171,7 +173,10 @@ def measure(
             "total": ended - started,
         },
         peak_memory=_peak_memory(),
-        uncertainty=_uncertainty(finished, len(groups), heavy),
+        uncertainty=spread,
+        mir_at_equal_length=mir_at_equal_length(layers),
+        length_share=length_share(layers),
+        fragile=fragilities(layers, spread),
         host=host,
         versions=used,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -36,8 +36,8 @@ from mir_plugin.metric.frechet import (
     way_on,
 )
 from mir_plugin.metric.influence import influences_through_scale, sample_influences, squared_norms, token_influences
-from mir_plugin.metric.moments import Moments, effective_rank, require_two, root_of_centred
-from mir_plugin.metric.normalize import lower_medians, outlier_rows, scale_from_norms
+from mir_plugin.metric.moments import Moments, effective_rank, length, require_two, root_of_centred
+from mir_plugin.metric.normalize import lower_medians, outlier_rows, row_norms, scale_from_norms, share_of_longest
 from mir_plugin.metric.uncertainty import influence_of_deletion
 from mir_plugin.processes import ALONE, Group
 from mir_plugin.results import LayerDistance, MirConfig
@@ -55,6 +55,7 @@ class PooledTokens:
         counts: rows per sample of ``features``, (samples,).
         replaced: bool (tokens,), rows that count as ``replacement``, (d,); None if there are none.
         n_outliers: in all processes, scalar.
+        longest: part of the sum of squared lengths that the longest tokens of all processes have, scalar.
         moments: of all processes, not scaled.
     """
 
@@ -63,6 +64,7 @@ class PooledTokens:
     replaced: Tensor | None
     replacement: Tensor | None
     n_outliers: Tensor
+    longest: Tensor
     moments: Moments
 
 
@@ -155,7 +157,7 @@ class PooledLayer:
         return self.distance_of(self.numbers(term).tolist(), term.route)
 
     def numbers(self, term: TraceTerm) -> Tensor:
-        """All that ``distance_of`` needs, in one tensor on the layer's device: (16,), float64."""
+        """All that ``distance_of`` needs, in one tensor on the layer's device: (20,), float64."""
         vision, text = self.vision.moments.scaled(self.scale), self.text.moments.scaled(self.scale)
         numbers = (
             sum((~norms.isfinite()).sum() for norms in (self.own_vision_norms, self.own_text_norms)),
@@ -174,6 +176,10 @@ class PooledLayer:
             _cosine(vision.mean, text.mean),
             effective_rank(vision),
             effective_rank(text),
+            length(vision),
+            length(text),
+            self.vision.longest,
+            self.text.longest,
         )
         return torch.stack([torch.as_tensor(number).to(self.scale.device, torch.float64) for number in numbers])
 
@@ -188,7 +194,8 @@ class PooledLayer:
             _require_finite(self.own_vision_norms, self.own_text_norms, self.features)
         if mean_text_norm == 0:
             scale_from_norms(self.text_norms)
-        n_vision_outliers, n_text_outliers, scale, norm_vision, norm_text, norm_ratio, cosine, *ranks = rest
+        n_vision_outliers, n_text_outliers, scale, norm_vision, norm_text, norm_ratio, cosine, *spreads = rest
+        rank_vision, rank_text, length_vision, length_text, longest_vision, longest_text = spreads
         without_trace_term = means + trace_vision + trace_text
         distance = without_trace_term - 2 * trace
         return LayerDistance(
@@ -211,8 +218,12 @@ class PooledLayer:
             mean_norm_text=norm_text,
             norm_ratio=norm_ratio,
             mean_cosine=None if math.isnan(cosine) else cosine,
-            effective_rank_vision=ranks[0],
-            effective_rank_text=ranks[1],
+            effective_rank_vision=rank_vision,
+            effective_rank_text=rank_text,
+            length_vision=length_vision,
+            length_text=length_text,
+            longest_vision=None if math.isnan(longest_vision) else longest_vision,
+            longest_text=None if math.isnan(longest_text) else longest_text,
         )
 
     def influences(self, maps: Transport, distance: float) -> Tensor:
@@ -440,18 +451,19 @@ def _pooled_tokens(
     rows_per_sample = _counts_on(features.device, counts)
     n_outliers = outlier_rows(norms, config.n_sigma).sum()
     if config.outliers == "none" or (reads_early(norms.device) and n_outliers == 0):
-        return PooledTokens(
-            features, rows_per_sample, None, None, torch.zeros_like(n_outliers), pooled_moments(features, group=group)
-        )
+        moments, none = pooled_moments(features, group=group), torch.zeros_like(n_outliers)
+        return PooledTokens(features, rows_per_sample, None, None, none, share_of_longest(norms), moments)
     outliers = outlier_rows(own_norms, config.n_sigma, among=norms)
     if config.outliers == "remove":
         kept = features[~outliers]
+        longest = share_of_longest(norms[~outlier_rows(norms, config.n_sigma)])
         rows_per_sample = per_sample(~outliers, rows_per_sample)
-        return PooledTokens(kept, rows_per_sample, None, None, n_outliers, pooled_moments(kept, group=group))
+        return PooledTokens(kept, rows_per_sample, None, None, n_outliers, longest, pooled_moments(kept, group=group))
     median = pooled_median(features, group)
+    longest = share_of_longest(torch.where(outlier_rows(norms, config.n_sigma), row_norms(median[None]), norms))
     most = None if reads_early(norms.device) else _most_outliers(len(norms), config.n_sigma)
     moments = pooled_moments(features, outliers, median, group, most_replaced=most)
-    return PooledTokens(features, rows_per_sample, outliers, median, n_outliers, moments)
+    return PooledTokens(features, rows_per_sample, outliers, median, n_outliers, longest, moments)
 
 
 def _counts_on(device: torch.device, counts: Sequence[int]) -> Tensor:

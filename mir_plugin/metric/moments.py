@@ -81,6 +81,15 @@ def root_of_centred(rows: Tensor, counts: Tensor) -> Tensor:
     return root
 
 
+def length(one: Moments) -> Tensor:
+    """Root-mean-square length of a token, (‖μ‖² + Tr Σ)^½, scalar.
+
+    With it the squared Fréchet distance is (l_v − l_t)² + 2 l_v l_t (1 − κ). κ is the largest correlation that tokens
+    of the two Gaussians can have when they are paired: (μ_v · μ_t + Tr((Σ_v Σ_t)^½)) / (l_v l_t), whatever the lengths.
+    """
+    return (one.mean.square().sum() + one.cov.trace()).sqrt()
+
+
 def effective_rank(one: Moments) -> Tensor:
     """Participation ratio (Tr Σ)² / Tr(Σ²), scalar: d for an isotropic Gaussian, 1 for a line, 0 for a point."""
     square = one.cov.square().sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -62,6 +63,18 @@ def outlier_rows(norms: Tensor, n_sigma: float = 3.0, among: Tensor | None = Non
     if among.numel() < 2:
         return torch.zeros_like(norms, dtype=torch.bool)
     return (norms - among.median()).abs() > n_sigma * among.std()
+
+
+def share_of_longest(norms: Tensor, fraction: float = 0.05) -> Tensor:
+    """Part of the sum of squared norms that the longest tokens have, (tokens,) → scalar float64; NaN where all are 0.
+
+    Among tokens of one length it is the fraction itself.
+
+    >>> share_of_longest(torch.ones(40)).item(), share_of_longest(torch.tensor([1.0] * 19 + [9.0])).item()
+    (0.05, 0.81)
+    """
+    squares = norms.double().square()
+    return squares.topk(math.ceil(fraction * len(squares))).values.sum() / squares.sum()
 
 
 def coordinate_median(tokens: Tensor) -> Tensor:

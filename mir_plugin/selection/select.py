@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.comparable import allowed_differences, protocol_differences
+from mir_plugin.measurement.diagnostics import fragile_values
 from mir_plugin.metric.uncertainty import CONFIDENCE, TOLERANCE, has_uncertainty
 from mir_plugin.results import MirResult
 from mir_plugin.selection.comparison import Difference, mir_difference
@@ -160,6 +161,7 @@ def select(candidates: Sequence[Candidate], *, tolerance: float = TOLERANCE, any
     warnings = _differences_in_protocol(candidates, anyway)
     if not all(has_uncertainty(one.result.uncertainty) for one in candidates):
         warnings.append("some results have no uncertainty (--no-uncertainty, or one sample): ranked by value alone.")
+    warnings += fragile_values([(one.name, one.result.fragile) for one in candidates])
     label = _labels(candidates)
     by_run: dict[str, list[Candidate]] = {}
     for one in sorted(candidates, key=lambda one: one.result.mir):

@@ -36,6 +36,7 @@ class BoardRow:
         mir: the value that is ranked, by the estimator that its cohort names; lower is better.
         mir_published, mir_published_upper: ends of the range of the published program's number; None when unknown.
         mir_standard_error, mir_interval: uncertainty over samples, when it was measured.
+        mir_at_equal_length, length_share, fragile: as in ``MirResult``.
         n_samples: image-text pairs behind the MIR.
         scores: benchmark key → value on the benchmark's scale; a benchmark without score has no key.
         average: weighted mean of the averaged benchmarks as percentages; None unless all of them are there.
@@ -56,6 +57,9 @@ class BoardRow:
     mir_published_upper: float | None = None
     mir_standard_error: float | None = None
     mir_interval: tuple[float, float] | None = None
+    mir_at_equal_length: float | None = None
+    length_share: float | None = None
+    fragile: tuple[str, ...] = ()
     n_samples: int | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     average: float | None = None

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mir_plugin.files.redaction import without_secrets
 from mir_plugin.measurement.checkpoint_names import run_of, step_in_name
+from mir_plugin.measurement.diagnostics import fragile_values
 from mir_plugin.reports.board.board import (
     AVERAGE,
     Board,
@@ -91,7 +92,12 @@ def join(parsed: ParsedSources, config: ReportConfig | None = None) -> Board:
         average_title="" if config.weights else config.average.title,
         absent=_absent(weights, shown, config.benchmarks),
         cohorts=cohorts,
-        warnings=(*cohort_warnings(cohorts), *config.notes, *_score_warnings(entries, shown)),
+        warnings=(
+            *cohort_warnings(cohorts),
+            *config.notes,
+            *_score_warnings(entries, shown),
+            *fragile_values([(row.name, row.fragile) for row in rows]),
+        ),
         correlations=correlations(rows, cohorts, shown),
         entries=tuple(sorted(entries, key=lambda e: (e.name, e.benchmark, not e.used, e.date))),
         runs=tuple(sorted(parsed.runs, key=lambda run: (run.checkpoint, run.date, run.source))),
@@ -201,6 +207,9 @@ def _row(
         mir_published_upper=measurement.mir_published_upper,
         mir_standard_error=measurement.mir_standard_error,
         mir_interval=measurement.mir_interval,
+        mir_at_equal_length=measurement.mir_at_equal_length,
+        length_share=measurement.length_share,
+        fragile=measurement.fragile,
         n_samples=measurement.n_samples,
         layers=measurement.layers,
     )

@@ -106,6 +106,9 @@ class Measurement:
     mir_published_upper: float | None = None
     mir_standard_error: float | None = None
     mir_interval: tuple[float, float] | None = None
+    mir_at_equal_length: float | None = None
+    length_share: float | None = None
+    fragile: tuple[str, ...] = ()
     n_samples: int | None = None
     layers: tuple[LayerDistance, ...] = ()
     date: str = ""

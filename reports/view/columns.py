@@ -101,6 +101,8 @@ MIR_COLUMNS: tuple[Column[BoardRow], ...] = (
     Column("MIR high", lambda row: row.mir_interval[1] if row.mir_interval else None, THREE_PLACES, 10),
     Column("MIR published", lambda row: row.mir_published, THREE_PLACES, 15),
     Column("MIR published upper", lambda row: row.mir_published_upper, THREE_PLACES, 15),
+    Column("MIR at equal length", lambda row: row.mir_at_equal_length, THREE_PLACES, 15),
+    Column("Length share", lambda row: row.length_share, THREE_PLACES, 12),
 )
 AVERAGE_COLUMN: Column[BoardRow] = Column("Average", lambda row: row.average, ONE_PLACE, 10, key=AVERAGE)
 ORIGIN_COLUMNS: tuple[Column[BoardRow], ...] = (
@@ -229,6 +231,9 @@ LAYER_DETAILS: tuple[Column[LayerRow], ...] = (
     Column("Cosine of means", lambda r: r.layer.mean_cosine, THREE_PLACES, 12),
     Column("Effective rank vision", lambda r: r.layer.effective_rank_vision, ONE_PLACE, 15),
     Column("Effective rank text", lambda r: r.layer.effective_rank_text, ONE_PLACE, 15),
+    Column("Length term", lambda r: r.layer.length_term, "#,##0.00", 12),
+    Column("Longest vision", lambda r: r.layer.longest_vision, THREE_PLACES, 13),
+    Column("Longest text", lambda r: r.layer.longest_text, THREE_PLACES, 13),
     Column("Vision tokens", lambda r: r.layer.n_vision_tokens, "#,##0", 12),
     Column("Text tokens", lambda r: r.layer.n_text_tokens, "#,##0", 12),
     Column("Vision outliers", lambda r: r.layer.n_vision_outliers, "#,##0", 12),

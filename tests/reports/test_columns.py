@@ -30,7 +30,8 @@ def test_leaderboard_columns():
         "Rank": "rank", "Checkpoint": "name", "Group": "group", "Run": "run", "Step": "step", "Cohort": "cohort",
         "MIR": "mir",
         "MIR SE": "mir_standard_error", "MIR low": "low", "MIR high": "high", "MIR published": "mir_published",
-        "MIR published upper": "mir_published_upper", "Average": "average", "n samples": "n_samples",
+        "MIR published upper": "mir_published_upper", "MIR at equal length": "mir_at_equal_length",
+        "Length share": "length_share", "Average": "average", "n samples": "n_samples",
         "Identity": "identity",
     }  # fmt: skip
 
@@ -53,6 +54,7 @@ def test_score_columns():
 
 def test_layer_columns():
     row = SimpleNamespace(name="name", cohort="cohort", layer=sentinel(declared.LayerDistance))
+    row.layer.length_term = "length_term"  # a property, no field
     assert values((*declared.LAYER_COLUMNS, *declared.LAYER_DETAILS), row) == {
         "Checkpoint": "name", "Layer": "layer", "Distance": "distance", "Mean term": "mean_term",
         "Trace vision": "trace_vision", "Trace text": "trace_text", "Trace term": "trace_term",
@@ -60,7 +62,8 @@ def test_layer_columns():
         "Norm vision": "mean_norm_vision", "Norm text": "mean_norm_text", "Cosine of means": "mean_cosine",
         "Effective rank vision": "effective_rank_vision", "Effective rank text": "effective_rank_text",
         "Vision tokens": "n_vision_tokens", "Text tokens": "n_text_tokens", "Vision outliers": "n_vision_outliers",
-        "Text outliers": "n_text_outliers",
+        "Text outliers": "n_text_outliers", "Length term": "length_term", "Longest vision": "longest_vision",
+        "Longest text": "longest_text",
     }  # fmt: skip
 
 
