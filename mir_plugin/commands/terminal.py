@@ -54,7 +54,7 @@ def print_result(result: MirResult, saved_to: Path) -> None:
     console.print(f"MIR published  {_range(result)}  where the released script's number lies")
     if result.length_share is not None and result.mir_at_equal_length is not None:
         console.print(
-            f"length share   {result.length_share:.0%}     of the distance; MIR at equal length "
+            f"length share   {result.length_share:<6.0%}  of the distance; MIR at equal length "
             f"{result.mir_at_equal_length:.4f}",
             highlight=False,
         )

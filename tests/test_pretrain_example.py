@@ -1,0 +1,128 @@
+"""examples/pretrain on tiny random parts: checkpoints are measured, resumed from and tuned."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from adapters.tiny_models import CLIP, TEXT, tiny_tokenizer
+from PIL import Image
+
+from examples.pretrain import pretrain, tune
+from mir_plugin import LoadOptions, MirResult, load_adapter, measure
+from mir_plugin.samples.embedded import embedded_samples
+
+pytestmark = pytest.mark.slow
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STEPS = 4
+
+
+def clip_tower(folder: Path) -> None:
+    transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**CLIP, image_size=32, patch_size=8)).save_pretrained(
+        folder
+    )
+
+
+def convolutional_tower(folder: Path) -> None:
+    transformers.TimmWrapperModel(
+        transformers.TimmWrapperConfig(architecture="test_efficientnet", do_pooling=False)
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(
+    params=[clip_tower, pytest.param(convolutional_tower, marks=pytest.mark.full)], ids=["transformer", "convolutional"]
+)
+def parts(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder with ``llm``, ``tower``, images and captions."""
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT)).save_pretrained(tmp_path / "llm")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "llm")
+    request.param(tmp_path / "tower")
+    square = {"height": 32, "width": 32}
+    transformers.CLIPImageProcessor(size=square, do_center_crop=False).save_pretrained(tmp_path / "tower")
+    rows = []
+    for place, sample in enumerate(embedded_samples(8).samples):
+        sample.open_image().convert("RGB").resize((32, 32), Image.Resampling.BILINEAR).save(tmp_path / f"{place}.png")
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": f"Picture {place * place}."}]
+        rows.append({"id": str(place), "image": f"{place}.png", "conversations": turns})
+    (tmp_path / "captions.json").write_text(json.dumps(rows), encoding="utf-8")
+    return tmp_path
+
+
+def pretrained(parts: Path, out: str, *more: str) -> Any:
+    names = ("llm", "tower", "data", "images", "held-out", "out")
+    values = (parts / "llm", parts / "tower", parts / "captions.json", parts, parts / "captions.json", parts / out)
+    paths = [word for name, value in zip(names, values, strict=True) for word in (f"--{name}", str(value))]
+    settings = f"--steps {STEPS} --batch-size 2 --lr 0.01 --mir-samples 4 --save-at 2,{STEPS} --dtype float32".split()
+    return pretrain.main([*paths, *settings, *more])
+
+
+def test_checkpoints_are_what_was_trained_and_are_read_natively(parts: Path) -> None:
+    trainer = pretrained(parts, "run")
+    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    live = MirResult.load(parts / f"run/mir/checkpoint-{STEPS}")
+    saved = parts / f"run/checkpoint-{STEPS}"
+    adapter = load_adapter(saved, LoadOptions(device="cpu"))
+    # Of the same weights in the same dtype; the attention of the live model and of the loaded one is the same, too.
+    again = measure(adapter, embedded_samples(4), checkpoint=str(saved))
+    assert again.mir == pytest.approx(live.mir, rel=1e-6)
+    before = load_adapter(parts / "run/checkpoint-0", LoadOptions(device="cpu"))
+    assert abs(measure(before, embedded_samples(4), checkpoint="0").mir - again.mir) > 1e-3
+    # Frozen weights are on disk once.
+    assert (saved / pretrain.FROZEN).is_symlink()
+    assert (saved / pretrain.PROJECTOR).stat().st_size < (parts / "run" / pretrain.FROZEN).stat().st_size
+
+
+@pytest.mark.full
+def test_a_killed_training_goes_on_and_remembered_features_change_nothing(parts: Path) -> None:
+    whole = pretrained(parts, "whole")
+
+    class Killed(Exception):
+        pass
+
+    class Kill(transformers.TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        add = transformers.Trainer.add_callback
+        patch.setattr(
+            transformers.Trainer, "add_callback", lambda self, callback: (add(self, callback), add(self, Kill()))
+        )
+        with pytest.raises(Killed):
+            pretrained(parts, "killed", "--features", str(parts / "features.pt"))
+    resumed = pretrained(parts, "killed", "--features", str(parts / "features.pt"))
+    weights = (pretrain.projector_of(one.model).state_dict() for one in (whole, resumed))
+    for one, other in zip(*(list(of_run.values()) for of_run in weights), strict=True):
+        # Features are kept in half precision.
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
+    assert resumed.state.global_step == STEPS
+
+
+@pytest.mark.full
+def test_a_checkpoint_is_tuned_and_still_read(parts: Path) -> None:
+    pretrained(parts, "run")
+    options = ["--data", str(parts / "captions.json"), "--images", str(parts), "--out", str(parts / "tuned")]
+    tune.main([str(parts / f"run/checkpoint-{STEPS}"), *options, "--batch-size", "4", "--lr", "0.01"])
+    tuned = load_adapter(parts / "tuned", LoadOptions(device="cpu"))
+    assert measure(tuned, embedded_samples(4), checkpoint="tuned").mir != pytest.approx(
+        MirResult.load(parts / f"run/mir/checkpoint-{STEPS}").mir, rel=1e-3
+    )
+
+
+def test_steps_are_spaced_by_their_logarithm() -> None:
+    steps = pretrain.log_spaced(2180)
+    assert steps[0] == 4 and steps[-1] == 2180
+    assert all(1.2 < later / earlier < 1.8 for earlier, later in itertools.pairwise(steps[1:]))
