@@ -119,7 +119,8 @@ def test_values_reach_the_trackers_and_the_files(samples: SampleSet, tmp_path: P
     saved = MirResult.load(tmp_path / "mir" / "checkpoint-4" / "mir.json")
     assert saved.checkpoint == str(tmp_path / "checkpoint-4")
     layers = {f"mir/layer_{layer.layer}": layer.distance for layer in saved.layers}
-    expected = {"mir/mir": saved.mir, "mir/standard_error": saved.uncertainty["standard_error"], **layers}
+    beside = {"mir/length_share": saved.length_share, "mir/at_equal_length": saved.mir_at_equal_length}
+    expected = {"mir/mir": saved.mir, "mir/standard_error": saved.uncertainty["standard_error"], **beside, **layers}
     assert seen[4] == {**expected, "epoch": 1.0}
     written = {tag: value for step, tag, value in scalars(tmp_path / "runs") if step == 4 and "/mir/" in tag}
     assert written == pytest.approx({f"train/{name}": value for name, value in expected.items()}, rel=1e-6)
@@ -347,6 +348,7 @@ def test_a_plain_loop_logs_the_same_names(samples: SampleSet) -> None:
     tiny.model.train()
     result = measure_live(tiny.model, tiny.processor, samples, checkpoint="step 7")
     assert tiny.model.training
-    assert list(metrics_of(result)) == ["mir/mir", "mir/standard_error", "mir/layer_1", "mir/layer_2", "mir/layer_3"]
+    beside = ["mir/standard_error", "mir/length_share", "mir/at_equal_length"]
+    assert list(metrics_of(result)) == ["mir/mir", *beside, "mir/layer_1", "mir/layer_2", "mir/layer_3"]
     assert result.checkpoint == "step 7"
     assert result.host == "training"

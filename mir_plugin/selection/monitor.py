@@ -39,13 +39,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def metrics_of(result: MirResult) -> dict[str, float]:
-    """What is logged of a result: ``mir/mir``, ``mir/layer_1`` to ``mir/layer_L``, and ``mir/standard_error`` if known.
+    """What is logged of a result: ``mir/mir``, ``mir/layer_1`` to ``mir/layer_L``, and what is known beside MIR.
 
+    Beside it are ``mir/standard_error``, ``mir/length_share`` and ``mir/at_equal_length``.
     Layer values are distances, in units of the squared mean length of the layer's text tokens.
     """
     metrics = {"mir/mir": result.mir}
     if "standard_error" in result.uncertainty:
         metrics["mir/standard_error"] = float(result.uncertainty["standard_error"])
+    if result.length_share is not None and result.mir_at_equal_length is not None:
+        metrics |= {"mir/length_share": result.length_share, "mir/at_equal_length": result.mir_at_equal_length}
     return metrics | {f"mir/layer_{layer.layer}": layer.distance for layer in result.layers}
 
 

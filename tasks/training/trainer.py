@@ -31,10 +31,10 @@ class MIRCallback(TrainerCallback):
     """Measures MIR of the live model at regular steps, without disturbing the training.
 
     Values go through ``trainer.log``: to ``trainer_state.json`` and to every tracker of ``report_to``, as ``mir/mir``,
-    ``mir/standard_error`` and ``mir/layer_k``. Whole results are kept in ``history`` and written to
-    ``OUTPUT_DIR/mir/checkpoint-STEP/mir.json``, which `mir compare`, `mir select` and `mir report` read. A training
-    that resumes from a checkpoint takes up the results of the steps before it; those of later steps, which an earlier
-    training left there, are renamed to ``mir.json.superseded``.
+    ``mir/standard_error``, ``mir/length_share``, ``mir/at_equal_length`` and ``mir/layer_k``. Whole results are kept
+    in ``history`` and written to ``OUTPUT_DIR/mir/checkpoint-STEP/mir.json``, which `mir compare`, `mir select` and
+    `mir report` read. A training that resumes from a checkpoint takes up the results of the steps before it; those of
+    later steps, which an earlier training left there, are renamed to ``mir.json.superseded``.
 
     Several processes share the samples. A measurement that fails in mid-training (features that are not finite, not
     enough memory) is a warning, not the end of the training; a model that cannot be measured at all is an error before
@@ -163,6 +163,8 @@ class MIRCallback(TrainerCallback):
         self._results = {s: r for s, r in self._results.items() if not protocol_differences(r, result)} | {step: result}
         if state.is_world_process_zero:
             result.save(self._out_dir / f"checkpoint-{step}" / RESULT_NAME)
+            for sentence in result.fragile:
+                logger.warning(f"MIR {result.mir:.4f} at step {step} is fragile: {sentence}")
         # Trainer.log ends the request to log this step's loss, which the Trainer has yet to answer.
         loss_is_due = control.should_log
         self._trainer.log(metrics_of(result))
