@@ -8,6 +8,7 @@ MEANINGS: dict[str, str] = {
     "Group": "from the configuration file or the folder",
     "Run": "training run, of checkpoints that belong to one",
     "Step": "of training",
+    "Scores of": "the model fine-tuned from it, whose scores stand in the row",
     "Compared with": "the lowest of its run; for that one the lowest of all",
     "Behind it": "MIR minus that of the checkpoint it is compared with, over the same samples",
     "Behind the best run": "MIR of its best minus the lowest of all",

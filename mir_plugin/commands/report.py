@@ -14,6 +14,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.files.outside_text import on_a_line
 
 if TYPE_CHECKING:
+    from mir_plugin.reports.board.config import ReportConfig
     from mir_plugin.reports.build import ReportFiles
 
 
@@ -42,6 +43,10 @@ def report(
             help="One row for MIR before and scores after fine-tuning; or a CSV of such pairs.",
         ),
     ] = None,
+    card: Annotated[
+        str,
+        typer.Option(metavar="CHECKPOINT", help="Only print its numbers: model card, methods sentence and BibTeX."),
+    ] = "",
     formats: Annotated[
         str, typer.Option(metavar="NAME,…", help="Write only these of xlsx, html, csv, md, tex, figures.")
     ] = "",
@@ -59,14 +64,16 @@ def report(
 
       mir report mir-out/ scores.csv --link runs/pretrain/checkpoint-800=runs/sft-800
 
+      mir report mir-out/ scores.csv --card runs/pretrain/checkpoint-800
+
       mir report --paper
 
     Exit codes: 0 everything was read; 5 some sources could not be used and are listed; 1 none could.
     """
     if bool(sources) == paper:
         raise MirError("give either results (files or folders) or --paper.")
-    if paper and (average or link):
-        option = "--average" if average else "--link"
+    if paper and (average or link or card):
+        option = "--average" if average else "--link" if link else "--card"
         raise MirError(f"{option} does not apply to --paper, whose rows and average are fixed; leave it out.")
     from mir_plugin.files.atomic import only_writer
     from mir_plugin.reports.board.config import ReportConfig
@@ -81,6 +88,9 @@ def report(
         chosen = replace(chosen, formats=tuple(name.strip() for name in formats.split(",")))
     if open_page and chosen.formats and "html" not in chosen.formats:
         raise MirError(f"--open needs the page, but --formats is {','.join(chosen.formats)}; add html.")
+    if card:
+        print_card(sources or [], card, chosen)
+        return
     with only_writer(out):
         files = build_paper_report(out, chosen.formats) if paper else build_report(sources or [], out, chosen)
     print_report(files)
@@ -93,6 +103,20 @@ def report(
             f"no checkpoint in {', '.join(sources or [])} has a number, so the report is empty. Name results of "
             "lmms-eval or VLMEvalKit, mir.json files or tables of scores."
         )
+
+
+def print_card(sources: list[str], checkpoint: str, config: ReportConfig) -> None:
+    """Print what to paste about one checkpoint; what a reader must know about the sources goes to standard error."""
+    from mir_plugin.reports.board.joint import join
+    from mir_plugin.reports.read.sources import read_sources
+    from mir_plugin.reports.text.card import find_row, to_card
+
+    board = join(read_sources(sources), config)
+    row = find_row(board, checkpoint)
+    for problem in board.problems:
+        if problem.severity != "note":
+            typer.echo(on_a_line(f"{problem.severity}: {problem.where}: {problem.what}"), err=True)
+    typer.echo(to_card(board, row), nl=False)
 
 
 def print_report(files: ReportFiles) -> None:

@@ -17,7 +17,7 @@ from mir_plugin.reports.read.records import (
     Run,
     Verdict,
 )
-from mir_plugin.results import LayerDistance
+from mir_plugin.results import LayerDistance, MirResult
 from mir_plugin.robustness.results import Robustness
 
 AVERAGE = "average"
@@ -44,7 +44,9 @@ class BoardRow:
         step: training step, from the configuration or the checkpoint's name (``checkpoint-20``, ``llava_step-20``);
             None when there is none.
         run: the training run it belongs to, where it is known by a step of one.
+        finetuned: what was fine-tuned from it and has these scores; empty where they are its own.
         sources: files and run directories it was put together from.
+        result: the measurement as a whole, where the source has it.
     """
 
     identity: str
@@ -66,7 +68,9 @@ class BoardRow:
     layers: tuple[LayerDistance, ...] = ()
     step: int | None = None
     run: str = ""
+    finetuned: str = ""
     sources: tuple[str, ...] = ()
+    result: MirResult | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

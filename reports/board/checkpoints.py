@@ -28,12 +28,13 @@ KEY_KINDS = (PATH, NAME, VLMEVALKIT_MODEL, WEIGHTS)  # the first kind that a che
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint of a report: identity, display name, group, training step."""
+    """One checkpoint of a report: identity, display name, group, training step, and what was fine-tuned from it."""
 
     identity: str
     name: str
     group: str = ""
     step: int | None = None
+    finetuned: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def find_checkpoints(parsed: ParsedSources, config: ReportConfig) -> Checkpoints
     for reference in sorted(references.values(), key=lambda reference: reference.keys[0] in finetuned):
         labels.setdefault(clusters.root(reference.keys[0]), reference.label)
     identities = _identities(naming)
+    tuned = {clusters.root(r.keys[0]): r.label for r in references.values() if r.keys[0] in finetuned}
     entries = {clusters.root(key): entry for entry, key in entry_keys}
     names = _names(labels, entries)
     found_checkpoints = {
@@ -100,6 +102,7 @@ def find_checkpoints(parsed: ParsedSources, config: ReportConfig) -> Checkpoints
             name=names[root],
             group=entries[root].group if root in entries else "",
             step=_step(naming[root], entries.get(root)),
+            finetuned=tuned.get(root, ""),
         )
         for root, keys in members.items()
     }

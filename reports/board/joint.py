@@ -195,6 +195,7 @@ def _row(
         average=weighted_average(scores, weights, shown),
         step=checkpoint.step,
         run=_run_name(checkpoint),
+        finetuned=checkpoint.finetuned,
         sources=sources,
     )
     if measurement is None:
@@ -212,6 +213,7 @@ def _row(
         fragile=measurement.fragile,
         n_samples=measurement.n_samples,
         layers=measurement.layers,
+        result=measurement.result,
     )
 
 

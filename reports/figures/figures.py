@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mir_plugin.files.outside_text import storable
-from mir_plugin.reports.board.board import Board
+from mir_plugin.reports.board.board import Board, BoardRow
 from mir_plugin.reports.figures.scatter import score_figure, scores_figure
 from mir_plugin.reports.figures.style import (
     DASHES,
@@ -60,9 +60,9 @@ def layers_figure(board: Board) -> Figure | None:
     if scope is None:
         return None
     with_layers = [row for row in scope.rows if row.layers]
-    rows = with_layers[: len(PALETTE)]
+    rows, which = _with_room(with_layers)
     metric = LAYER_METRICS[0]
-    note = f"The first {len(rows)} of {len(with_layers)} checkpoints." if len(with_layers) > len(rows) else ""
+    note = f"{which}: {len(rows)} of {len(with_layers)} checkpoints." if which else ""
     figure = new_figure(board, scope.key, 6.4, 3.8, note)
     axes = figure.subplots()
     curves = [[math.nan if (v := metric.value(layer)) is None else v for layer in row.layers] for row in rows]
@@ -88,6 +88,20 @@ def layers_figure(board: Board) -> Figure | None:
     return figure
 
 
+def _with_room(rows: Sequence[BoardRow]) -> tuple[list[BoardRow], str]:
+    """As many rows as there are colours, and which: the best and the last of each run, else the first."""
+    if len(rows) <= len(PALETTE):
+        return list(rows), ""
+    chosen: dict[str, BoardRow] = {}
+    for run in dict.fromkeys(row.run for row in rows if row.run):
+        members = [row for row in rows if row.run == run]
+        for row in (members[0], max(members, key=lambda row: row.step or 0)):
+            chosen[row.identity] = row
+    if 1 < len(chosen) <= len(PALETTE):
+        return list(chosen.values()), "The lowest MIR and the last step of each run"
+    return list(rows[: len(PALETTE)]), "The first"
+
+
 def _log_tick(value: float, _: int | None) -> str:
     """Plain numbers beside the ticks 1, 2, 3, 5, 10 …; between them there is no room."""
     text = f"{value:g}"
@@ -100,7 +114,9 @@ def training_figure(board: Board) -> Figure | None:
     if not runs:
         return None
     quantities = training_quantities(board, runs)
-    figure = new_figure(board, runs[0].rows[0].cohort, 6.4, 1.1 + 1.75 * len(quantities))
+    has_intervals = any(row.mir_interval for run in runs for row in run.rows)
+    note = f"{'Band' if len(runs) == 1 else 'Bars'}: 95 % interval of MIR over samples." if has_intervals else ""
+    figure = new_figure(board, runs[0].rows[0].cohort, 6.4, 1.1 + 1.75 * len(quantities), note)
     panels = list(figure.subplots(len(quantities), 1, sharex=True, squeeze=False).flat)
     for axes, (key, label) in zip(panels, quantities, strict=True):
         for place, run in enumerate(runs):
@@ -115,7 +131,7 @@ def training_figure(board: Board) -> Figure | None:
             )
         axes.set_ylabel(storable(label))
     for place, run in enumerate(runs):
-        _draw_mir_intervals(panels[0], run, PALETTE[place])
+        _draw_mir_intervals(panels[0], run, PALETTE[place], alone=len(runs) == 1)
     panels[-1].set_xlabel("Training step")
     figure.align_ylabels(panels)
     if len(runs) > 1:
@@ -123,11 +139,15 @@ def training_figure(board: Board) -> Figure | None:
     return figure
 
 
-def _draw_mir_intervals(axes: Axes, run: TrainingRun, colour: str) -> None:
+def _draw_mir_intervals(axes: Axes, run: TrainingRun, colour: str, *, alone: bool) -> None:
+    """A band for one run; bars for several, whose bands would cover each other."""
     measured = [(row.step or 0, *row.mir_interval) for row in run.rows if row.mir_interval]
     if measured:
         steps, low, high = zip(*measured, strict=True)
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        if alone:
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        else:
+            axes.vlines(steps, low, high, color=colour, alpha=0.35, linewidth=1.2, zorder=1)
 
 
 FIGURES: tuple[tuple[str, Callable[[Board], Figure | None]], ...] = (

@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.resources
+import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mir_plugin.files.atomic import write_atomically
 from mir_plugin.files.outside_text import storable
@@ -28,10 +30,11 @@ from mir_plugin.reports.view.columns import (
     RUN_COLUMNS,
     VERDICT_COLUMNS,
     VERDICT_RUN_COLUMNS,
+    Column,
     filled,
 )
 from mir_plugin.reports.view.highlights import highlights
-from mir_plugin.reports.view.series import main_scope
+from mir_plugin.reports.view.series import main_scope, scopes
 from mir_plugin.reports.view.tables import (
     NEGATIVE_AGREES,
     average_rule,
@@ -64,6 +67,7 @@ def render_page(board: Board) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
     counts = Counter(problem.severity for problem in board.problems)
     return environment.get_template("page.html.j2").render(
         title=storable(board.title),
@@ -76,7 +80,11 @@ def render_page(board: Board) -> str:
         names=[storable(row.name) for row in board.rows],
         groups=sorted({storable(row.group) for row in board.rows if row.group}),
         average_rule=average_rule(board),
-        minor=("Rank", "Run", "Step"),
+        minor=("Rank", "Run", "Step", "Scores of", "MIR SE", "MIR published"),
+        sentences=[column.heading for column in (*VERDICT_COLUMNS, *VERDICT_RUN_COLUMNS) if column.wraps],
+        short=("Host", "Date", "Extent"),
+        fingerprints=("Samples", "Protocol", "Weights"),
+        n_scopes=len(scopes(board)),
         cohort_lines=[storable(f"Cohort {describe(cohort)}.") for cohort in board.cohorts],
         correlation_note=" ".join((NEGATIVE_AGREES, *dependence(board))),
         has_scatter=main_scope(board) is not None,
@@ -98,17 +106,34 @@ def render_page(board: Board) -> str:
     )
 
 
+def breakable(text: str) -> Markup:
+    """The text with places to break a line behind the parts of a path, which has no spaces.
+
+    >>> breakable("runs/a_step-5 <b>")
+    Markup('runs/<wbr>a_<wbr>step-5 &lt;b&gt;')
+    """
+    return Markup(re.sub(r"([/_])(?=[^/_])", r"\1<wbr>", str(escape(text)).replace("&#x2F;", "/")))
+
+
 def _verdict(verdict: Verdict) -> dict[str, Any]:
-    tables = (
-        ("Checkpoints of the sweep", plain_table(filled(VERDICT_COLUMNS, verdict.rows), verdict.rows)),
-        ("Best of each run", plain_table(filled(VERDICT_RUN_COLUMNS, verdict.runs), verdict.runs)),
+    tables: tuple[tuple[str, Sequence[Column[Any]], Sequence[Any], Sequence[str]], ...] = (
+        ("Checkpoints of the sweep", VERDICT_COLUMNS, verdict.rows, ("Checkpoint", "MIR", "Standing")),
+        ("Best of each run", VERDICT_RUN_COLUMNS, verdict.runs, ("Best checkpoint", "MIR", "Trend")),
     )
     return {
         "sentence": storable(verdict.sentence),
         "reasons": list(map(storable, verdict.reasons)),
         "warnings": list(map(storable, verdict.warnings)),
-        "tables": [{"label": label, **table} for label, table in tables],
+        "tables": [
+            {"label": label, "minor": _others(columns, on_phones), **plain_table(filled(columns, rows), rows)}
+            for label, columns, rows, on_phones in tables
+        ],
     }
+
+
+def _others(columns: Sequence[Column[Any]], kept: Sequence[str]) -> list[str]:
+    """Headings that small screens leave out."""
+    return [column.heading for column in columns if column.heading not in kept]
 
 
 def _pictures(board: Board) -> list[dict[str, str]]:

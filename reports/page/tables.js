@@ -68,6 +68,7 @@ for (const element of document.querySelectorAll(".needs-script")) element.hidden
   const select = document.getElementById("correlation-scope");
   if (!select) return;
   const rows = [...document.querySelectorAll("#correlations tbody tr")];
+  if (new Set(rows.map((row) => row.dataset.scope)).size < 2) return select.parentElement.remove(); // nothing to choose
   const labels = new Map(rows.map((row) => [row.dataset.scope, row.cells[1].textContent]));
   for (const [key, label] of labels) select.append(new Option(label, key));
   select.append(new Option("every one", ""));

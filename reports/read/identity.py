@@ -80,8 +80,10 @@ def plain(key: str) -> str:
 def short_names(labels: Iterable[str]) -> dict[str, str]:
     """For each of several distinct labels the fewest trailing path parts that distinguish it from the others.
 
+    Joined as sweeps name the results of these checkpoints, so that one is called the same everywhere.
+
     >>> short_names(["run-1/checkpoint-500", "run-2/checkpoint-500", "llava"])
-    {'llava': 'llava', 'run-1/checkpoint-500': 'run-1/checkpoint-500', 'run-2/checkpoint-500': 'run-2/checkpoint-500'}
+    {'llava': 'llava', 'run-1/checkpoint-500': 'run-1_checkpoint-500', 'run-2/checkpoint-500': 'run-2_checkpoint-500'}
 
     A label that is not a path stays whole, even with slashes:
 
@@ -106,7 +108,7 @@ def short_names(labels: Iterable[str]) -> dict[str, str]:
 
 def _tail(label: str, depth: int) -> str:
     parts = _parts(label)
-    return str(PurePosixPath(*parts[-depth:])) if len(parts) > 1 else label
+    return "_".join(part for part in parts[-depth:] if part != "/") if len(parts) > 1 else label
 
 
 def _parts(label: str) -> tuple[str, ...]:

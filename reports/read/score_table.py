@@ -33,7 +33,19 @@ MIR_HEADINGS = ("mir", "mir_published", "mir_published_upper")
 LARGEST_LOGARITHM = sys.float_info.max_10_exp  # a MIR beyond it would be that of distances that no number can hold
 # Columns of our own tables that are neither scores nor MIR.
 NOT_SCORES = frozenset(
-    {"rank", "run", "group", "step", "cohort", "mir_±", "mir_low", "mir_high", "mir_standard_error", "n_samples"}
+    {
+        "rank",
+        "run",
+        "group",
+        "step",
+        "cohort",
+        "scores_of",
+        "mir_±",
+        "mir_low",
+        "mir_high",
+        "mir_standard_error",
+        "n_samples",
+    }
 )
 MARKUP = "*` "  # of Markdown
 IN_PERCENT = " (%)"  # behind the field of a score whose cell has a percent sign

@@ -27,12 +27,13 @@ from mir_plugin.reports.view.training import dependence
 R = TypeVar("R")
 
 LEFT_OUT_OF_PRINT = frozenset({"Identity", "n samples", "MIR low", "MIR high"})
-LEFT_OUT_OF_LATEX = frozenset({"Group", "Run", "Step", "MIR SE", "MIR published upper"})
+LEFT_OUT_OF_LATEX = frozenset({"Group", "Run", "Step", "Scores of", "MIR SE", "MIR published upper"})
 MAX_LATEX_SCORES = 9
 ALIGNED_LEFT = frozenset(
     {
         "Checkpoint",
         "Run",
+        "Scores of",
         "Standing",
         "Trend",
         "Best checkpoint",

@@ -92,6 +92,7 @@ PLACE_COLUMNS: tuple[Column[BoardRow], ...] = (
     Column("Group", lambda row: row.group, TEXT, 30),
     Column("Run", lambda row: row.run, TEXT, 24),
     Column("Step", lambda row: row.step, WHOLE, 9),
+    Column("Scores of", lambda row: row.finetuned, TEXT, 30),
     Column("Cohort", lambda row: row.cohort, TEXT, 9),
 )
 MIR_COLUMNS: tuple[Column[BoardRow], ...] = (
@@ -170,11 +171,11 @@ COEFFICIENTS: tuple[tuple[str, str, Callable[[Correlation], Coefficient]], ...] 
 COEFFICIENT_COLUMNS: tuple[Column[Coefficient], ...] = (
     Column("{name} {symbol}", lambda c: c.value, THREE_PLACES, 11),
     Column("p of {symbol}", lambda c: c.p_value, P_VALUE, 10),
-    Column("p of {symbol}, Holm", lambda c: c.p_holm, P_VALUE, 10),
-    Column("{symbol} 95 % low", lambda c: c.low, THREE_PLACES, 9),
-    Column("{symbol} 95 % high", lambda c: c.high, THREE_PLACES, 9),
-    Column("{symbol} LOO low", lambda c: c.leave_one_out_low, THREE_PLACES, 9),
-    Column("{symbol} LOO high", lambda c: c.leave_one_out_high, THREE_PLACES, 9),
+    Column("p of {symbol}, Holm", lambda c: c.p_holm, P_VALUE, 13),
+    Column("{symbol} 95 % low", lambda c: c.low, THREE_PLACES, 11),
+    Column("{symbol} 95 % high", lambda c: c.high, THREE_PLACES, 11),
+    Column("{symbol} LOO low", lambda c: c.leave_one_out_low, THREE_PLACES, 11),
+    Column("{symbol} LOO high", lambda c: c.leave_one_out_high, THREE_PLACES, 11),
 )
 
 

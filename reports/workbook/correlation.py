@@ -72,13 +72,19 @@ def _write_chart(sheet: Sheet, board: Board, key: str, top: int, left: int) -> N
     chart.set_title(
         {"name": f"MIR against {'the average score' if key == AVERAGE else label}", "name_font": {"size": 13}}
     )
-    for set_axis, name, values, number_format, grid in (
-        (chart.set_x_axis, "MIR (lower is better)", [row.mir for row in plotted], "0.0", {"visible": False}),
-        (chart.set_y_axis, label, [score_of(row, key) for row in plotted], "0", GRID),
+    for set_axis, name, values, grid in (
+        (chart.set_x_axis, "MIR (lower is better)", [row.mir for row in plotted], {"visible": False}),
+        (chart.set_y_axis, label, [score_of(row, key) for row in plotted], GRID),
     ):
         low, high = _limits([float(value or 0) for value in values])
         # Axes cross at their lower ends: at 0, the default, one would stand in the middle of negative values.
-        options = {"min": low, "max": high, "crossing": "min", "num_format": number_format, "major_gridlines": grid}
+        options = {
+            "min": low,
+            "max": high,
+            "crossing": "min",
+            "num_format": tick_format(low, high),
+            "major_gridlines": grid,
+        }
         set_axis({"name": name, **options})
     for place, (cohort, (first, last)) in enumerate(by_cohort.items()):
         colour = {"color": COLOURS[place % len(COLOURS)]}
@@ -132,6 +138,16 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     margin = 0.08 * span or 1.0
     digits = max(0, 2 - math.ceil(math.log10(span or 1.0)))  # rounds by a twentieth of the span at most
     return round(min(values) - margin, digits), round(max(values) + margin, digits)
+
+
+def tick_format(low: float, high: float) -> str:
+    """Decimals with which neighbouring ticks differ, of which there are some six to ten.
+
+    >>> tick_format(1.82, 2.12), tick_format(44, 61), tick_format(2.508, 2.532)
+    ('0.00', '0', '0.000')
+    """
+    places = max(0, 1 - math.floor(math.log10(high - low)))
+    return "0" if places < 2 and high - low >= 10 else f"{0:.{max(places, 1)}f}"
 
 
 def _plotted(row: BoardRow, key: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mir_plugin.reports.board.board import AVERAGE, Board, BoardRow
-from mir_plugin.reports.board.cohorts import describe
+from mir_plugin.reports.board.cohorts import briefly
 from mir_plugin.reports.view.columns import AVERAGE_COLUMN, BestValues, Column, leaderboard_columns
 from mir_plugin.reports.view.tables import average_rule
 from mir_plugin.reports.workbook.sheets import (
@@ -103,7 +103,7 @@ def _write_preamble(sheet: Sheet, board: Board) -> None:
     sheet.xlsx.set_row(0, 26)
     sheet.put(2, 1, f"{board.subtitle} {average_rule(board)}".strip(), look=MUTED_LOOK)
     for number, cohort in enumerate(board.cohorts, start=3):
-        sheet.put(number, 1, f"Cohort {describe(cohort)}", look=MUTED_LOOK)
+        sheet.put(number, 1, f"Cohort {briefly(cohort)}", look=MUTED_LOOK)
     for number, warning in enumerate(board.warnings, start=3 + len(board.cohorts)):
         sheet.xlsx.merge_range(number - 1, 0, number - 1, 9, "", sheet.book.format(WARNING_LOOK))
         sheet.put(number, 1, f"⚠ {warning}", look=WARNING_LOOK)

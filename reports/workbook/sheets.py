@@ -158,6 +158,7 @@ def column_letter(index: int) -> str:
 def write_table(sheet: Sheet, columns: Sequence[Column[R]], rows: Sequence[R], top: int = 1) -> None:
     """Header in row ``top``, one row per record below; filtered, frozen, with the declared widths and formats."""
     write_records(sheet, columns, rows, top)
+    sheet.xlsx.print_area(0, 0, max(top - 1 + len(rows), top), len(columns) - 1)  # not what charts are drawn from
     sheet.xlsx.freeze_panes(top, 1)
     sheet.xlsx.autofilter(top - 1, 0, max(top - 1 + len(rows), top), len(columns) - 1)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -14,6 +16,7 @@ from mir_plugin.reports.view.columns import (
     SCORE_COLUMNS,
     VERDICT_COLUMNS,
     VERDICT_RUN_COLUMNS,
+    Column,
     filled,
 )
 from mir_plugin.reports.workbook.correlation import write_correlation
@@ -30,6 +33,8 @@ from mir_plugin.reports.workbook.sheets import (
     write_records,
     write_table,
 )
+
+R = TypeVar("R")
 
 
 def write_workbook(board: Board, path: Path) -> Path:
@@ -57,13 +62,18 @@ def write_verdicts(sheet: Sheet, board: Board) -> None:
             sheet.put(row, 1, text, look=MUTED_LOOK)
         for columns, rows in (
             (filled(VERDICT_COLUMNS, verdict.rows), verdict.rows),
-            (filled(VERDICT_RUN_COLUMNS, verdict.runs), verdict.runs),
+            (_on_one_line(filled(VERDICT_RUN_COLUMNS, verdict.runs)), verdict.runs),
         ):
             write_records(sheet, columns, rows, top=row + 2)
             row += 2 + len(rows)
         row += 3
     for index, column in enumerate(VERDICT_COLUMNS):
         sheet.xlsx.set_column(index, index, max(column.width, 14))
+
+
+def _on_one_line(columns: Sequence[Column[R]]) -> list[Column[R]]:
+    """Without wrapping: the widths are those of the table above, and nothing stands behind the last column."""
+    return [replace(column, wraps=False) for column in columns]
 
 
 def write_scores(sheet: Sheet, board: Board) -> None:
