@@ -81,7 +81,7 @@ def render_page(board: Board) -> str:
         groups=sorted({storable(row.group) for row in board.rows if row.group}),
         average_rule=average_rule(board),
         minor=("Rank", "Run", "Step", "Scores of", "MIR SE", "MIR published"),
-        sentences=[column.heading for column in (*VERDICT_COLUMNS, *VERDICT_RUN_COLUMNS) if column.wraps],
+        sentences=[column.heading for column in VERDICT_RUN_COLUMNS if column.wraps],
         short=("Host", "Date", "Extent"),
         fingerprints=("Samples", "Protocol", "Weights"),
         n_scopes=len(scopes(board)),
