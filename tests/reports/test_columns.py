@@ -27,8 +27,8 @@ def test_leaderboard_columns():
         (*declared.PLACE_COLUMNS, *declared.MIR_COLUMNS, declared.AVERAGE_COLUMN, *declared.ORIGIN_COLUMNS), row
     )
     assert read == {
-        "Rank": "rank", "Checkpoint": "name", "Group": "group", "Run": "run", "Step": "step", "Cohort": "cohort",
-        "MIR": "mir",
+        "Rank": "rank", "Checkpoint": "name", "Group": "group", "Run": "run", "Step": "step",
+        "Scores of": "finetuned", "Cohort": "cohort", "MIR": "mir",
         "MIR SE": "mir_standard_error", "MIR low": "low", "MIR high": "high", "MIR published": "mir_published",
         "MIR published upper": "mir_published_upper", "MIR at equal length": "mir_at_equal_length",
         "Length share": "length_share", "Average": "average", "n samples": "n_samples",

@@ -41,10 +41,10 @@ def test_copies_of_one_checkpoint_are_joined_by_the_fingerprint_of_their_weights
 def test_equal_display_names_do_not_join(tmp_path):
     save_mir(tmp_path / "mir.json", "/runs/1/model", 100.0)
     board = join(read_sources([tmp_path / "mir.json", scores_csv(tmp_path, "/runs/2/model,40,1500")]))
-    assert {row.name for row in board.rows} == {"1/model", "2/model"}
+    assert {row.name for row in board.rows} == {"1_model", "2_model"}
     unmatched = {p.where: p.what for p in board.problems if p.kind == "unmatched"}
-    assert set(unmatched) == {"1/model", "2/model"}
-    assert "looks alike" in unmatched["1/model"]
+    assert set(unmatched) == {"1_model", "2_model"}
+    assert "looks alike" in unmatched["1_model"]
 
 
 def test_a_name_in_a_table_and_the_same_name_in_vlmevalkit_are_two_until_the_user_joins_them(tmp_path):
@@ -200,9 +200,9 @@ def test_mir_json_in_a_vlmevalkit_tree_joins_the_model_of_the_folder(tmp_path):
 @pytest.mark.parametrize(
     ("checkpoint", "name", "step"),
     [
-        ("/runs/x/checkpoint-500", "x/checkpoint-500", 500),
-        ("/runs/x/step-500", "x/step-500", 500),
-        ("/runs/x/global_step500", "x/global_step500", 500),
+        ("/runs/x/checkpoint-500", "x_checkpoint-500", 500),
+        ("/runs/x/step-500", "x_step-500", 500),
+        ("/runs/x/global_step500", "x_global_step500", 500),
         ("/runs/llava-7b_step-20", "llava-7b_step-20", 20),
         ("/runs/vicuna-13", "vicuna-13", None),
     ],

@@ -69,9 +69,9 @@ def test_a_sweeps_report_has_no_warning_for_scores_that_nobody_asked_for(folder)
     board = join(read_sources([folder]))
     assert board.problems == ()
     assert [(row.name, row.run) for row in board.rows] == [
-        ("a/checkpoint-200", "a"),
-        ("b/checkpoint-200", "b"),
-        ("a/checkpoint-100", "a"),
+        ("a_checkpoint-200", "a"),
+        ("b_checkpoint-200", "b"),
+        ("a_checkpoint-100", "a"),
     ]
 
 
