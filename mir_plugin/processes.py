@@ -83,6 +83,15 @@ class Group:
         """The value of process 0, in every process."""
         return cast("T", self.all_gather_object(value if self.rank == 0 else None)[0])
 
+    def broadcast_tensor(self, value: Tensor, source: int) -> Tensor:
+        """The tensor of one process, in every process; the others give any tensor of its shape and type."""
+        if self.size == 1:
+            return value
+        sent = value.contiguous().to(self.device)
+        with self._connected():
+            dist.broadcast(sent, source, group=self._tensor_group)  # of all processes: ranks are the same in each group
+        return sent.to(value.device)
+
     def all_reduce(self, value: Tensor) -> Tensor:
         """Sum over all processes of tensors of one shape; the same bits in each."""
         if self.size == 1:

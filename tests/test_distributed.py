@@ -127,6 +127,48 @@ def test_a_whole_measurement_is_that_of_one_process_on_every_process(size: int, 
     assert found.uncertainty["influences"].split()[-1] == alone.uncertainty["influences"].split()[-1]
 
 
+def heavy_samples(n: int) -> SampleSet:
+    """One text is much longer than the rest, so that its sample is left out for real."""
+    first, *rest = toy_samples(n)
+    return SampleSet((dataclasses.replace(first, text=first.text * 12), *rest))
+
+
+@pytest.mark.parametrize("with_uncertainty", [True, False])
+@pytest.mark.parametrize("size", [2, 3])
+def test_each_process_decomposes_its_share_of_the_layers(size: int, with_uncertainty: bool, tmp_path: Path) -> None:
+    samples, n_layers = heavy_samples(7), 5  # rounds of two and three layers do not fill up
+    adapter = ToyAdapter(n_layers=n_layers)
+
+    def work(group: Group) -> tuple[MirResult, list[int]]:
+        decomposed: list[int] = []
+        plain = PooledLayer.decomposed
+
+        def counted(layer: PooledLayer, **options: Any) -> Any:
+            decomposed.append(layer.layer)
+            return plain(layer, **options)
+
+        PooledLayer.decomposed = counted  # type: ignore[method-assign]  # in a process of its own
+        result = measure(adapter, samples, checkpoint="toy", group=group, with_uncertainty=with_uncertainty)
+        return result, decomposed
+
+    alone = measure(adapter, samples, checkpoint="toy", with_uncertainty=with_uncertainty)
+    answers = together(size, work, tmp_path)
+    assert not any(isinstance(answer, Exception) for answer in answers), answers
+    assert [layers for _, layers in answers] == [list(range(1 + rank, n_layers + 1, size)) for rank in range(size)]
+    found = answers[0][0]
+    assert found.engine["layers_together"] == size
+    for one, other in zip(found.layers, alone.layers, strict=True):
+        numbers = {name: value for name, value in vars(other).items() if isinstance(value, float)}
+        # Sums over other shares of the same tokens: some units in the last place, of terms up to the traces.
+        assert {name: vars(one)[name] for name in numbers} == pytest.approx(numbers, rel=1e-12)
+        assert one.trace_route == other.trace_route
+    if with_uncertainty:
+        assert "delete-a-group" in found.uncertainty["method"]
+        assert found.uncertainty["method"] == alone.uncertainty["method"]
+        # Products of float32, summed in another order where shares end.
+        assert found.uncertainty["standard_error"] == pytest.approx(alone.uncertainty["standard_error"], rel=1e-5)
+
+
 def test_a_process_that_fails_ends_the_others_with_its_cause(tmp_path: Path) -> None:
     broken = [*toy_samples(3), Sample("bad", 5, "text")]  # type: ignore[arg-type]
 

@@ -276,10 +276,10 @@ def test_a_layer_on_an_accelerator_waits_for_it_once(monkeypatch: pytest.MonkeyP
     as_on_an_accelerator(monkeypatch)
     with Waits() as waits:
         layer = PooledLayer.of(features, MirConfig())
-        maps = layer.transport()
-        numbers, sums = layer.numbers(maps.trace_term), layer.sample_sums(maps)
+        of_layer = layer.decomposed(with_maps=True)
+        numbers, sums = of_layer.numbers, layer.sample_sums(of_layer.sizes, of_layer.to_text, of_layer.to_vision)
     assert waits.found == ["_local_scalar_dense"]  # whether a covariance was singular
-    found = layer.distance_of(numbers.tolist(), maps.trace_term.route)
+    found = layer.distance_of(numbers.tolist(), of_layer.route)
     assert found.n_vision_outliers == distance.n_vision_outliers > 0
     assert found.distance == pytest.approx(distance.distance, rel=1e-9)
     # Influences are float32 products.

@@ -77,10 +77,15 @@ def halves(indices: Sequence[int]) -> list[tuple[Sequence[int], int]]:
 
 
 class BatchLimit:
-    """The most samples in one batch: halved when the device runs out of memory, for all batches that follow."""
+    """The most samples in one batch: halved when the device runs out of memory, for all batches that follow.
 
-    def __init__(self, size: int) -> None:
+    Not where processes run in step (``collective``): a process that halves its batch would gather weights more often
+    than the others. There all begin anew with smaller batches.
+    """
+
+    def __init__(self, size: int, *, collective: bool = False) -> None:
         self.size = size
+        self._collective = collective
         self._told = False
 
     def run(
@@ -92,13 +97,13 @@ class BatchLimit:
             size: samples in the batch.
             halves: the batch in two, each with its size.
         Raises:
-            torch.OutOfMemoryError: if not even one sample fits.
+            torch.OutOfMemoryError: if not even one sample fits, or processes run in step.
         """
         if size <= self.size:
             try:
                 done = work(batch)
             except torch.cuda.OutOfMemoryError:
-                if size == 1:
+                if size == 1 or self._collective:
                     raise
             else:
                 yield done
@@ -108,15 +113,21 @@ class BatchLimit:
             yield from self.run(half, half_size, work, halves)
 
     def _lower(self, failed: int) -> None:
-        self.size = -(-failed // 2)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if not self._told:
-            logger.warning(
-                "out of GPU memory with %d samples per forward pass: going on with %d or fewer. --batch-size %d avoids "
-                "the attempt.",
-                failed,
-                self.size,
-                self.size,
-            )
+        self.size = lowered(failed, tell=not self._told)
         self._told = True
+
+
+def lowered(failed: int, *, tell: bool = True) -> int:
+    """Half of a batch that was too large for the device, whose cached memory is returned."""
+    size = -(-failed // 2)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if tell:
+        logger.warning(
+            "out of GPU memory with %d samples per forward pass: going on with %d or fewer. --batch-size %d avoids "
+            "the attempt.",
+            failed,
+            size,
+            size,
+        )
+    return size

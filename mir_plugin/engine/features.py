@@ -93,6 +93,7 @@ def features_in_step(
         idle: what runs through the model where layers are not replayed and this process has fewer batches.
     Raises:
         MirError: as ``layer_features``; and in every process where one of them fails.
+        torch.OutOfMemoryError: with batches of any size: they are not halved, as the others would not know.
     """
     if check.path == "depth-first":
         n_idle = n_passes - -(-len(samples) // batch_size)
@@ -271,7 +272,7 @@ class _BreadthFirst:
         n_buffers: int,
     ) -> None:
         self._adapter, self._samples, self._received = adapter, samples, received
-        self._limit = BatchLimit(batch_size)
+        self._limit = BatchLimit(batch_size, collective=adapter.decoder.collective)
         caught, batches = self._caught(packed_by_length(samples, batch_size))
         self.pool = _Pool(caught, batches, n_buffers)
 
@@ -348,7 +349,7 @@ def _depth_first(
     batches: list[Sequence[int]] = [
         range(len(samples))[start : start + batch_size] for start in range(0, len(samples), batch_size)
     ]
-    limit = BatchLimit(batch_size)
+    limit = BatchLimit(batch_size, collective=adapter.decoder.collective)
     with Spool(n_layers) as spool:
         with (
             torch.no_grad(),

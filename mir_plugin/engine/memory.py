@@ -28,7 +28,8 @@ class MemoryEstimate:
 
     Attributes:
         decoder: weights of the decoder layers that are resident at one time.
-        features: one layer's tokens of all samples; of two layers where statistics run beside the forward passes.
+        features: one layer's tokens of this process's samples; of more layers where statistics run beside the forward
+            passes, or several processes deal them out.
         statistics: float64 copies of some thousand rows, covariances and their decomposition.
         spool: on disk, of a depth-first run; else 0.
     """
@@ -45,12 +46,12 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    adapter: ModelAdapter, samples: Sequence[Sample], check: ReplayCheck, n_buffers: int = 1
+    adapter: ModelAdapter, samples: Sequence[Sample], check: ReplayCheck, n_held: int = 1
 ) -> MemoryEstimate:
     """Estimate from the first sample: as many vision tokens in each, text tokens in proportion to the texts' length.
 
     Args:
-        n_buffers: as for ``layer_features``.
+        n_held: layers whose features are kept at one time.
     """
     first = adapter.encode(samples[:1])
     n_vision, n_text = int(first.vision_mask.sum()), int(first.text_mask.sum())
@@ -59,7 +60,7 @@ def estimate_memory(
     features = n_tokens * d * dtype.itemsize
     return MemoryEstimate(
         decoder=_decoder_bytes(adapter.decoder),
-        features=n_buffers * features,
+        features=n_held * features,
         statistics=8 * d * (3 * min(CHUNK_ROWS, n_tokens) + N_MATRICES * d),
         spool=len(adapter.decoder.layers) * features if check.path == "depth-first" else 0,
     )

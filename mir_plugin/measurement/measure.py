@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import datetime
 import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mir_plugin.engine.batches import default_batch_size, free_memory
+from mir_plugin.engine.batches import default_batch_size, free_memory, lowered
 from mir_plugin.engine.features import features_in_step, layer_features
 from mir_plugin.engine.inputs import ReceivedInputs, described
 from mir_plugin.engine.memory import estimate_memory, require_disk_space
-from mir_plugin.engine.overlap import OnHost, SecondStream
 from mir_plugin.engine.precision import full_float32
 from mir_plugin.engine.replay import ReplayCheck, check_replay
 from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import fingerprint, folder_fingerprint, versions
 from mir_plugin.measurement.checkpoint_names import place_of
 from mir_plugin.measurement.diagnostics import fragilities, length_share, mir_at_equal_length
-from mir_plugin.measurement.pooled import PooledLayer, grouped_influences
 from mir_plugin.measurement.resume import FinishedLayer, Journal
+from mir_plugin.measurement.statistics import Statistics
 from mir_plugin.metric.layer import mir
 from mir_plugin.metric.uncertainty import METHOD, WITH_DELETIONS, heavy_groups, uncertainty
-from mir_plugin.processes import ALONE, Group
-from mir_plugin.results import LayerDistance, MirConfig, MirResult
+from mir_plugin.processes import ALONE, Group, OtherProcessError
+from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.samples.sample_set import Sample, SampleSet
 from mir_plugin.types import ModelAdapter, TokenFeatures
 
@@ -106,18 +105,22 @@ def measure(
         checked_on = sample_set.samples if adapter.decoder.collective else samples
         check = check_replay(adapter, checked_on[0]) if checked_on else None
         batch_size = batch_size or default_batch_size(adapter, samples)
-        fits = check is None or not samples or overlaps(adapter, samples, check)
-    n_buffers = 2 if all(group.all_gather_object(fits)) else 1  # in all processes or in none: they work in one order
+        most = min(group.size, len(sample_set.samples))
+        held = layers_held(adapter, samples, check, most) if check and samples else (2, most)
+    # The same in all processes: they work in one order.
+    n_buffers, n_together = (min(of_all) for of_all in zip(*group.all_gather_object(held), strict=True))
     with group.agreed("estimating the memory"):
-        estimate = estimate_memory(adapter, samples, check, n_buffers) if check and samples else None
+        n_held = n_buffers + n_together - 1
+        estimate = estimate_memory(adapter, samples, check, n_held) if check and samples else None
         if estimate:
             logger.info("memory that the run needs, estimated: %s", estimate)
             require_disk_space(estimate)
     checked = time.perf_counter()
     groups: tuple[int, ...] = sample_set.groups if with_uncertainty else ()
     heavy: tuple[int, ...] = ()
-    statistics = _Statistics(adapter.device, config, groups, group, n_behind=n_buffers - 1)
-    for features in _layers(adapter, samples, batch_size, check, group, received, n_buffers, sample_set.samples[0]):
+    statistics = Statistics(adapter.device, config, groups, group, n_behind=n_buffers - 1, n_together=n_together)
+    layers_of_all = _Layers(adapter, samples, batch_size, check, group, received, n_buffers, sample_set.samples[0])
+    for features in layers_of_all:
         if watch:
             watch(features)
         if features.layer == 1:
@@ -159,8 +162,9 @@ def measure(
         engine={
             "path": check.path if check else "",
             "reason": check.reason if check else "",
-            "batch_size": batch_size,
+            "batch_size": layers_of_all.batch_size,
             "overlapped": n_buffers == 2,
+            "layers_together": n_together,
             "memory_estimate": dataclasses.asdict(estimate) if estimate else {},
             "device": str(adapter.device),
             "processes": group.size,
@@ -184,43 +188,86 @@ def measure(
     return group.broadcast(result)
 
 
-def _layers(
-    adapter: ModelAdapter,
-    samples: Sequence[Sample],
-    batch_size: int,
-    check: ReplayCheck | None,
-    group: Group,
-    received: ReceivedInputs,
-    n_buffers: int,
-    idle: Sample,
-) -> Iterator[TokenFeatures]:
+class _Layers:
     """Features of this process's samples at layers 1..L; without rows where it has no samples.
 
-    A process that fails to make them ends all processes with its cause.
+    A process that fails to make them ends all processes with its cause. Where weights are gathered from all processes
+    and one runs out of memory, all begin anew with half as many samples per forward pass.
+
+    Attributes:
+        batch_size: the last one, for processes in step.
     """
-    own: Iterator[TokenFeatures | None] | None = None
-    if adapter.decoder.collective and check:
-        own = features_in_step(
-            adapter,
-            samples,
-            batch_size=batch_size,
-            check=check,
-            received=received,
-            n_buffers=n_buffers,
-            n_passes=max(group.all_gather_object(-(-len(samples) // batch_size))),
-            idle=idle,
-        )
-    elif samples:
-        own = layer_features(
-            adapter, samples, batch_size=batch_size, check=check, received=received, n_buffers=n_buffers
-        )
-    for k in range(1, len(adapter.decoder.layers) + 1):
-        with group.agreed(f"running decoder layer {k}"):
-            features = next(own) if own else None
-        # Process 0 has samples whenever any process has; the others may need to learn the width from it.
-        width, dtype = group.broadcast((features.vision.shape[1], features.vision.dtype) if features else (0, None))
-        nothing = torch.zeros(0, width, dtype=dtype, device=adapter.device)
-        yield features or TokenFeatures(k, nothing, nothing, (), ())
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        samples: Sequence[Sample],
+        batch_size: int,
+        check: ReplayCheck | None,
+        group: Group,
+        received: ReceivedInputs,
+        n_buffers: int,
+        idle: Sample,
+    ) -> None:
+        self._adapter, self._samples, self._check, self._group = adapter, samples, check, group
+        self._received, self._n_buffers, self._idle = received, n_buffers, idle
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[TokenFeatures]:
+        given = 0
+        while True:
+            try:
+                for features in self._from_first():
+                    if features.layer > given:  # else it was given when batches were larger
+                        given = features.layer
+                        yield features
+                return
+            except Exception as error:  # whatever it is, the other processes have to know whether all begin anew
+                if not self._adapter.decoder.collective:
+                    raise
+                own = isinstance(error, torch.cuda.OutOfMemoryError)
+                halves = None if isinstance(error, OtherProcessError) else own and self.batch_size > 1
+                if set(self._group.all_gather_object(halves)) - {None} != {True}:
+                    raise
+            if own:  # not before the error and its frames, which hold tensors, are gone
+                self.batch_size = lowered(self.batch_size)
+
+    def _from_first(self) -> Iterator[TokenFeatures]:
+        n_own = -(-len(self._samples) // self.batch_size)
+        with closing(self._own(max(self._group.all_gather_object(n_own)))) as own:
+            for k in range(1, len(self._adapter.decoder.layers) + 1):
+                with self._group.agreed(f"running decoder layer {k}"):
+                    features = next(own)
+                # Process 0 has samples whenever any process has; the others may need to learn the width from it.
+                described = (features.vision.shape[1], features.vision.dtype) if features else (0, None)
+                width, dtype = self._group.broadcast(described)
+                nothing = torch.zeros(0, width, dtype=dtype, device=self._adapter.device)
+                yield features or TokenFeatures(k, nothing, nothing, (), ())
+
+    def _own(self, n_passes: int) -> Generator[TokenFeatures | None, None, None]:
+        """Of this process; None for each layer where it has no samples."""
+        if self._adapter.decoder.collective and self._check:
+            yield from features_in_step(
+                self._adapter,
+                self._samples,
+                batch_size=self.batch_size,
+                check=self._check,
+                received=self._received,
+                n_buffers=self._n_buffers,
+                n_passes=n_passes,
+                idle=self._idle,
+            )
+        elif self._samples:
+            yield from layer_features(
+                self._adapter,
+                self._samples,
+                batch_size=self.batch_size,
+                check=self._check,
+                received=self._received,
+                n_buffers=self._n_buffers,
+            )
+        else:
+            yield from [None] * len(self._adapter.decoder.layers)
 
 
 def _require_unchanged(adapter: ModelAdapter, checkpoint: str) -> None:
@@ -233,6 +280,23 @@ def _require_unchanged(adapter: ModelAdapter, checkpoint: str) -> None:
         )
 
 
+def layers_held(adapter: ModelAdapter, samples: Sequence[Sample], check: ReplayCheck, most: int) -> tuple[int, int]:
+    """Buffers of a layer's features, 2 where ``overlaps``, and layers whose features are kept for statistics together.
+
+    Args:
+        most: processes that layers can be dealt out to.
+    """
+    n_buffers = 2 if overlaps(adapter, samples, check) else 1
+    free = free_memory(adapter.device)
+    if free is None or most == 1:
+        return n_buffers, most
+    estimate = estimate_memory(adapter, samples, check, n_buffers)
+    weights = estimate.decoder if adapter.decoder.streamed else 0
+    room = free - weights - estimate.features - estimate.statistics
+    further = int(room * n_buffers // estimate.features)
+    return n_buffers, 1 + max(0, min(further, most - 1))
+
+
 def overlaps(adapter: ModelAdapter, samples: Sequence[Sample], check: ReplayCheck) -> bool:
     """Whether statistics run beside the next layer's forward passes: on a GPU that has memory for two layers' features.
 
@@ -241,93 +305,9 @@ def overlaps(adapter: ModelAdapter, samples: Sequence[Sample], check: ReplayChec
     free = free_memory(adapter.device)
     if free is None or check.path == "depth-first":
         return False
-    estimate = estimate_memory(adapter, samples, check, n_buffers=2)
+    estimate = estimate_memory(adapter, samples, check, n_held=2)
     weights = estimate.decoder if adapter.decoder.streamed else 0  # resident ones are there already
     return weights + estimate.features + estimate.statistics < free
-
-
-class _BegunLayer:
-    """A layer whose statistics were given to the device."""
-
-    def __init__(
-        self, features: TokenFeatures, heavy: Sequence[int], config: MirConfig, groups: Sequence[int], group: Group
-    ) -> None:
-        self._layer = PooledLayer.of(features, config, group)
-        self._groups, self._group = groups, group
-        with group.agreed(self._task):
-            maps = self._layer.transport() if groups else None
-            term = maps.trace_term if maps else self._layer.trace_term()
-            self._route = term.route
-            self._numbers = OnHost(self._layer.numbers(term))
-        self._sums = OnHost(self._layer.sample_sums(maps)) if maps else None
-        # Now, while the features are there: the next layer but one may take their place.
-        self._without = {one: self._layer.distance_without(torch.tensor(groups) == one) for one in heavy}
-
-    def finished(self) -> FinishedLayer:
-        """The numbers, on the host. Collective."""
-        with self._group.agreed(self._task):
-            distance = self._distance()
-        if self._sums is None:
-            return FinishedLayer(distance, None)
-        of_samples = self._layer.influences_of(self._sums.read(), distance.distance, distance.scale)
-        return FinishedLayer(distance, grouped_influences(of_samples, self._groups, distance.distance, self._without))
-
-    @property
-    def _task(self) -> str:
-        return f"the distance of layer {self._layer.layer}"
-
-    def _distance(self) -> LayerDistance:
-        return self._layer.distance_of(self._numbers.read().tolist(), self._route)
-
-
-class _Statistics:
-    """Takes layers' features and gives finished layers, at once or, beside the next layer's forward passes, later.
-
-    Layer k is begun when layer k + 1 is queued, and read when layer k + 1 is begun: the device always has work, and
-    the host waits for it once a layer, where the decomposition has to know whether a covariance is singular.
-
-    Attributes:
-        seconds: that the host spent here; where work overlaps, part of them are forward passes.
-    """
-
-    def __init__(
-        self, device: torch.device, config: MirConfig, groups: Sequence[int], group: Group, n_behind: int
-    ) -> None:
-        self._device, self._n_behind = device, n_behind
-        self._arguments = (config, groups, group)
-        self._stream = SecondStream(device)
-        self._queued: collections.deque[tuple[TokenFeatures, Sequence[int], Any]] = collections.deque()
-        self._begun: collections.deque[_BegunLayer] = collections.deque()
-        self.seconds = 0.0
-
-    def add(self, features: TokenFeatures, heavy: Sequence[int]) -> None:
-        """Take the next layer, and the groups of samples that are left out for standard errors."""
-        self._queued.append((features, heavy, self._stream.mark()))
-
-    def finished(self, n_behind: int | None = None) -> Iterator[FinishedLayer]:
-        """Begin what has waited long enough, and give what is finished."""
-        n_behind = self._n_behind if n_behind is None else n_behind
-        if n_behind == 0:
-            _wait_for(self._device)
-        started = time.perf_counter()
-        while len(self._queued) > n_behind:
-            features, heavy, mark = self._queued.popleft()
-            with self._stream.after(mark):
-                self._begun.append(_BegunLayer(features, heavy, *self._arguments))
-            self._stream.join()
-        ready = [self._begun.popleft().finished() for _ in range(len(self._begun) - n_behind)]
-        self.seconds += time.perf_counter() - started
-        yield from ready
-
-    def rest(self) -> Iterator[FinishedLayer]:
-        """Give all that is left."""
-        return self.finished(n_behind=0)
-
-
-def _wait_for(device: torch.device) -> None:
-    """Let a GPU finish what it was given, so that the time is booked where it belongs."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _heavy_groups(features: TokenFeatures, groups: Sequence[int], group: Group) -> tuple[int, ...]:

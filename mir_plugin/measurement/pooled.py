@@ -14,9 +14,10 @@ fill much of the memory and are spread over processes; a property test compares 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +67,25 @@ class PooledTokens:
     n_outliers: Tensor
     longest: Tensor
     moments: Moments
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """What every process needs of a layer's decomposed covariances, which one of them made.
+
+    Attributes:
+        route: of the trace term.
+        numbers: as ``PooledLayer.numbers``.
+        sizes: powers of two near the vision and the text tokens' lengths, (2,), float64; empty without maps.
+        to_text, to_vision: (r, d), float32, factors of the map from vision to text tokens and back; upper triangular
+            on a CPU; without rows and columns where nobody asks for the samples' influences.
+    """
+
+    route: str
+    numbers: Tensor
+    sizes: Tensor
+    to_text: Tensor
+    to_vision: Tensor
 
 
 @dataclass(frozen=True)
@@ -140,6 +160,24 @@ class PooledLayer:
         with threads_for_decomposition(len(self.vision.moments.cov)):
             return transport(self.vision.moments, self.text.moments)
 
+    def decomposed(self, *, with_maps: bool) -> Decomposed:
+        """The decomposition of the two covariances, with or without the maps that the samples' influences need."""
+        maps = self.transport() if with_maps else None
+        term = maps.trace_term if maps else self.trace_term()
+        empty = torch.empty(0, 0, device=self.scale.device)
+        factors = (self.sizes(), *_factors_for_tokens(maps)) if maps else (self.scale.new_empty(0), empty, empty)
+        return Decomposed(term.route, self.numbers(term), *factors)
+
+    def sizes(self) -> Tensor:
+        """Powers of two near the vision and the text tokens' lengths, (2,), float64."""
+        both = (self.vision.moments, self.text.moments)
+        return torch.stack([_power_of_two(one.cov.trace() + one.mean.square().sum()) for one in both])
+
+    def without_covariances(self) -> PooledLayer:
+        """The same for a process that does not decompose them."""
+        vision, text = (_without_covariance(tokens) for tokens in (self.vision, self.text))
+        return replace(self, vision=vision, text=text)
+
     def trace_term(self) -> TraceTerm:
         """The trace term before scaling."""
         with threads_for_decomposition(len(self.vision.moments.cov)):
@@ -160,7 +198,7 @@ class PooledLayer:
         """All that ``distance_of`` needs, in one tensor on the layer's device: (20,), float64."""
         vision, text = self.vision.moments.scaled(self.scale), self.text.moments.scaled(self.scale)
         numbers = (
-            sum((~norms.isfinite()).sum() for norms in (self.own_vision_norms, self.own_text_norms)),
+            sum((~norms.isfinite()).sum() for norms in (self.vision_norms, self.text_norms)),
             self.text_norms.mean(),
             mean_term(vision, text),
             vision.cov.trace(),
@@ -187,7 +225,7 @@ class PooledLayer:
         """The layer's distance from the values of ``numbers``, on the host.
 
         Raises:
-            MirError: for NaN or infinite features, or text of norm zero.
+            MirError: for NaN or infinite features of this process, or text of norm zero.
         """
         n_broken, mean_text_norm, means, trace_vision, trace_text, trace, product, *rest = numbers
         if n_broken:
@@ -235,21 +273,26 @@ class PooledLayer:
             maps: as ``transport`` returns them.
             distance: the layer's distance, scaled.
         """
-        return self.influences_of(self.sample_sums(maps).cpu(), distance, self.scale.cpu())
+        sums = self.sample_sums(self.sizes(), *_factors_for_tokens(maps))
+        return self.influences_of(sums.cpu(), distance, self.scale.cpu())
 
-    def sample_sums(self, maps: Transport) -> Tensor:
-        """What each sample's tokens add to the influences, (samples of all processes, 6), on the device. Collective."""
+    def sample_sums(self, sizes: Tensor, to_text: Tensor, to_vision: Tensor) -> Tensor:
+        """What each sample's tokens add to the influences, (samples of all processes, 6), on the device. Collective.
+
+        Args:
+            sizes, to_text, to_vision: as in ``Decomposed``.
+        """
         with threads_for_pass(self.features.vision.numel() + self.features.text.numel()):
-            return self._sample_sums(maps)
+            return self._sample_sums(sizes, to_text, to_vision)
 
-    def _sample_sums(self, maps: Transport) -> Tensor:
+    def _sample_sums(self, sizes: Tensor, to_text: Tensor, to_vision: Tensor) -> Tensor:
         vision, text = self.vision, self.text
         gap = vision.moments.mean - text.moments.mean
         own = torch.stack(
             [
-                per_sample(_token_influences(vision, gap, maps.to_text), vision.counts),
+                per_sample(_token_influences(vision, gap, to_text, sizes[0]), vision.counts),
                 vision.counts.double(),
-                per_sample(_token_influences(text, -gap, maps.to_vision), text.counts),
+                per_sample(_token_influences(text, -gap, to_vision, sizes[1]), text.counts),
                 text.counts.double(),
                 per_sample(self.own_text_norms, self.own_text_counts),
                 self.own_text_counts.double(),
@@ -286,6 +329,14 @@ class PooledLayer:
         Args:
             left_out: bool, (samples of all processes,).
         """
+        rest = self.remaining(left_out)
+        return None if rest is None else rest.distance()
+
+    def remaining(self, left_out: Tensor) -> Remaining | None:
+        """The layer without some samples, as for ``distance_without``. Collective.
+
+        In a process that has no covariances only the call counts, not what it returns.
+        """
         n_own = self.group.all_gather_object(len(self.own_text_counts))
         own = left_out.split(n_own)[self.group.rank]
         vision, text = (_moments_without(tokens, own, self.group) for tokens in (self.vision, self.text))
@@ -297,7 +348,19 @@ class PooledLayer:
             n_kept = self.own_text_counts[~own.to(self.own_text_counts.device)].sum()
             length, n = self.group.all_reduce(torch.stack([kept.double(), n_kept.double()])).cpu().tolist()
             scale = torch.tensor(n / length, dtype=torch.float64) if length > 0 else scale
-        return float(frechet_distance(vision, text).cpu() * scale**2)
+        return Remaining(vision, text, float(scale))
+
+
+class Remaining(NamedTuple):
+    """A layer without some of its samples: moments before scaling, and the scale."""
+
+    vision: Moments
+    text: Moments
+    scale: float
+
+    def distance(self) -> float:
+        """The layer's distance."""
+        return float(frechet_distance(self.vision, self.text).cpu() * self.scale**2)
 
 
 def grouped_influences(
@@ -326,9 +389,10 @@ def _moments_without(tokens: PooledTokens, left_out: Tensor, group: Group) -> Mo
     """
     everything = tokens.moments
     mean = everything.mean
+    d = len(mean)
     rows = torch.repeat_interleave(left_out.to(tokens.counts.device), tokens.counts)
     replaced = None if tokens.replaced is None else tokens.replaced[rows]
-    total, products = torch.zeros_like(mean), torch.zeros_like(everything.cov)
+    total, products = torch.zeros_like(mean), mean.new_zeros(d, d)
     features = tokens.features[rows]
     for chunk in token_chunks(features, replaced, tokens.replacement):
         centred = chunk.sub_(mean)
@@ -337,8 +401,10 @@ def _moments_without(tokens: PooledTokens, left_out: Tensor, group: Group) -> Mo
     n_kept = everything.n - sum(group.all_gather_object(len(features)))
     if n_kept < 2:
         return None
-    shift = -group.all_reduce(total) / n_kept
-    kept = everything.cov * (everything.n - 1) - group.all_reduce(products) - n_kept * torch.outer(shift, shift)
+    shift, products = -group.all_reduce(total) / n_kept, group.all_reduce(products)
+    if not len(everything.cov):
+        return Moments(n_kept, mean + shift, everything.cov)
+    kept = everything.cov * (everything.n - 1) - products - n_kept * torch.outer(shift, shift)
     return Moments(n_kept, mean + shift, kept / (n_kept - 1))
 
 
@@ -496,23 +562,36 @@ def _lower_medians_in_place(rows: Tensor) -> Tensor:
     return torch.from_numpy(values[:, middle].copy()).to(rows.dtype)
 
 
-def _token_influences(tokens: PooledTokens, gap: Tensor, factor: Tensor) -> Tensor:
+def _without_covariance(tokens: PooledTokens) -> PooledTokens:
+    one = tokens.moments
+    return replace(tokens, moments=Moments(one.n, one.mean, one.cov.new_empty(0, 0)))
+
+
+def _factors_for_tokens(maps: Transport) -> tuple[Tensor, Tensor]:
+    """Factors of the map to the text and of that to the vision tokens as ``_token_influences`` takes them.
+
+    On a CPU as triangles: that saves half of the products with the tokens, which outweighs the decomposition.
+    """
+    if maps.to_text.device.type != "cpu":
+        return maps.to_text.float(), maps.to_vision.float()
+    with threads_for_decomposition(len(maps.to_text)):
+        to_text, to_vision = (torch.linalg.qr(factor, mode="r").R.float() for factor in (maps.to_text, maps.to_vision))
+    return to_text, to_vision
+
+
+def _token_influences(tokens: PooledTokens, gap: Tensor, factor: Tensor, size: Tensor) -> Tensor:
     """``metric.influence.token_influences`` of this process's tokens, (tokens,); without the scale.
 
     In float32: a standard error needs no more digits, and these products are what the pass costs. Where
     numbers are large their power of two is taken out, which changes no digit: float32 has no squares above 1e38.
 
     Args:
-        factor: (r, d) with factorᵀ factor = T.
+        factor: (r, d) with factorᵀ factor = T, as ``_factors_for_tokens`` gives it.
+        size: the power of two, scalar.
     """
-    size = _power_of_two(tokens.moments.cov.trace() + tokens.moments.mean.square().sum())
     mean, gap = (tokens.moments.mean / size).float(), (gap / size).float()
-    squared_lengths: Callable[[Tensor], Tensor]
-    if factor.device.type == "cpu":
-        with threads_for_decomposition(len(factor)):
-            squared_lengths = partial(_squared_lengths_under, torch.linalg.qr(factor, mode="r").R.float())
-    else:
-        squared_lengths = partial(_squared_lengths, factor.float())
+    on_cpu = factor.device.type == "cpu"
+    squared_lengths = partial(_squared_lengths_under if on_cpu else _squared_lengths, factor)
     parts = []
     for chunk in token_chunks(tokens.features, tokens.replaced, tokens.replacement, torch.float32):
         centred = chunk.div_(size.float()).sub_(mean)
@@ -539,7 +618,7 @@ def _squared_lengths(factor: Tensor, rows: Tensor) -> Tensor:
 def _squared_lengths_under(triangle: Tensor, rows: Tensor) -> Tensor:
     """The same under an upper triangular (or trapezoidal) R: block by block, without the zeros.
 
-    It saves half of the products, which on a CPU outweighs the decomposition that makes R a triangle; not on a GPU.
+    It saves half of the products.
     """
     width = -(-triangle.shape[1] // 4)
     lengths = torch.zeros(len(rows), dtype=rows.dtype, device=rows.device)
