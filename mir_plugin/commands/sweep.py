@@ -146,7 +146,9 @@ def sweep(
     tracker = tracker_named(log) if log else None
     if share and ray:
         raise MirError("--ray divides the checkpoints itself; leave out --shard, or add --shard 1/1 in a Slurm array.")
-    watcher = CheckpointWatcher(watch, watch_settle) if watch else None
+    watcher = None
+    if watch:
+        watcher = CheckpointWatcher(watch, watch_settle, has_base=load.base is not None, unpickle=load.unpickle)
     chosen = samples.choose()
     interrupted = False
     with launched_group(load.device) as group, ExitStack() as stack:
@@ -210,6 +212,9 @@ def sweep(
         typer.echo(json_module.dumps(running.as_json(), indent=2, allow_nan=False))
     else:
         print_sweep(running, report_paths)
+    if watch and not running.entries:
+        note = f"mir: nothing was measured: no folder below {watch} is named after a step (checkpoint-200, step-200)."
+        typer.echo(note, err=True)
     code = _exit_code(running, only_failures=group.size > 1 or share is not None)
     if interrupted or code:
         raise typer.Exit(INTERRUPTED if interrupted else code)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.checkpoint_names import in_training_order, step_in_name
-from mir_plugin.model_adapters.weights.left_by_trainers import remedy_for
+from mir_plugin.model_adapters.weights.left_by_trainers import distributed_folder, partitions_folder, remedy_for
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHTS = (
@@ -37,11 +37,14 @@ class CheckpointWatcher:
     Folders count that are named after a step (checkpoint-200, step-200, ...), at any depth.
     """
 
-    def __init__(self, folder: Path, settle_seconds: float = 5.0) -> None:
+    def __init__(
+        self, folder: Path, settle_seconds: float = 5.0, *, has_base: bool = False, unpickle: bool = False
+    ) -> None:
         """Start watching.
 
         Args:
             settle_seconds: how long the files of a checkpoint must not have changed.
+            has_base, unpickle: as for ``why_incomplete``.
         Raises:
             MirError: if there is no such folder.
         """
@@ -49,6 +52,7 @@ class CheckpointWatcher:
             raise MirError(f"--watch {folder}: no such folder. Name the output folder of the training.")
         self._folder = folder
         self._settle_seconds = settle_seconds
+        self._has_base, self._unpickle = has_base, unpickle
         self._unchanged_since: dict[Path, tuple[Signature, float]] = {}
         self._handed_out: dict[Path, Signature] = {}
         self._lacks: dict[Path, str] = {}
@@ -71,7 +75,7 @@ class CheckpointWatcher:
             settled = signature == before and now - since >= self._settle_seconds
             if not settled or self._handed_out.get(checkpoint) == signature:
                 continue
-            lacks = why_incomplete(checkpoint)
+            lacks = self._lacking(checkpoint)
             if lacks is None:
                 self._handed_out[checkpoint] = signature
                 complete.append(checkpoint)
@@ -87,7 +91,11 @@ class CheckpointWatcher:
     def unfinished(self) -> Mapping[Path, str]:
         """Why the folders that were never handed out were not, and what to do about each, in training order."""
         left = [checkpoint for checkpoint in checkpoints_below(self._folder) if checkpoint not in self._handed_out]
-        return {checkpoint: _reason(checkpoint) for checkpoint in in_training_order(left)}
+        left += lightning_folders_below(self._folder)
+        return {checkpoint: _reason(checkpoint, self._lacking(checkpoint)) for checkpoint in in_training_order(left)}
+
+    def _lacking(self, checkpoint: Path) -> str | None:
+        return why_incomplete(checkpoint, has_base=self._has_base, unpickle=self._unpickle)
 
     def rounds(
         self, poll_seconds: float, idle_seconds: float | None = None, *, busy: Callable[[], bool] = lambda: False
@@ -120,10 +128,23 @@ def checkpoints_below(folder: Path) -> list[Path]:
     return found
 
 
-def why_incomplete(checkpoint: Path) -> str | None:
-    """What a checkpoint folder still lacks, as far as its files tell; None if nothing."""
+def lightning_folders_below(folder: Path) -> list[Path]:
+    """Folders with Lightning's checkpoints, files or folders that are named after a step inside one that is not."""
+    found = {path.parent for path in folder.rglob("*.ckpt")}
+    steps = checkpoints_below(folder)
+    return sorted(one for one in found if not any(one.is_relative_to(step) for step in steps))
+
+
+def why_incomplete(checkpoint: Path, *, has_base: bool = False, unpickle: bool = False) -> str | None:
+    """What a checkpoint folder still lacks, as far as its files tell; None if nothing.
+
+    Args:
+        has_base: whether the configuration may come from elsewhere.
+        unpickle: whether shards that a training keeps for itself count as weights.
+    """
     # The adapter of a Hugging Face model has its base's config.
-    if not (_is_json(checkpoint / "config.json") or _is_json(checkpoint / "adapter_config.json")):
+    has_config = has_base and not (checkpoint / "config.json").exists()
+    if not (has_config or _is_json(checkpoint / "config.json") or _is_json(checkpoint / "adapter_config.json")):
         return "config.json is not written yet"
     files = [file for name in WEIGHTS for file in _files_at(checkpoint / name)]
     for index in (checkpoint / name for name in INDEXES if (checkpoint / name).exists()):
@@ -134,12 +155,20 @@ def why_incomplete(checkpoint: Path) -> str | None:
             return f"{index.name} lists no shards"
         files += [checkpoint / shard for shard in sorted(set(weight_map.values()))]
     if not files:
-        return "no weights file is there yet"
+        return None if unpickle and _has_whole_shards(checkpoint) else "no weights file is there yet"
     return next((f"{file.name} is not written yet" for file in files if not _is_whole(file)), None)
 
 
-def _reason(checkpoint: Path) -> str:
-    reason = why_incomplete(checkpoint) or "its files were still changing"
+def _has_whole_shards(checkpoint: Path) -> bool:
+    """Whether there is what torch.distributed.checkpoint and DeepSpeed write when all shards are written."""
+    shards = distributed_folder(checkpoint)
+    if shards is not None:
+        return (shards / ".metadata").is_file()
+    return partitions_folder(checkpoint) is not None and (checkpoint / "latest").is_file()
+
+
+def _reason(checkpoint: Path, lacks: str | None) -> str:
+    reason = lacks or "its files were still changing"
     remedy = remedy_for(checkpoint)
     return f"not measured: {reason}." + (f" {remedy}" if remedy else "")
 
