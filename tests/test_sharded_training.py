@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import ctypes
 import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -36,8 +40,9 @@ from mir_plugin.model_adapters.introspection.decoder import find_decoder, unwrap
 from mir_plugin.processes import Group
 from mir_plugin.samples.embedded import embedded_samples
 from mir_plugin.samples.sample_set import Sample, SampleSet
+from mir_plugin.tasks.training import live
 
-from tolerances import HANGS, SAME_FEATURES
+from tolerances import FORWARD, HANGS, SAME_FEATURES
 
 pytestmark = [
     pytest.mark.slow,
@@ -215,6 +220,130 @@ def test_a_broken_sample_of_one_process_ends_all_with_its_message_and_the_traini
     assert "process 1 of 2 failed" in healthy
     assert "sample broken" in healthy
     assert first == second
+
+
+@contextmanager
+def out_of_memory(tiny: TinyModel, at_layer: int) -> Iterator[None]:
+    """The model's decoder layer of this number has no memory for more than one sample at a time."""
+    kind: Any = type(find_decoder(tiny.model).layers[0])
+    plain = kind.forward
+
+    def forward(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if layer.self_attn.layer_idx == at_layer and len(hidden_states) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(layer, hidden_states, *args, **kwargs)
+
+    kind.forward = forward
+    try:
+        yield
+    finally:
+        kind.forward = plain
+
+
+@pytest.mark.parametrize("at_layer", [0, 1, 2])
+@pytest.mark.parametrize("model", ["llava", "gemma3"])  # breadth-first and depth-first
+def test_all_begin_anew_with_smaller_batches_where_one_process_runs_out_of_memory(
+    model: str, at_layer: int, tmp_path: Path
+) -> None:
+    processor, samples = TINY_MODELS[model]().processor, some_samples(7)
+
+    def work(group: Group) -> tuple[MirResult, MirResult, bool]:
+        tiny = TINY_MODELS[model]()
+        with out_of_memory(tiny, at_layer) if group.rank == 1 else nullcontext():
+            wrapped = fsdp2(tiny)
+            before = [p.to_local().numel() for p in wrapped.parameters()]
+            found = measure_live(wrapped, processor, samples, batch_size=4)
+        later = measure_live(wrapped, processor, samples, batch_size=4)
+        return found, later, before == [p.to_local().numel() for p in wrapped.parameters()]
+
+    (found, later, sharded), (other, _, other_sharded) = together(2, work, tmp_path)
+    assert found == other
+    assert sharded and other_sharded
+    alone = measure_live(TINY_MODELS[model]().model, processor, samples)
+    assert found.mir == pytest.approx(alone.mir, rel=FORWARD)
+    assert later.mir == pytest.approx(alone.mir, rel=FORWARD)
+    assert found.engine["batch_size"] == 4, "of process 0, which has memory enough"
+
+
+def test_a_process_without_memory_for_a_single_sample_ends_all_and_the_training_goes_on(tmp_path: Path) -> None:
+    samples = SampleSet(some_samples(4).samples)
+
+    def work(group: Group) -> tuple[str, float]:
+        tiny = tiny_llava()
+        kind: Any = type(find_decoder(tiny.model).layers[0])
+        plain = kind.forward
+        wrapped = fsdp2(tiny)
+
+        def forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            if group.rank == 1 and layer.self_attn.layer_idx == 1 and measuring:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return plain(layer, *args, **kwargs)
+
+        kind.forward, measuring = forward, True
+        with pytest.raises((MirError, torch.cuda.OutOfMemoryError)) as error:
+            measure_live(wrapped, tiny.processor, samples, batch_size=2)
+        measuring = False
+        return str(error.value), measure_live(wrapped, tiny.processor, samples).mir
+
+    (told, first), (failed, second) = together(2, work, tmp_path)
+    assert failed == "CUDA out of memory"
+    assert "process 1 of 2 failed" in told and failed in told
+    assert first == second
+
+
+def test_process_0_alone_reads_the_weights_for_their_identity(tmp_path: Path) -> None:
+    samples = some_samples(2)
+
+    def work(group: Group) -> list[tuple[int, str]]:
+        found = []
+        for build in (lambda: fsdp2(tiny_llava()), lambda: fsdp1(tiny_llava()), lambda: tiny_llava().model):
+            with mock.patch.object(live, "_content", wraps=live._content) as content:
+                result = measure_live(build(), tiny_llava().processor, samples)
+            found.append((content.call_count, result.fingerprints["checkpoint"]))
+        return found
+
+    answers = together(2, work, tmp_path)
+    expected = from_loaded(tiny_llava().model, tiny_llava().processor).facts["checkpoint_fingerprint"]
+    for rank, answer in enumerate(answers):
+        assert answer == [(1 - rank, expected)] * 3
+
+
+@pytest.mark.parametrize("way", ["FSDP2", "FSDP1"])
+def test_memory_grows_by_one_gathered_layer_and_one_layers_features(way: str, tmp_path: Path) -> None:
+    tiny, samples = tiny_llava(), some_samples(6)
+    kind, config = type(tiny.model), copy.deepcopy(tiny.model.config)
+    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 4}
+    for name, value in {**shape, "num_key_value_heads": 4, "head_dim": 128}.items():
+        setattr(config.text_config, name, value)
+
+    def work(group: Group) -> tuple[int, int, MirResult]:
+        # Pages of libraries count as they are touched: the same code runs once before.
+        measure_live(fsdp2(tiny) if way == "FSDP2" else fsdp1(tiny), tiny.processor, samples)
+        wide = TinyModel(kind(config).eval(), tiny.processor)
+        decoder = sum(4 * p.numel() for layer in find_decoder(wide.model).layers for p in layer.parameters())
+        wrapped = fsdp2(wide) if way == "FSDP2" else fsdp1(wide)
+        ctypes.CDLL(None).malloc_trim(0)  # room that the whole model left would take in what grows
+        before = resident("VmRSS:")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+        result = measure_live(wrapped, tiny.processor, samples)
+        return resident("VmHWM:") - before, decoder, result
+
+    for answer in together(2, work, tmp_path):
+        assert not isinstance(answer, Exception), answer
+        growth, decoder, result = answer
+        estimate = result.engine["memory_estimate"]
+        bound = estimate["decoder"] + estimate["features"] + estimate["statistics"]
+        print(f"{way}: grew by {growth / 1e6:.1f} MB, {estimate}, all layers {decoder / 1e6:.1f} MB")
+        assert estimate["decoder"] == pytest.approx(decoder / 12)
+        # FSDP gathers one parameter beside its place in the layer; the heap rounds up.
+        assert growth < bound + 16e6
+        assert bound + 16e6 < decoder / 2
+
+
+def resident(what: str) -> int:
+    """Bytes, from the system's account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(what)))
 
 
 def test_models_that_processes_compute_together_are_refused_by_name(tmp_path: Path) -> None:

@@ -306,7 +306,12 @@ def load(folder: CheckpointFolder, options: LoadOptions) -> HuggingFaceAdapter:
 
 
 def from_loaded(
-    model: Any, processor: Any, *, family: str = "huggingface", checkpoint: str | None = None
+    model: Any,
+    processor: Any,
+    *,
+    family: str = "huggingface",
+    checkpoint: str | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> HuggingFaceAdapter:
     """Wrap a model that is already in memory: a host tool's, or the live one of a training run.
 
@@ -316,12 +321,15 @@ def from_loaded(
         family: name to record.
         checkpoint: folder or hub name that the weights came from, if they may still be its own. Where every parameter
             holds what is stored there, the model counts as that checkpoint; else its values alone say what it is.
+        identity: facts that say which checkpoint this is, where they are known or not needed; None reads the model's
+            parameters for them.
     Raises:
         MirError: if decoder layers, final norm or image features cannot be found, or parameters are partitioned.
     """
     inner = unwrapped(model)
     _require_whole_parameters(inner)
-    return HuggingFaceAdapter(model, processor, family=family, identity=identified(inner, processor, checkpoint))
+    identity = identified(inner, processor, checkpoint) if identity is None else identity
+    return HuggingFaceAdapter(model, processor, family=family, identity=identity)
 
 
 def _require_whole_parameters(model: Any) -> None:

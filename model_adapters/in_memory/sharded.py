@@ -134,7 +134,8 @@ class ShardedModel:
 
         return replace(decoder, streamed=layers, outside=outside, collective=True)
 
-    def reading(self, decoder: Decoder) -> Callable[[str, Tensor], Tensor]:
+    @contextmanager
+    def reading(self, decoder: Decoder) -> Iterator[Callable[[str, Tensor], Tensor]]:
         """What gives the whole value of a named parameter inside ``decoder.outside()``, layers in their order."""
         layer_of: dict[Tensor, int] = {
             parameter: k for k, layer in enumerate(decoder.layers) for parameter in layer.parameters()
@@ -152,7 +153,11 @@ class ShardedModel:
             # A copy: FSDP1 cannot free memory that NumPy has seen.
             return self.twin.get_parameter(name).detach().clone()
 
-        return read
+        try:
+            yield read
+        finally:
+            if decoder.streamed is not None and current[0] >= 0:
+                decoder.streamed.release(current[0])
 
     def _put_placeholder(self, module: nn.Module, original: nn.Module, name: str) -> None:
         module.register_parameter(name, self._placeholders[original, name])

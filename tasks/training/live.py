@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import IN_MEMORY
@@ -72,10 +72,13 @@ def measure_live(
 
 
 def live_adapter(
-    model: nn.Module, processor: Any, adapter: Encode | OwnModel | None, group: Group
+    model: nn.Module, processor: Any, adapter: Encode | OwnModel | None, group: Group, *, identified: bool = True
 ) -> HuggingFaceAdapter | OwnModelAdapter:
-    """The model as the engine sees it. Collective for a model whose weights are shards.
+    """The model as the engine sees it. Collective.
 
+    Args:
+        identified: whether its facts say which weights these are. Process 0 reads all of them for it, and the others
+            gather them with it where they are shards. A measurement needs that, a look at the model does not.
     Raises:
         MirError: as ``measure_live`` for a model that cannot be measured.
     """
@@ -86,29 +89,46 @@ def live_adapter(
         )
     own = adapter if adapter is None or isinstance(adapter, OwnModel) else OwnModel(adapter)
     kind = sharding_of(model)
-    if kind is None:
-        inner = unwrapped(model)
-        warn_of_initial_parts(inner)
-        if own is None:
-            return from_loaded(inner, processor)
-        live = OwnModelAdapter(inner, own)
-        live.facts = {**live.facts, "checkpoint_fingerprint": IN_MEMORY + module_fingerprint(inner)}
-        return live
-    return _adapter_of_shards(ShardedModel(model, kind, group), processor, own)
+    if kind is not None:
+        return _adapter_of_shards(ShardedModel(model, kind, group), processor, own, group, identified=identified)
+    inner = unwrapped(model)
+    warn_of_initial_parts(inner)
+    live = OwnModelAdapter(inner, own) if own else from_loaded(inner, processor, identity={})
+    if identified:
+        with group.agreed("reading the weights"):
+            content = _content(inner, processor, own) if group.rank == 0 else ""
+        live.facts = {**live.facts, "checkpoint_fingerprint": group.broadcast(content)}
+    return live
 
 
 def _adapter_of_shards(
-    sharded: ShardedModel, processor: Any, own: OwnModel | None
+    sharded: ShardedModel, processor: Any, own: OwnModel | None, group: Group, *, identified: bool
 ) -> HuggingFaceAdapter | OwnModelAdapter:
     twin = sharded.twin
     warn_of_initial_parts(twin, known_as=sharded.root)
     live = OwnModelAdapter(twin, own) if own else HuggingFaceAdapter(twin, processor, family="huggingface", identity={})
     live.decoder = sharded.decoder(live.decoder)
-    with live.decoder.outside():
-        read = sharded.reading(live.decoder)
-        content = IN_MEMORY + module_fingerprint(twin, read) if own else memory_fingerprint(twin, processor, read=read)
-    live.facts = {**live.facts, "sharding": sharded.kind, "checkpoint_fingerprint": content}
+    live.facts = {**live.facts, "sharding": sharded.kind}
+    if identified:
+        with group.agreed("reading the weights"), live.decoder.outside(), sharded.reading(live.decoder) as read:
+            if group.rank == 0:
+                content = _content(twin, processor, own, read)
+            else:  # gathers what process 0 reads
+                content = ""
+                for name, placeholder in list(twin.named_parameters()):
+                    read(name, placeholder)
+        live.facts = {**live.facts, "checkpoint_fingerprint": group.broadcast(content)}
     return live
+
+
+def _content(
+    model: nn.Module,
+    processor: Any,
+    own: OwnModel | None,
+    read: Callable[[str, Tensor], Tensor] = lambda _, parameter: parameter,
+) -> str:
+    """Which weights these are, and for a model of a known class its configuration and processor."""
+    return IN_MEMORY + module_fingerprint(model, read) if own else memory_fingerprint(model, processor, read=read)
 
 
 @contextmanager

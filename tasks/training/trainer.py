@@ -116,7 +116,7 @@ class MIRCallback(TrainerCallback):
         require_data_parallel(model, _parallel_sizes(self._trainer))
         group = current_group()
         with undisturbed(model):
-            live = live_adapter(model, self._processor, self._adapter, group)
+            live = live_adapter(model, self._processor, self._adapter, group, identified=False)
             with group.agreed("encoding the first sample"):
                 live.encode(self._sample_set.samples[:1])
         if state.is_world_process_zero:
