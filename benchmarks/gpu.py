@@ -2,8 +2,9 @@
 
 Correctness first: every route of the statistics against the CPU, the packaged checkpoint, a bfloat16 forward pass
 against float32. Then LLaVA of 7B and 13B shape with random weights, made on the device: seconds by phase, whole runs
-÷ bare forward passes, peak memory, layers streamed from host memory, and two processes where there are two GPUs. Writes
-``gpu.md`` and ``gpu.json`` into ``--out``. ``--tiny`` runs all of it with a tiny model, also on a CPU.
+÷ bare forward passes, peak memory, layers streamed from host memory, and two processes where there are two GPUs; and
+a random checkpoint on disk, loaded whole and within ``--device-memory``. Writes ``gpu.md`` and ``gpu.json`` into
+``--out``. ``--tiny`` runs all of it with a tiny model, also on a CPU.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import itertools
 import json
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +36,7 @@ from mir_plugin.metric.frechet import mean_term, trace_term_by_eigenvalues, tran
 from mir_plugin.metric.moments import Moments, moments
 from mir_plugin.metric.polar import trace_term_by_polar, transport_by_polar
 from mir_plugin.model_adapters import LoadOptions, load_adapter
+from mir_plugin.model_adapters.weights.streamed import SHARE_FOR_WEIGHTS
 from mir_plugin.processes import launched_group, own_device
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.samples.embedded import N_EMBEDDED_SAMPLES, embedded_samples, micro_checkpoints, prose_passages
@@ -62,6 +65,9 @@ class Shape:
 
 SHAPES = (Shape("7B", 32, 4096, 32, 11008), Shape("13B", 40, 5120, 40, 13824))
 TINY_SHAPES = (Shape("tiny", 2, 64, 2, 128, 500, 1, 64, 56),)
+ON_DISK = Shape("1.2B", 24, 2048, 16, 5632)  # 2.5 GB in bfloat16; its tower is the packaged checkpoint's
+TINY_ON_DISK = Shape("tiny", 6, 64, 4, 128)
+LAYERS_IN_MEMORY = 3.5  # of those of the checkpoint on disk: what --device-memory leaves room for
 
 
 class RandomLlava:
@@ -247,6 +253,7 @@ def main() -> None:
         n_samples = min(options.samples, 4) if options.tiny else options.samples
         words = 20 if options.tiny else ARTICLE_WORDS
         large(report, shape, device, samples_of(n_samples, words), needs=0 if options.tiny else 45)
+    on_disk(report, TINY_ON_DISK if options.tiny else ON_DISK, device, needs=0 if options.tiny else 60)
     if torch.cuda.device_count() > 1 or options.tiny:
         report.part("two processes against one", two_processes, needs=0 if options.tiny else 60)
     else:
@@ -365,6 +372,59 @@ def large(report: Report, shape: Shape, device: torch.device, samples: SampleSet
     held.clear()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def on_disk(report: Report, shape: Shape, device: torch.device, needs: float) -> None:
+    """A random checkpoint loaded whole, and with its layers read from its files within a limit of device memory."""
+    samples, found = embedded_samples(3 if shape is TINY_ON_DISK else 20), dict[str, Any]()
+
+    def measured(device_memory: int | None) -> dict[str, Any]:
+        adapter = load_adapter(folder, LoadOptions(device=device.type, device_memory=device_memory))
+        layers = [sum(p.numel() * p.element_size() for p in one.parameters()) for one in adapter.decoder.layers]
+        measure(adapter, embedded_samples(2), checkpoint="on disk")  # what a first call allocates belongs to nobody
+        _reset_peak(device)
+        started = _now(device)
+        result = measure(adapter, samples, checkpoint="on disk")
+        seconds = _now(device) - started
+        found.setdefault("layers", layers)
+        streamed = {"streamed": adapter.decoder.streamed is not None}
+        return {**streamed, "seconds": seconds, **_phases(result), "peak GB": _peak(device), "MIR": result.mir}
+
+    def whole() -> dict[str, Any]:
+        write_checkpoint(folder, shape, device)
+        found["GB"] = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
+        return {"GB on disk": found["GB"], **measured(None)}
+
+    def within() -> dict[str, Any]:
+        others = 1e9 * found["GB"] - sum(found["layers"])
+        allowed = int((others + LAYERS_IN_MEMORY * max(found["layers"])) / SHARE_FOR_WEIGHTS)
+        return {"device memory GB": allowed / 1e9, **measured(allowed)}
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        report.part(f"{shape.name} on disk: whole", whole, needs)
+        report.part(f"{shape.name} on disk: within --device-memory", within, needs / 2)
+
+
+def write_checkpoint(folder: Path, shape: Shape, device: torch.device) -> None:
+    """A Hugging Face LLaVA with random weights, and the processor and tower shape of the packaged one."""
+    source = micro_checkpoints()[-1]
+    config = transformers.LlavaConfig.from_pretrained(source)
+    changed = {
+        "hidden_size": shape.d,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.n_layers,
+        "num_attention_heads": shape.n_heads,
+        "num_key_value_heads": shape.n_heads,
+        "head_dim": shape.d // shape.n_heads,
+    }
+    for name, value in changed.items():
+        setattr(config.text_config, name, value)
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = transformers.LlavaForConditionalGeneration(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    transformers.AutoProcessor.from_pretrained(source).save_pretrained(folder)
 
 
 def timed_bare(adapter: RandomLlava, samples: Sequence[Sample]) -> dict[str, float | None]:

@@ -35,6 +35,10 @@ def test_every_part_runs_with_a_tiny_model_and_is_written(tmp_path: Path) -> Non
     # Weights from host memory are the same weights.
     streamed = parts["tiny: whole run, layers from host memory"]
     assert streamed["MIR"] == pytest.approx(parts["tiny: whole run"]["MIR"], rel=1e-12)
+    # Weights that are read from files again are the same weights, too.
+    whole, within = parts["tiny on disk: whole"], parts["tiny on disk: within --device-memory"]
+    assert (whole["streamed"], within["streamed"]) == (False, True)
+    assert within["MIR"] == pytest.approx(whole["MIR"], rel=1e-12)
     # Another process adds float32 products of other batches: MIR has about seven digits.
     assert parts["two processes against one"]["difference"] < 1e-6
     assert parts["tiny: whole run"]["÷ bare"] > 0

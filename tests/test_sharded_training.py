@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import ctypes
 import dataclasses
 import os
 import subprocess
@@ -306,44 +304,6 @@ def test_process_0_alone_reads_the_weights_for_their_identity(tmp_path: Path) ->
     expected = from_loaded(tiny_llava().model, tiny_llava().processor).facts["checkpoint_fingerprint"]
     for rank, answer in enumerate(answers):
         assert answer == [(1 - rank, expected)] * 3
-
-
-@pytest.mark.parametrize("way", ["FSDP2", "FSDP1"])
-def test_memory_grows_by_one_gathered_layer_and_one_layers_features(way: str, tmp_path: Path) -> None:
-    tiny, samples = tiny_llava(), some_samples(6)
-    kind, config = type(tiny.model), copy.deepcopy(tiny.model.config)
-    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 4}
-    for name, value in {**shape, "num_key_value_heads": 4, "head_dim": 128}.items():
-        setattr(config.text_config, name, value)
-
-    def work(group: Group) -> tuple[int, int, MirResult]:
-        # Pages of libraries count as they are touched: the same code runs once before.
-        measure_live(fsdp2(tiny) if way == "FSDP2" else fsdp1(tiny), tiny.processor, samples)
-        wide = TinyModel(kind(config).eval(), tiny.processor)
-        decoder = sum(4 * p.numel() for layer in find_decoder(wide.model).layers for p in layer.parameters())
-        wrapped = fsdp2(wide) if way == "FSDP2" else fsdp1(wide)
-        ctypes.CDLL(None).malloc_trim(0)  # room that the whole model left would take in what grows
-        before = resident("VmRSS:")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
-        result = measure_live(wrapped, tiny.processor, samples)
-        return resident("VmHWM:") - before, decoder, result
-
-    for answer in together(2, work, tmp_path):
-        assert not isinstance(answer, Exception), answer
-        growth, decoder, result = answer
-        estimate = result.engine["memory_estimate"]
-        bound = estimate["decoder"] + estimate["features"] + estimate["statistics"]
-        print(f"{way}: grew by {growth / 1e6:.1f} MB, {estimate}, all layers {decoder / 1e6:.1f} MB")
-        assert estimate["decoder"] == pytest.approx(decoder / 12)
-        # FSDP gathers one parameter beside its place in the layer; the heap rounds up.
-        assert growth < bound + 16e6
-        assert bound + 16e6 < decoder / 2
-
-
-def resident(what: str) -> int:
-    """Bytes, from the system's account of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(what)))
 
 
 def test_models_that_processes_compute_together_are_refused_by_name(tmp_path: Path) -> None:

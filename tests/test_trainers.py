@@ -15,7 +15,7 @@ import torch
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from adapters.tiny_models import CHATML, TinyModel
+from adapters.tiny_models import TinyModel
 from forked import together
 from tiny_training import N_STEPS, tiny_llava, trainer_of, with_lora
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -63,7 +63,7 @@ def launched(group: Group, port: int) -> None:
     AcceleratorState.__init__ = told  # type: ignore[method-assign]  # in a process of its own
 
 
-@pytest.mark.parametrize("version", [2, 1])
+@pytest.mark.parametrize("version", [2])
 @pytest.mark.parametrize("how", ["full", "lora"])
 def test_the_trainer_under_fsdp_is_measured_exactly_and_not_disturbed(
     how: str, version: int, samples: SampleSet, tmp_path: Path
@@ -109,44 +109,6 @@ def test_the_trainer_under_fsdp_is_measured_exactly_and_not_disturbed(
     assert found.fingerprints["checkpoint"] == alone.fingerprints["checkpoint"]
     assert found.facts["sharding"] == f"FSDP{version}"
     assert found.engine["processes"] == 2
-
-
-@pytest.mark.parametrize("how", ["full", "lora"])
-def test_trls_trainer_is_measured_and_not_disturbed(how: str, samples: SampleSet, tmp_path: Path) -> None:
-    trl = pytest.importorskip("trl", reason="trl is not installed")
-    from datasets import Dataset
-
-    pairs = embedded_samples(4).samples
-    rows = [
-        {
-            "images": [pair.open_image()],
-            "prompt": [{"role": "user", "content": "What is it?"}],
-            "completion": [{"role": "assistant", "content": pair.text[:40]}],
-        }
-        for pair in pairs
-    ]
-    trained = []
-    for measured in (False, True):
-        tiny = with_lora(tiny_llava()) if how == "lora" else tiny_llava()
-        tiny.processor.chat_template = CHATML.replace("IMAGE", "<image>")
-        arguments = trl.SFTConfig(
-            output_dir=str(tmp_path / str(measured)), max_steps=N_STEPS, per_device_train_batch_size=2, use_cpu=True,
-            bf16=False, learning_rate=0.01, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
-            max_length=None,
-        )  # fmt: skip
-        trainer = trl.SFTTrainer(
-            tiny.model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tiny.processor
-        )
-        if measured:
-            trainer.add_callback(MIRCallback(trainer, samples, every_steps=1))
-        trainer.train()
-        trained.append(numbers(trainer))
-    assert len(trained[0]) == N_STEPS
-    assert trained[0] == trained[1]
-    found = MirResult.load(tmp_path / "True" / "mir" / f"checkpoint-{N_STEPS}" / "mir.json")
-    logged = [row["mir/mir"] for row in trainer.state.log_history if "mir/mir" in row]
-    assert logged[-1] == found.mir
-    assert found.mir == pytest.approx(measure_live(trainer.model, tiny.processor, samples).mir, rel=SAME_FEATURES)
 
 
 class OwnTrainer(Trainer):
