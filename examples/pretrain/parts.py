@@ -191,7 +191,7 @@ def questions(rows: Sequence[dict[str, Any]], n: int, everything: Sequence[dict[
     return asked
 
 
-def write_questions(folder: Path, n_train: int = 400, n_test: int = 100) -> None:
+def write_questions(folder: Path, n_train: int = 200, n_test: int = 100) -> None:
     """Questions to tune on, and the benchmark. What was not trained on is not among the options of tuning."""
     train, held = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("captions", "held_out"))
     tuning = [

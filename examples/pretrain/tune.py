@@ -18,6 +18,7 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments, set_seed
 
 IMAGE, IGNORED = "<image>", -100
@@ -59,7 +60,15 @@ class Questions(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class TuningTrainer(Trainer):
-    """The vision tower stays as it is, batch norm included."""
+    """The vision tower stays as it is, batch norm included; logits of answers only."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
+        """Cross-entropy of answers."""
+        targets = inputs.pop("labels")[:, 1:]
+        keep = (targets != IGNORED).any(dim=0).nonzero().flatten()
+        logits, wanted = model(**inputs, use_cache=False, logits_to_keep=keep).logits, targets[:, keep]
+        loss = cross_entropy(logits[wanted != IGNORED].float(), wanted[wanted != IGNORED])
+        return (loss, {"loss": loss}) if return_outputs else loss
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
         """One step with the tower in evaluation mode."""
@@ -78,6 +87,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-4, help="LLaVA's for 7B models is 2e-5")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--attention", default="sdpa", help="eager is faster on some CPUs")
     return parser.parse_args(arguments)
 
 
@@ -87,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_seed(options.seed)
     # In float32, because bfloat16 has no room for small updates; it computes in bfloat16.
     model: Any = transformers.AutoModelForImageTextToText.from_pretrained(options.checkpoint, dtype=torch.float32)
+    model.set_attn_implementation(options.attention)
     processor = transformers.AutoProcessor.from_pretrained(options.checkpoint)
     model.model.vision_tower.requires_grad_(False)
     questions = Questions(options.data, options.images, processor)
