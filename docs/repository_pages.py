@@ -25,6 +25,9 @@ COPIES = {
     "examples/replication/RESULTS.md": "repository/examples/replication/RESULTS.md",
     "examples/replication/replication.png": "repository/examples/replication/replication.png",
     "examples/moca/RESULTS.md": "repository/examples/moca/RESULTS.md",
+    "examples/pretrain/README.md": "repository/examples/pretrain/README.md",
+    "examples/pretrain/RESULTS.md": "repository/examples/pretrain/RESULTS.md",
+    "examples/pretrain/STUDY.md": "repository/examples/pretrain/STUDY.md",
 }
 SITE_PLACES = {copy: original for original, copy in COPIES.items()}
 NEEDS = re.compile(r"^```(?:console|bash)\n# needs: (.+)\n", re.MULTILINE)

@@ -1,7 +1,7 @@
 """Tables of the study from what its trainings wrote: ``python examples/pretrain/study.py FOLDER``, for RESULTS.md.
 
 FOLDER has ``runs/NAME/mir/checkpoint-STEP/mir.json`` and ``runs/NAME/checkpoint-STEP/trainer_state.json``, as
-pretrain.py writes them, and where it was measured again ``sweep/NAME_checkpoint-STEP/mir.json``, as `mir sweep` does.
+pretrain.py writes them, and where it was measured again ``sweep*/NAME_checkpoint-STEP/mir.json``, as `mir sweep` does.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def of_run(run: Path) -> str:
 def sweep_tables(folder: Path) -> Iterator[str]:
     """The checkpoints that were measured again after training, run by run."""
     found: dict[str, dict[int, MirResult]] = {}
-    for path in folder.glob("sweep/*/mir.json"):
+    for path in folder.glob("sweep*/*/mir.json"):
         if name := re.fullmatch(r"(.+)_checkpoint-(\d+)", path.parent.name):
             found.setdefault(name[1], {})[int(name[2])] = MirResult.load(path)
     for run, results in sorted(found.items()):

@@ -48,7 +48,7 @@ def fragilities(layers: Sequence[LayerDistance], spread: Mapping[str, Any]) -> t
     root = math.sqrt(n_groups)
     if n_groups >= FEWEST and error * root > LARGE_SPREAD:
         found.append(
-            f"its standard error is {error:.3f}, where up to {USUAL_SPREAD / root:.3f} is usual for {n_groups} samples."
+            f"The standard error is {error:.3f}, where up to {USUAL_SPREAD / root:.3f} is usual for {n_groups} samples."
         )
     return tuple(found)
 
@@ -69,7 +69,7 @@ def _few_long_tokens(layers: Sequence[LayerDistance], modality: str) -> str | No
         return None
     numbers = _ranges([layer.layer for layer in spiking])
     return (
-        f"few {modality} tokens are far longer than the rest: the longest 5 % have more than half of the squared "
+        f"Few {modality} tokens are far longer than the rest: the longest 5 % have more than half of the squared "
         f"length in layer{'s' * (len(spiking) > 1)} {numbers}, which give {part:.0%} of the sum of distances. Dtype, "
         "samples and outlier handling may move this value in its first digits; `mir pictures` shows the lengths."
     )
