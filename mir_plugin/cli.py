@@ -35,8 +35,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Modality Integration Rate (MIR, arXiv 2410.07167): which vision-language checkpoint is worth fine-tuning.",
 )
-for command in (run, inspect, sweep, compare, select, indicators, robustness, pictures, report, adapters, demo):
-    app.command(cls=Subcommand)(expand_options(command))
+# Whole at 80 columns, where the first sentences of the docstrings would be cut.
+COMMANDS = {
+    run: "Measure MIR of one checkpoint.",
+    inspect: "Show what a checkpoint is made of and how to measure it.",
+    sweep: "Measure many checkpoints, and say which one to fine-tune.",
+    compare: "Test whether two results differ, and whether that matters.",
+    select: "Recommend one of the measured checkpoints.",
+    indicators: "Compute the indicators that the paper compares MIR with.",
+    robustness: "Show how far MIR moves with what it is measured on.",
+    pictures: "Draw vision and text tokens, their norms and their gaps.",
+    report: "Join MIR with benchmark scores: workbook, page, tables.",
+    adapters: "List the checkpoint families that load natively.",
+    demo: "Measure two tiny checkpoints with lmms-eval, and report.",
+}
+for command, summary in COMMANDS.items():
+    app.command(cls=Subcommand, short_help=summary)(expand_options(command))
 
 
 def _print_version(wanted: bool) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +184,14 @@ def test_memory_that_does_not_suffice_is_one_message_with_options_that_the_comma
         assert option in told
     assert ("--device-memory" in told) == (command != "indicators")
     assert "Traceback" not in told
+
+
+def test_no_line_of_the_help_is_cut_at_80_columns() -> None:
+    environment = {**os.environ, "COLUMNS": "80"}
+    command = [sys.executable, "-m", "mir_plugin.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "..." not in done.stdout.partition("Commands:")[2]
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def test_every_command_takes_the_batch_size_that_its_help_says() -> None:

@@ -78,8 +78,8 @@ def test_the_commands_of_a_page_do_what_it_shows(
 
 
 @pytest.mark.host
-def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
-    (block,) = (one for one in blocks(REPOSITORY / "README.md") if "$ mir demo\n…" in one.text)
+def test_the_demo_prints_what_the_quick_start_shows(tmp_path: Path) -> None:
+    (block,) = (one for one in blocks(DOCS / "quick-start.md") if "$ mir demo\n…" in one.text)
     _, shown = block.text.split("$ mir demo\n")
     outcome = Workspace(tmp_path).script("mir demo --out demo-out")
     assert outcome.code == 0, outcome.err

@@ -62,9 +62,9 @@ def report(
 
       mir report results/ --average openvlm-8 --formats html,tex
 
-      mir report mir-out/ scores.csv --link runs/pretrain/checkpoint-800=runs/sft-800
+      mir report mir-out/ scores.csv --link runs/pre/checkpoint-800=runs/sft
 
-      mir report mir-out/ scores.csv --card runs/pretrain/checkpoint-800
+      mir report mir-out/ scores.csv --card runs/pre/checkpoint-800
 
       mir report --paper
 
