@@ -144,8 +144,8 @@ def print_report(files: ReportFiles) -> None:
         ]
         shown += [f"average {rounded(row.average, 1)}"] if row.average is not None else []
         console.print(f"  {escape(row.name)}: {escape(', '.join(shown))}")
-    if rule := average_rule(board):
-        console.print(escape(rule))
+    if any(row.average is not None for row in board.rows):
+        console.print(escape(average_rule(board)))
     for warning in board.warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
     errors = ["mir: some sources could not be used:"]

@@ -314,7 +314,9 @@ def _without_average(
     absent = [name for key, name in names.items() if not any(key in row.scores for row in scored)]
     if scored and absent:
         what = f"no average: no checkpoint has {', '.join(absent)}"
-        remedy = f"Evaluate, or choose what the average is over: --average {', '.join(AVERAGE_SETS)} or KEY,KEY,…"
+        shared = [one.key for one in known if one.averaged and all(one.key in row.scores for row in scored)]
+        own = ",".join(shared) if len(shared) > 1 else "KEY,KEY,…"
+        remedy = f"Evaluate, or choose what the average is over: --average {', '.join(AVERAGE_SETS)} or {own}"
         return [Problem("note", "missing", "report", what, remedy)]
     problems = []
     for row in scored:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mir_plugin.reports.read.records import (
 from mir_plugin.results import MirResult
 
 RESULTS_SUFFIX = "_results.json"
+OLD_RESULTS = "results.json"  # in a folder of its own for each run, before September 2024
 SUBMISSIONS_DIR = "submissions"  # tasks write look-alikes there; none is a results file
 MIR_TASK = "mir"
 RERUN = "Run the evaluation again, or delete the file."
@@ -33,7 +35,18 @@ RERUN = "Run the evaluation again, or delete the file."
 
 def is_results_file(path: Path) -> bool:
     """Whether lmms-eval would give a results file this name and place."""
+    if path.name == OLD_RESULTS:
+        return _is_old(path)
     return path.name.endswith(RESULTS_SUFFIX) and path.parent.name != SUBMISSIONS_DIR
+
+
+def _is_old(path: Path) -> bool:
+    """Whether a file of this common name has what lmms-eval wrote."""
+    try:
+        data = json_document(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and {"results", "configs", "versions", "model_configs"} <= set(data)
 
 
 def read_results(path: Path) -> ParsedSources:
@@ -46,7 +59,7 @@ def read_results(path: Path) -> ParsedSources:
         return _unreadable(path, 'no "results" table')
     if not data["results"]:
         return _unreadable(path, 'the "results" table is empty')
-    config = data["config"] if isinstance(data.get("config"), dict) else {}
+    config = next((data[key] for key in ("config", "model_configs") if isinstance(data.get(key), dict)), {})
     named = _model_name(data, config)
     if not named:
         return _unreadable(path, 'it names no model ("model_name" is empty)')
@@ -73,8 +86,10 @@ def read_results(path: Path) -> ParsedSources:
 
 
 def _model_name(data: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """``model_name`` holds peft=, delta= or pretrained=; with a model object the path is in ``config.model``."""
-    for value in (data.get("model_name"), config.get("model")):
+    """``model_name`` holds peft=, delta= or pretrained=; old files have only the arguments, model objects ``model``."""
+    arguments = config.get("model_args")
+    named = re.search(r"(?:^|,)pretrained=([^,]+)", arguments) if isinstance(arguments, str) else None
+    for value in (data.get("model_name"), named and named[1], config.get("model")):
         if isinstance(value, str) and value.strip():
             return value
     return ""

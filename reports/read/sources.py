@@ -17,6 +17,8 @@ from mir_plugin.reports.read import spreadsheet
 from mir_plugin.reports.read import vlmevalkit as vlmevalkit_tree
 from mir_plugin.reports.read.identity import vlmevalkit_ref
 from mir_plugin.reports.read.mir_json import read_mir_json
+from mir_plugin.reports.read.openvlm import FILE_NAME as OPENVLM
+from mir_plugin.reports.read.openvlm import read_openvlm
 from mir_plugin.reports.read.origins import read_origins
 from mir_plugin.reports.read.pictures import read_pictures, read_robustness
 from mir_plugin.reports.read.records import CheckpointRef, ParsedSources, Problem
@@ -65,6 +67,8 @@ def _read_file(path: Path) -> ParsedSources:
         return read_score_table(path)
     if path.name in (ROBUSTNESS, PICTURES):
         return read_robustness(path) if path.name == ROBUSTNESS else read_pictures(path)
+    if path.name == OPENVLM:
+        return read_openvlm(path)
     if path.name == SWEEP:
         return read_sweep(path)
     if lmms_eval_tree.is_results_file(path):
@@ -94,6 +98,8 @@ def _read_folder(folder: Path) -> ParsedSources:
             parts.append(read_robustness(here / ROBUSTNESS))
             directories.clear()
             continue
+        if OPENVLM in files:
+            parts.append(read_openvlm(here / OPENVLM))
         if SWEEP in files:
             parts.append(read_sweep(here / SWEEP))
         if PICTURES in files:

@@ -119,7 +119,8 @@ def to_latex(board: Board) -> str:
     best = BestValues.of(board)
     rows = [_cells(best, columns, row, latex_text, r"\textbf{{{}}}") for row in board.rows]
     measured = [f"MIR: {briefly(cohort)}." for cohort in board.cohorts]
-    texts = (f"{board.title}.", average_rule(board), *measured, *board.warnings)
+    rule = average_rule(board) if any(row.average is not None for row in board.rows) else ""
+    texts = (f"{board.title}.", rule, *measured, *board.warnings)
     caption = " ".join(latex_text(text) for text in texts if text)
     verdicts = [latex_text(" ".join((one.sentence, *one.reasons))) for one in board.verdicts]
     lines = [

@@ -214,3 +214,38 @@ def test_headlines_of_a_benchmark_are_declared_once_per_host():
 def test_nothing_gives_no_entries():
     assert headline_entries([], BENCHMARKS) == Headlines((), (), ())
     assert join(ParsedSources()).rows == ()
+
+
+def test_the_tree_of_lmms_eval_before_september_2024_is_read(tmp_path):
+    run = tmp_path / "0628_1511_llava_model_args_9a8b7c"
+    run.mkdir()
+    data = {
+        "results": {"pope": {"pope_f1_score,none": 0.858, "alias": "pope"}},
+        "configs": {},
+        "versions": {"pope": "Yaml"},
+        "model_configs": {"model": "llava", "model_args": "pretrained=liuhaotian/llava-v1.5-7b,device_map=auto"},
+    }
+    (run / "results.json").write_text(json.dumps(data))
+    (tmp_path / "results.json").write_text('{"results": {"loss": 1.0}}')  # another program's
+    (row,) = join(read_sources([tmp_path])).rows
+    assert (row.identity, row.scores) == ("liuhaotian/llava-v1.5-7b", {"pope": 85.8})
+    limited = data | {"model_configs": {**data["model_configs"], "limit": 8}}
+    (run / "results.json").write_text(json.dumps(limited))
+    assert not join(read_sources([tmp_path])).entries[0].complete
+
+
+def test_the_file_of_the_openvlm_leaderboard_is_read(tmp_path):
+    sets = {
+        "META": {"Parameters": "7.2B", "key": 2023},
+        "MMStar": {"Overall": 33.1, "math": 30.0},
+        "MME": {"Overall": 1808.4, "Perception": 1506.2, "Cognition": 302.1},
+        "OCRBench": {"Final Score": 318, "Final Score Norm": 31.8},
+        "MMMU_VAL": {"Overall": 35.7},
+        "SEEDBench_IMG": {"Overall": "N/A"},
+    }
+    (tmp_path / "OpenVLM.json").write_text(json.dumps({"time": "1", "results": {"LLaVA-v1.5-7B": sets}}))
+    for source in (tmp_path, tmp_path / "OpenVLM.json"):
+        (row,) = join(read_sources([source])).rows
+        assert row.scores == {"mmstar": 33.1, "mme": 1506.2, "mme_cognition": 302.1, "ocrbench": 31.8, "mmmu": 35.7}
+    (tmp_path / "OpenVLM.json").write_text('{"results": []}')
+    assert [problem.severity for problem in read_sources([tmp_path]).problems] == ["error"]
