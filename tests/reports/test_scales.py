@@ -135,7 +135,7 @@ def test_an_average_over_something_unknown_is_refused():
 
 
 def test_a_leaderboards_json_is_not_to_be_deleted(tmp_path):
-    (tmp_path / "other-leaderboard.json").write_text('{"time": "241001", "results": {"LLaVA": {"MMStar": {"Overall": 33.1}}}}')
-    (problem,) = read_sources([tmp_path / "other-leaderboard.json"]).problems
+    (tmp_path / "board.json").write_text('{"time": "241001", "results": {"LLaVA": {"MMStar": {"Overall": 33.1}}}}')
+    (problem,) = read_sources([tmp_path / "board.json"]).problems
     assert problem.severity == "error"
     assert "CSV" in problem.remedy and "delete" not in problem.remedy
