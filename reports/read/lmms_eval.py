@@ -59,7 +59,9 @@ def read_results(path: Path) -> ParsedSources:
         return _unreadable(path, 'no "results" table')
     if not data["results"]:
         return _unreadable(path, 'the "results" table is empty')
-    config = next((data[key] for key in ("config", "model_configs") if isinstance(data.get(key), dict)), {})
+    config: dict[str, Any] = next(
+        (data[key] for key in ("config", "model_configs") if isinstance(data.get(key), dict)), {}
+    )
     named = _model_name(data, config)
     if not named:
         return _unreadable(path, 'it names no model ("model_name" is empty)')
