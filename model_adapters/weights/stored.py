@@ -126,11 +126,11 @@ def open_checkpoint_weights(folder: Path, *, unpickle: bool = False) -> dict[str
 def _opened(folder: Path) -> dict[str, StoredTensor]:
     for place in (folder, *(folder / name for name in SINGLE_FILES if (folder / name).is_dir())):
         for name in SINGLE_FILES:
+            if (place / name).is_file():  # before an index, which transformers leaves behind when it saves one file
+                return open_weight_file(place / name)
             index = place / f"{name}.index.json"
             if index.is_file():
                 return _open_sharded(index)
-            if (place / name).is_file():
-                return open_weight_file(place / name)
     shards = sorted(path.name for path in _files_of(folder) if _SHARD.fullmatch(path.name))
     if shards:
         raise MirError(

@@ -25,6 +25,7 @@ from mir_plugin.results import MirResult
 from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.tasks.options import MirOptions, resolve
 from mir_plugin.tasks.vlmevalkit.hooks import DATA_SET
+from mir_plugin.tasks.vlmevalkit.model_settings import settings_fingerprint
 
 RESULT_SUFFIX = "_mir.json"
 METRICS = ("mir", "mir_published", "mir_published_upper", "mir_stderr", "n_samples")
@@ -123,6 +124,11 @@ class MirDataSet:
                 f"{path}: the files in {', '.join(measured['folders'])} have changed since MIR was measured. Run again "
                 "without --reuse."
             )
+        if is_of_other_settings(measured, path.stem.removesuffix(f"_{self.dataset_name}")):
+            raise MirError(
+                f"{path}: MIR was measured of a model built with other arguments under this name. Run again without "
+                "--reuse."
+            )
         row = {name: measured.get(name) for name in (*METRICS, "samples", "protocol", "measurement")}
         text = pd.DataFrame([row]).to_csv(index=False, quoting=csv.QUOTE_ALL)
         write_atomically(path.with_name(f"{path.stem}_score.csv"), text)
@@ -134,8 +140,12 @@ class MirDataSet:
         return {"mir": float(metrics["mir"])} if metrics and "mir" in metrics else {}
 
 
-def prediction_of(result: MirResult) -> str:
-    """The pooled values as JSON: small enough for a cell of a spreadsheet, which the whole result is not."""
+def prediction_of(result: MirResult, settings: str | None = None) -> str:
+    """The pooled values as JSON: small enough for a cell of a spreadsheet, which the whole result is not.
+
+    Args:
+        settings: of the model, as ``settings_fingerprint`` has them.
+    """
     return json.dumps(
         {
             "mir": result.mir,
@@ -147,6 +157,7 @@ def prediction_of(result: MirResult) -> str:
             "protocol": result.fingerprints["protocol"],
             "checkpoint": result.fingerprints["checkpoint"],
             "folders": folders_of(result),
+            "settings": settings,
             "measurement": fingerprint(dataclasses.asdict(result)),
         },
         allow_nan=False,
@@ -158,6 +169,13 @@ def is_outdated(measured: Any) -> bool:
     if not isinstance(measured, dict) or not isinstance(measured.get("folders"), list):
         return False
     return changed_since(list(map(str, measured["folders"])), str(measured.get("checkpoint")))
+
+
+def is_of_other_settings(measured: Any, model_name: str) -> bool:
+    """Whether a model of this name is built with other arguments now; False where either side does not tell."""
+    before = measured.get("settings") if isinstance(measured, dict) else None
+    now = settings_fingerprint(model_name)
+    return None not in (before, now) and before != now
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:

@@ -17,8 +17,15 @@ from mir_plugin.measurement.measure import measure
 from mir_plugin.model_adapters.in_memory.host_parts import adapter_for, checkpoint_name
 from mir_plugin.processes import current_group
 from mir_plugin.tasks.host_internals import MODELS_BUILT_IN_INFERENCE
-from mir_plugin.tasks.vlmevalkit.data_set import RESULT_SUFFIX, MirDataSet, is_outdated, prediction_of
+from mir_plugin.tasks.vlmevalkit.data_set import (
+    RESULT_SUFFIX,
+    MirDataSet,
+    is_of_other_settings,
+    is_outdated,
+    prediction_of,
+)
 from mir_plugin.tasks.vlmevalkit.model import CheckpointModel
+from mir_plugin.tasks.vlmevalkit.model_settings import settings_fingerprint
 
 HOST = "vlmevalkit"
 # Model names whose classes VLMEvalKit builds with its flag --use-vllm.
@@ -92,7 +99,7 @@ def measured(call: Inference, host: ModuleType) -> Any:
             host=HOST,
             group=group,
         )
-        answer = prediction_of(result)
+        answer = prediction_of(result, settings_fingerprint(call.model_name))
         with group.agreed("saving the result"):
             if group.rank == 0:
                 saved_results.append(result.save(call.path(RESULT_SUFFIX)))
@@ -109,7 +116,8 @@ def _earlier_answer(call: Inference) -> str | None:
     except Exception as error:  # what a damaged pickle raises is no closed list
         raise MirError(f"{earlier} cannot be read ({type(error).__name__}: {error}). Delete it.") from error
     try:
-        outdated = answer is not None and is_outdated(json_document(str(answer)))
+        told = None if answer is None else json_document(str(answer))
+        outdated = is_outdated(told) or is_of_other_settings(told, call.model_name)
     except ValueError:  # nothing of ours, which the evaluation will say
         outdated = False
     return None if answer is None or outdated else str(answer)

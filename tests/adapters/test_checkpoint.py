@@ -45,6 +45,23 @@ def test_shards_of_either_kind_are_one_mapping_with_shapes_known_before_reading(
     assert torch.equal(weights["a"].read(), torch.ones(2, 3))
 
 
+@pytest.mark.parametrize("shards_are_left", [True, False])
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_one_file_counts_before_the_index_of_an_earlier_save(
+    tmp_path: Path, ending: str, shards_are_left: bool
+) -> None:
+    """As transformers loads it; its ``save_pretrained`` deletes older shards, but not their index."""
+    shard = f"{'model' if ending == 'safetensors' else 'pytorch_model'}-00001-of-00001.{ending}"
+    write_shards(tmp_path, {shard: {"a": torch.zeros(2)}})
+    if ending == "safetensors":
+        save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    else:
+        torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    if not shards_are_left:
+        (tmp_path / shard).unlink()
+    assert torch.equal(open_checkpoint_weights(tmp_path)["a"].read(), torch.ones(2))
+
+
 def test_an_index_that_points_outside_the_folder_is_refused(tmp_path: Path) -> None:
     inside = tmp_path / "checkpoint"
     inside.mkdir()

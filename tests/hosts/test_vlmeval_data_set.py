@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,6 +23,7 @@ from mir_plugin.tasks.vlmevalkit import measurement as vlmeval_measurement
 from mir_plugin.tasks.vlmevalkit.data_set import MirDataSet, prediction_of
 from mir_plugin.tasks.vlmevalkit.measurement import Inference, measured
 from mir_plugin.tasks.vlmevalkit.model import CheckpointModel, multiple_choice_question, prompt_of
+from mir_plugin.tasks.vlmevalkit.model_settings import settings_fingerprint
 from mir_plugin.types import Batch
 
 from golden_data import require_golden
@@ -162,6 +165,54 @@ def test_a_model_that_is_loaded_already_is_measured_and_returned(tmp_path: Path,
 def test_the_prediction_fits_a_cell_of_a_spreadsheet(tmp_path: Path, toy_parts: None) -> None:
     measured(inference(tmp_path, MirDataSet()), toy_host())
     assert len(prediction_of(MirResult.load(tmp_path / "toy_MIR_mir.json"))) < 1000
+
+
+def built_with(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> None:
+    """VLMEvalKit's table of models, with these arguments for the toy."""
+    table = {"toy": functools.partial(dict, **arguments)}
+    monkeypatch.setitem(sys.modules, "vlmeval.config", SimpleNamespace(supported_VLM=table))  # type: ignore[arg-type]
+
+
+def given_config(monkeypatch: pytest.MonkeyPatch, folder: Path, **arguments: Any) -> None:
+    """The same in a --config file."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({"model": {"toy": {"class": "Toy", **arguments}}, "data": {}}))
+    monkeypatch.setattr(sys, "argv", ["run.py", "--config", str(path)])
+
+
+@pytest.mark.parametrize("by_config", [False, True])
+def test_an_answer_of_a_model_with_other_arguments_is_not_taken_over(
+    tmp_path: Path, toy_parts: None, monkeypatch: pytest.MonkeyPatch, by_config: bool
+) -> None:
+    def state(**arguments: Any) -> None:
+        if by_config:
+            given_config(monkeypatch, tmp_path, **arguments)
+        else:
+            built_with(monkeypatch, **arguments)
+
+    data_set, calls = MirDataSet(), list[dict[str, Any]]()
+    state(min_pixels=784, verbose=False)
+    measured(inference(tmp_path, data_set), toy_host(calls))
+    (tmp_path / "toy_MIR_PREV.pkl").write_bytes((tmp_path / "01_MIR.pkl").read_bytes())
+    table = data_set.data.assign(prediction=[answers(tmp_path)[data_set.index]])
+    table.to_excel(tmp_path / "toy_MIR.xlsx", index=False)
+
+    measured(inference(tmp_path, data_set), toy_host(calls))
+    assert len(calls) == 1, "the same arguments"
+    assert data_set.evaluate(str(tmp_path / "toy_MIR.xlsx"))["n_samples"] == 3
+    state(min_pixels=3136, verbose=False)
+    with pytest.raises(MirError, match="other arguments"):
+        data_set.evaluate(str(tmp_path / "toy_MIR.xlsx"))
+    measured(inference(tmp_path, data_set), toy_host(calls))
+    assert len(calls) == 2
+
+
+def test_a_flag_that_changes_no_answer_is_no_other_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    built_with(monkeypatch, min_pixels=784, verbose=False)
+    before = settings_fingerprint("toy")
+    built_with(monkeypatch, min_pixels=784, verbose=True)
+    assert before == settings_fingerprint("toy") is not None
+    assert settings_fingerprint("another") is None
 
 
 def test_multiple_choice_is_asked_in_the_words_of_the_hosts_llava() -> None:
