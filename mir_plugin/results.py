@@ -243,6 +243,23 @@ def is_filed_under(name: str, place: str, checkpoint: Path) -> bool:
     return os.path.abspath(place or name) == os.path.abspath(checkpoint)  # noqa: PTH100 - a file may name anything
 
 
+_Kinds = Mapping[str, Any]
+_KINDS_OF_INPUTS: _Kinds = {
+    **dict.fromkeys(("token_ids", "pixels", "weights_dtype", "compute_dtype", "attention"), str | None),
+    **dict.fromkeys(("n_vision_tokens", "n_text_tokens"), int),
+    "n_cut_texts": int | None,
+    "positions": str,
+    "pixel_shapes": dict,
+    "host_settings": dict,
+}
+
+
+def _require_kinds(values: Mapping[str, Any], where: str, kinds: _Kinds) -> None:
+    for name, kind in kinds.items():
+        if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
+            raise ValueError(f"{where}.{name} is {values[name]!r:.60}")
+
+
 def _hold_together(result: MirResult) -> None:
     """Raise ValueError if the parts of a result contradict each other: it was damaged, or changed by hand."""
     numbers = [layer.layer for layer in result.layers]
@@ -265,6 +282,10 @@ def _hold_together(result: MirResult) -> None:
         raise ValueError("it names no checkpoint")
     if result.n_samples < 1:
         raise ValueError(f"n_samples is {result.n_samples}")
+    _require_kinds(result.inputs, "inputs", _KINDS_OF_INPUTS)
+    for name, values in result.inputs.get("host_settings", {}).items():
+        if not isinstance(values, list | tuple) or len(values) != 2:
+            raise ValueError(f"inputs.host_settings.{name} is {values!r:.60}, not two values")
     spread = result.uncertainty
     for name in ("standard_error", "low", "high"):
         if name in spread and not is_number(spread[name]):
@@ -273,10 +294,12 @@ def _hold_together(result: MirResult) -> None:
         spread["standard_error"] >= 0 and {"low", "high"} <= spread.keys() and spread["low"] <= spread["high"]
     ):
         raise ValueError("its uncertainty has no interval, or one that is the wrong way round")
+    _require_kinds(spread, "uncertainty", {"layers": list | tuple, "influences": str})
     of_layers = spread.get("layers") or [{}] * len(numbers)
-    if len(of_layers) != len(numbers):
+    if len(of_layers) != len(numbers) or not all(isinstance(one, dict) for one in of_layers):
         raise ValueError(f"its uncertainty is that of {len(of_layers)} layers, not {len(numbers)}")
     for one in (spread, *of_layers):
+        _require_kinds(one, "uncertainty", {"influences": str})
         influences = [float(number) for number in one.get("influences", "").split()]
         n_groups = spread.get("n_groups", result.n_samples)
         if influences and (len(influences) != n_groups or not all(map(math.isfinite, influences))):

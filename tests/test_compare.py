@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from typer.testing import CliRunner
 
 from mir_plugin.cli import app
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.comparable import allowed_differences, protocol_differences
 from mir_plugin.measurement.measure import measure
 from mir_plugin.metric.uncertainty import half_width, influences_of, uncertainty
 from mir_plugin.results import MirConfig, MirResult
@@ -157,3 +161,42 @@ def test_a_missing_result_is_named(tmp_path: Path) -> None:
         CliRunner().invoke(
             app, ["compare", str(tmp_path / "nothing" / "mir.json"), str(tmp_path)], catch_exceptions=False
         )
+
+
+JUNK = (None, "x", -1, {}, [], True, [None], {"a": None}, 99, 1e308)
+FULL_INPUTS = {
+    "token_ids": "a b c", "positions": "a b c", "pixels": "a b c", "pixel_shapes": {"3x4x4": 3}, "n_vision_tokens": 12,
+    "n_text_tokens": 9, "n_cut_texts": 1, "weights_dtype": "float32", "compute_dtype": "float32", "attention": "sdpa",
+    "host_settings": {"min_pixels": [4, 8]},
+}  # fmt: skip
+
+
+def places_in(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Of every value inside a JSON value; of a list's entries the first."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for name, one in inside:
+        yield (*place, name)
+        yield from places_in(one, (*place, name))
+
+
+def test_whatever_stands_in_a_result_is_compared_or_named(results: tuple[MirResult, MirResult]) -> None:
+    whole = dataclasses.replace(results[0], inputs=FULL_INPUTS)
+    document = json.loads(whole.to_json())
+    n_read = n_refused = 0
+    for place in places_in(document):
+        for junk in JUNK:
+            changed = json.loads(whole.to_json())
+            holder = functools.reduce(lambda inside, name: inside[name], place[:-1], changed)
+            holder[place[-1]] = junk
+            try:
+                result = MirResult.from_json(json.dumps(changed))
+            except MirError:
+                n_refused += 1
+                continue
+            n_read += 1
+            for one, other in ((whole, result), (result, whole)):
+                protocol_differences(one, other)
+                allowed_differences(one, other)
+                with contextlib.suppress(MirError):
+                    compare_results(one, other)
+    assert n_read > 100 and n_refused > 100

@@ -220,7 +220,9 @@ def open_weight_file(path: Path) -> dict[str, StoredTensor]:
     if not path.is_file():
         raise MirError(f"no weights file at {path}. Check that the download or copy is complete.")
     if path.suffix == ".safetensors" and not _is_text(str(path)):
-        raise MirError(f"the path {path} is not UTF-8, which reading safetensors needs. Rename the folder.")
+        raise MirError(
+            f"the path {path} is not UTF-8, which reading safetensors needs. Rename the folder, or set LC_ALL=C.UTF-8."
+        )
     weights = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
     if not weights:
         raise MirError(f"{path} contains no tensors. Copy or download it again.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -57,6 +58,8 @@ def _picture(title: str, caption: str, path: Path, keys: tuple[str, ...] = ()) -
         return ParsedSources(pictures=(Picture(title, caption, _png(path), str(path), keys),))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            reason = "it is a link"
         return _unreadable(path, f"cannot read {path}: {reason}", "Draw it again with the command that made it.")
 
 
