@@ -263,7 +263,7 @@ RUN_COLUMNS: tuple[Column[Run], ...] = (
     Column("Samples", lambda r: r.fingerprints.get("samples"), TEXT, 19),
     Column("Protocol", lambda r: r.fingerprints.get("protocol"), TEXT, 19),
     Column("Weights", lambda r: r.fingerprints.get("checkpoint"), TEXT, 19),
-    Column("Versions", lambda r: ", ".join(f"{name} {v}" for name, v in sorted(r.versions.items())), TEXT, 60),
+    Column("Versions", lambda r: ", ".join(f"{name} {v}" for name, v in sorted(r.versions.items())), TEXT, 96),
     Column("Source", lambda r: r.source, TEXT, 70),
 )
 

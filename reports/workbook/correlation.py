@@ -76,13 +76,14 @@ def _write_chart(sheet: Sheet, board: Board, key: str, top: int, left: int) -> N
         (chart.set_x_axis, "MIR (lower is better)", [row.mir for row in plotted], {"visible": False}),
         (chart.set_y_axis, label, [score_of(row, key) for row in plotted], GRID),
     ):
-        low, high = _limits([float(value or 0) for value in values])
+        low, high, step = _ticks([float(value or 0) for value in values])
         # Axes cross at their lower ends: at 0, the default, one would stand in the middle of negative values.
         options = {
             "min": low,
             "max": high,
             "crossing": "min",
-            "num_format": tick_format(low, high),
+            "major_unit": step,
+            "num_format": _tick_format(step),
             "major_gridlines": grid,
         }
         set_axis({"name": name, **options})
@@ -128,26 +129,29 @@ def or_no_point(cell: str) -> str:
     return f'=IF({cell}="",NA(),{cell})'
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis that holds the values with a margin, in as many digits as their span asks for.
+def _ticks(values: Sequence[float]) -> tuple[float, float, float]:
+    """Ends of an axis that holds the values with a margin, and the distance of its ticks: round numbers.
 
-    >>> _limits([2.51, 2.53]), _limits([44.9, 59.8]), _limits([3.0])
-    ((2.508, 2.532), (44.0, 61.0), (2.0, 4.0))
+    >>> _ticks([2.51, 2.53]), _ticks([44.9, 59.8]), _ticks([3.0])
+    ((2.505, 2.535, 0.005), (40.0, 65.0, 5.0), (2.0, 4.0, 0.5))
     """
     span = max(values) - min(values)
-    margin = 0.08 * span or 1.0
-    digits = max(0, 2 - math.ceil(math.log10(span or 1.0)))  # rounds by a twentieth of the span at most
-    return round(min(values) - margin, digits), round(max(values) + margin, digits)
+    margin = 0.06 * span or 1.0
+    rough = (span + 2 * margin) / 8
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(one * power for one in (1, 2, 5, 10) if one * power >= 0.99 * rough)
+    digits = max(0, -math.floor(math.log10(step)))
+    low, high = math.floor((min(values) - margin) / step), math.ceil((max(values) + margin) / step)
+    return round(low * step, digits), round(high * step, digits), round(step, digits)
 
 
-def tick_format(low: float, high: float) -> str:
-    """Decimals with which neighbouring ticks differ, of which there are some six to ten.
+def _tick_format(step: float) -> str:
+    """The decimals of the ticks.
 
-    >>> tick_format(1.82, 2.12), tick_format(44, 61), tick_format(2.508, 2.532)
-    ('0.00', '0', '0.000')
+    >>> _tick_format(0.005), _tick_format(2.0)
+    ('0.000', '0')
     """
-    places = max(0, 1 - math.floor(math.log10(high - low)))
-    return "0" if places < 2 and high - low >= 10 else f"{0:.{max(places, 1)}f}"
+    return f"{0:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
 def _plotted(row: BoardRow, key: str) -> bool:

@@ -33,7 +33,8 @@ def _write_chart(sheet: Sheet, board: Board, left: int) -> None:
         sheet.put(HEADER_ROW + layer, left, layer, "0")
     of = f" of cohort {charted[0].cohort}" if len(board.cohorts) > 1 else ""
     chart = sheet.book.chart({"type": "line"})
-    chart.set_title({"name": f"Layer distance{of} (MIR is log10 of the sum)", "name_font": {"size": 13}})
+    first = f", first {len(charted)} of {len(with_layers)} checkpoints" if len(charted) < len(with_layers) else ""
+    chart.set_title({"name": f"Layer distance{of}{first} (MIR is log10 of the sum)", "name_font": {"size": 13}})
     chart.set_x_axis({"name": "Layer"})
     chart.set_y_axis({"name": "Squared Fréchet distance", "major_gridlines": GRID})
     chart.set_legend({"position": "bottom"})
