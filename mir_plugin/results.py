@@ -119,6 +119,20 @@ class LayerDistance:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What a measurement that may stop early had on fewer samples; the fields are those of ``MirResult``."""
+
+    n_samples: int
+    mir: float
+    mir_published: float | None
+    mir_published_upper: float | None
+    fingerprints: Mapping[str, str]
+    inputs: Mapping[str, Any]
+    samples: Mapping[str, Any]
+    uncertainty: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class MirResult:
     """One measurement of one checkpoint: values, how they were obtained, and what they may be compared with.
 
@@ -156,6 +170,9 @@ class MirResult:
             layer's distance in ``layers``, and the influences of the samples, in their order, as one line of numbers.
             Samples that share an image or a text are one of ``n_groups`` groups, with one influence.
             Empty if not requested; ``not_computed`` holds the reason where it could not be computed.
+        looks: the same on fewer samples, ascending, where ``--precision`` took more step by step; without layers.
+        planned: the numbers of samples at which it could have stopped, the last being all; empty without
+            ``--precision``.
         host: the program that measured it: "mir", "lmms-eval", "vlmevalkit" or "training".
         versions: of Python and of the packages that can move a result.
         created: date and time, UTC.
@@ -180,6 +197,8 @@ class MirResult:
     timing: Mapping[str, float] = field(default_factory=dict)
     peak_memory: Mapping[str, int] = field(default_factory=dict)
     uncertainty: Mapping[str, Any] = field(default_factory=dict)
+    looks: tuple[Look, ...] = ()
+    planned: tuple[int, ...] = ()
     host: str = "mir"
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
@@ -187,6 +206,31 @@ class MirResult:
     length_share: float | None = None
     fragile: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    def at(self, n_samples: int) -> MirResult:
+        """What was known on the first so many samples; layers only of the last look.
+
+        Raises:
+            KeyError: if there was no such look.
+        """
+        if n_samples == self.n_samples:
+            return self
+        for number, look in enumerate(self.looks):
+            if look.n_samples == n_samples:
+                fields = {one.name: getattr(look, one.name) for one in dataclasses.fields(look)}
+                return dataclasses.replace(self, **fields, layers=(), looks=self.looks[:number])
+        raise KeyError(n_samples)
+
+    def as_look(self) -> Look:
+        """The part that is kept when more samples are measured."""
+        spread = {name: value for name, value in self.uncertainty.items() if name != "layers"}
+        fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(Look)}
+        return Look(**{**fields, "uncertainty": spread})
+
+    @property
+    def numbers_of_samples(self) -> tuple[int, ...]:
+        """On which it is known, ascending; the last is ``n_samples``."""
+        return (*(look.n_samples for look in self.looks), self.n_samples)
 
     def to_json(self) -> str:
         """The result as a JSON document; NaN and infinity are an error, never a bare token."""
@@ -280,8 +324,15 @@ def _hold_together(result: MirResult) -> None:
             raise ValueError(f"layer {layer.layer} has {min(counts)} tokens or outliers")
     if not result.checkpoint.strip():
         raise ValueError("it names no checkpoint")
-    if result.n_samples < 1:
-        raise ValueError(f"n_samples is {result.n_samples}")
+    numbers_of_samples = result.numbers_of_samples
+    if numbers_of_samples[0] < 1 or list(numbers_of_samples) != sorted(set(numbers_of_samples)):
+        raise ValueError(f"n_samples is {', '.join(map(str, numbers_of_samples))}")
+    for n_samples in numbers_of_samples:
+        _look_holds_together(result.at(n_samples), len(numbers))
+
+
+def _look_holds_together(result: MirResult, n_layers: int) -> None:
+    """The same for what is known on one number of samples."""
     _require_kinds(result.inputs, "inputs", _KINDS_OF_INPUTS)
     for name, values in result.inputs.get("host_settings", {}).items():
         if not isinstance(values, list | tuple) or len(values) != 2:
@@ -295,9 +346,9 @@ def _hold_together(result: MirResult) -> None:
     ):
         raise ValueError("its uncertainty has no interval, or one that is the wrong way round")
     _require_kinds(spread, "uncertainty", {"layers": list | tuple, "influences": str})
-    of_layers = spread.get("layers") or [{}] * len(numbers)
-    if len(of_layers) != len(numbers) or not all(isinstance(one, dict) for one in of_layers):
-        raise ValueError(f"its uncertainty is that of {len(of_layers)} layers, not {len(numbers)}")
+    of_layers = spread.get("layers") or [{}] * n_layers
+    if len(of_layers) != n_layers or not all(isinstance(one, dict) for one in of_layers):
+        raise ValueError(f"its uncertainty is that of {len(of_layers)} layers, not {n_layers}")
     for one in (spread, *of_layers):
         _require_kinds(one, "uncertainty", {"influences": str})
         influences = [float(number) for number in one.get("influences", "").split()]

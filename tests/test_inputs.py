@@ -26,7 +26,8 @@ from mir_plugin.model_adapters.huggingface.adapter import HuggingFaceAdapter, fr
 from mir_plugin.results import MirResult
 from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.selection.comparison import compare_results
-from mir_plugin.selection.select import Candidate, select
+from mir_plugin.selection.ranked import Candidate
+from mir_plugin.selection.select import select
 
 from golden_data import require_golden
 

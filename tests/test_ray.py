@@ -35,12 +35,25 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)]))
 
 
+def started(start: Callable[[], Any], attempts: int = 5) -> Any:
+    """What Ray starts; it gives a process half a minute, which is short on a busy machine."""
+    for _ in range(attempts - 1):
+        try:
+            return start()
+        except Exception as error:  # Ray's own, without a class
+            if "timed out during startup" not in str(error):
+                raise
+    return start()
+
+
 @pytest.fixture
 def cluster(quiet: None) -> Iterator[Any]:
     """A head that measures nothing; tests add nodes with one core each."""
     from ray.cluster_utils import Cluster
 
-    one = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
+    one = started(lambda: Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0}))
+    add_node = one.add_node
+    one.add_node = lambda **options: started(lambda: add_node(**options))
     yield one
     ray.shutdown()
     one.shutdown()

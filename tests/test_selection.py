@@ -14,7 +14,8 @@ from scipy.stats import t as student
 
 from mir_plugin.errors import MirError
 from mir_plugin.results import MirConfig, MirResult
-from mir_plugin.selection.select import Candidate, Selection, select
+from mir_plugin.selection.ranked import Candidate
+from mir_plugin.selection.select import Selection, select
 
 N_SAMPLES = 40
 NO_NOISE = (0.0,) * N_SAMPLES

@@ -31,7 +31,8 @@ from mir_plugin.measurement.measure import measure
 from mir_plugin.results import MirConfig, MirResult
 from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.selection.candidates import found_checkpoints
-from mir_plugin.selection.select import Candidate, select
+from mir_plugin.selection.ranked import Candidate
+from mir_plugin.selection.select import select
 from mir_plugin.selection.sweep import (
     Measured,
     Sweep,

@@ -232,6 +232,16 @@ Tolerance = Annotated[
         rich_help_panel=PROTOCOL,
     ),
 ]
+Precision = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        metavar="SE",
+        help="Measure only as many samples as it takes: 16, then 32, 64, ... up to --n-samples, until MIR's standard "
+        "error is at most this, for example 0.01; a sweep also stops where the comparison with the best is decided.",
+        rich_help_panel=SAMPLES,
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Measure again and replace existing results.", rich_help_panel=OUTPUT)
 ]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mir_plugin.commands import options
+from mir_plugin.errors import MirError
 
 
 def run(
@@ -15,6 +16,7 @@ def run(
     load: options.Load,
     samples: options.Samples,
     protocol: options.Protocol,
+    precision: options.Precision = None,
     batch_size: options.BatchSize = None,
     no_uncertainty: Annotated[
         bool,
@@ -40,6 +42,8 @@ def run(
 
       mir run CHECKPOINT --images photos/ --texts stories/ --json > mir.json
 
+      mir run CHECKPOINT --precision 0.01
+
       torchrun --nproc_per_node 2 -m mir_plugin.cli run CHECKPOINT
 
     A killed run resumes after its last finished layer. Finished runs are not repeated, and results of another
@@ -47,17 +51,23 @@ def run(
     """
     from mir_plugin.commands.terminal import print_result
     from mir_plugin.measurement.checkpoint_names import result_folder
+    from mir_plugin.measurement.growing import GrowingMeasurement, NestedSamples
     from mir_plugin.measurement.measurement import Measurement
     from mir_plugin.model_adapters import open_checkpoint
     from mir_plugin.processes import launched_group
 
+    if precision is not None and no_uncertainty:
+        raise MirError("--precision needs standard errors; leave out --no-uncertainty.")
     opened = open_checkpoint(checkpoint, load)  # a mistaken name is reported before samples are fetched
     chosen, folder = samples.choose(), out or result_folder(checkpoint)
     with launched_group(load.device) as group:
         measurement = Measurement(
             opened, chosen, protocol, folder, batch_size, not no_uncertainty, force=force, group=group
         )
-        result = measurement.run()
+        if precision is None:
+            result = measurement.run()
+        else:
+            result = GrowingMeasurement(measurement, NestedSamples(chosen, precision)).run()
     if group.rank > 0:
         return
     if json:

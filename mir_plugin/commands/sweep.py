@@ -39,6 +39,7 @@ def sweep(
     checkpoints: Annotated[
         list[str] | None, typer.Argument(help="Checkpoint folders, or patterns such as 'runs/*/checkpoint-*'.")
     ] = None,
+    precision: options.Precision = None,
     batch_size: options.BatchSize = None,
     ray: options.Ray = None,
     indicators: Annotated[
@@ -119,6 +120,8 @@ def sweep(
 
       mir sweep --watch runs/pretrain --base-llm vicuna-7b-v1.5
 
+      mir sweep 'runs/*/checkpoint-*' --precision 0.01
+
       mir sweep 'runs/*/checkpoint-*' --ray --gpus-per-checkpoint 0.5
 
       mir sweep runs/pretrain --base-llm vicuna-7b-v1.5 --dry-run
@@ -128,6 +131,7 @@ def sweep(
     interrupted. Under a launcher such as torchrun, and for a shard, 3 and 4 are 0.
     """
     from mir_plugin.commands.sweep_table import SweepDisplay, print_sweep
+    from mir_plugin.measurement.growing import NestedSamples
     from mir_plugin.measurement.measurement import lock
     from mir_plugin.model_adapters import adapter_spec
     from mir_plugin.processes import launched_group
@@ -146,10 +150,14 @@ def sweep(
     tracker = tracker_named(log) if log else None
     if share and ray:
         raise MirError("--ray divides the checkpoints itself; leave out --shard, or add --shard 1/1 in a Slurm array.")
+    if share and precision is not None:
+        raise MirError("--precision compares all checkpoints with each other; leave it out, or the shards.")
     watcher = None
     if watch:
         watcher = CheckpointWatcher(watch, watch_settle, has_base=load.base is not None, unpickle=load.unpickle)
     chosen = samples.choose()
+    nested = None if precision is None else NestedSamples(chosen, precision)
+    fingerprint = nested.first(nested.planned[0]).fingerprint if nested else chosen.fingerprint
     interrupted = False
     with launched_group(load.device) as group, ExitStack() as stack:
         measuring = SweepMeasuring(
@@ -160,6 +168,7 @@ def sweep(
             force=force,
             group=group,
             n_questions=n_questions if indicators else None,
+            nested=nested,
         )
         cluster = stack.enter_context(_on_ray(ray, measuring, group)) if ray else None
         display = SweepDisplay(shown=group.rank == 0, watching=watch is not None)
@@ -167,6 +176,7 @@ def sweep(
         running = Sweep(
             out,
             measuring,
+            further=measuring.further(tolerance) if nested else None,
             tolerance=tolerance,
             on_change=display.refresh,
             on_finished=lambda entry: tracked.log(entry, running.n_runs) if tracked else None,
@@ -174,18 +184,18 @@ def sweep(
             share=share.folder(out) if share else None,
         )
         if dry_run:
-            running.recall(chosen.fingerprint, protocol, measuring.loading)
+            running.recall(fingerprint, protocol, measuring.loading)
             running.add(folders)
             _tell_plan(running, measuring, json=json)
             return
         is_last = True
         try:
             with lock(share.folder(out) if share else out, group), display.of(running):
-                left_out = [] if share else running.recall(chosen.fingerprint, protocol, (cluster or measuring).loading)
+                left_out = [] if share else running.recall(fingerprint, protocol, (cluster or measuring).loading)
                 if share:
                     is_last = _measure_share(running, share, folders, group)
                     if is_last:
-                        running.take_over(chosen.fingerprint, protocol, measuring.loading, share.tables(out))
+                        running.take_over(fingerprint, protocol, measuring.loading, share.tables(out))
                 elif watch is not None and watcher is not None:
                     _tell_left_out(_gone(left_out, watch) if group.rank == 0 else [])
                     try:

@@ -169,18 +169,23 @@ def sweep_table(
     Args:
         notes: how far measurements are, by the names of running entries.
     """
-    lowest = min((one.result.mir for one in entries if one.result), default=None)
+    results = [one.result for one in entries if one.result]
+    by_steps = any(result.planned for result in results)
+    most = max((result.n_samples for result in results), default=0)  # fewer samples make other values
+    lowest = min((result.mir for result in results if result.n_samples == most), default=None)
     table = Table(box=SIMPLE_HEAD, title="MIR of a sweep (lower is better)", title_justify="left", padding=CLOSE)
     table.add_column("checkpoint", overflow="fold", min_width=NAME_WIDTH)
-    for heading in ("step", "MIR", "95 % interval", "seconds"):
+    headings = ["step", *["samples"] * by_steps, "MIR", "95 % interval", "seconds"]
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for one in shown:
         result = one.result
-        best = result is not None and result.mir == lowest
+        best = result is not None and (result.mir, result.n_samples) == (lowest, most)
         table.add_row(
             escape(one.name),
             "" if one.step is None else str(one.step),
+            *["" if result is None else str(result.n_samples)] * by_steps,
             "" if result is None else f"{result.mir:.4f}",
             (notes or {}).get(one.name, "") if one.state == "running" else _interval(one),
             "" if one.seconds is None else f"{one.seconds:.1f}",
@@ -197,6 +202,8 @@ def _interval(entry: SweepEntry) -> str:
 
 def _line(entry: SweepEntry, number: int, n_entries: int) -> str:
     outcome = f"MIR {entry.result.mir:.4f}" if entry.result else escape(str(entry.error))
+    if entry.result and entry.result.planned:
+        outcome += f" on {entry.result.n_samples} samples"
     seconds = "" if entry.seconds is None else f", {entry.seconds:.1f} s"
     return f"{number}/{n_entries} {escape(entry.name)}: {entry.state}{seconds}: {outcome}"
 

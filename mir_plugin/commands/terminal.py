@@ -13,7 +13,8 @@ from rich.table import Table
 from mir_plugin.files.outside_text import on_a_line
 from mir_plugin.results import MirResult
 from mir_plugin.selection.comparison import Comparison, Difference
-from mir_plugin.selection.select import Ranked, Selection
+from mir_plugin.selection.ranked import Ranked
+from mir_plugin.selection.select import Selection
 from mir_plugin.selection.verdict_text import standing
 
 
@@ -111,7 +112,9 @@ def _ranking(title: str, ranking: Sequence[Ranked], tolerance: float) -> Table:
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=CLOSE)
     table.add_column("", justify="right")
     table.add_column("checkpoint", overflow="fold", min_width=NAME_WIDTH - 5)
-    for heading in ("step", "MIR", "behind the best", ""):
+    by_steps = any(one.candidate.result.planned for one in ranking)
+    headings = ["step", *["samples"] * by_steps, "MIR", "behind the best", ""]
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for place, one in enumerate(ranking, start=1):
         behind = one.behind
@@ -119,6 +122,7 @@ def _ranking(title: str, ranking: Sequence[Ranked], tolerance: float) -> Table:
             str(place),
             escape(one.candidate.name),
             "" if one.candidate.step is None else str(one.candidate.step),
+            *[str(one.candidate.result.n_samples)] * by_steps,
             f"{one.candidate.result.mir:.4f}",
             ""
             if behind is None

@@ -17,6 +17,18 @@ OWN_INPUTS = "own"  # prepared as the checkpoint says, and whole
 _LONGEST_VALUE = 60
 
 
+def on_common_samples(a: MirResult, b: MirResult) -> tuple[MirResult, MirResult]:
+    """Both on the samples that both were measured on, the most of them; as they are if there are none such.
+
+    A measurement with ``--precision`` knows its values on fewer samples too.
+    """
+    for n_samples in sorted(set(a.numbers_of_samples) & set(b.numbers_of_samples), reverse=True):
+        ours, theirs = a.at(n_samples), b.at(n_samples)
+        if _same_samples(ours, theirs):
+            return ours, theirs
+    return a, b
+
+
 def protocol_differences(a: MirResult, b: MirResult, names: tuple[str, str] = ("A", "B")) -> list[str]:
     """What of samples, protocol, dtype, cut texts and host settings is not the same, in words.
 
@@ -25,6 +37,7 @@ def protocol_differences(a: MirResult, b: MirResult, names: tuple[str, str] = ("
     Args:
         names: what to call the two.
     """
+    a, b = on_common_samples(a, b)
     differing = []
     if not _same_samples(a, b):
         differing.append(f"samples ({_samples(a)} and {_samples(b)})")
@@ -48,6 +61,7 @@ def allowed_differences(a: MirResult, b: MirResult, names: tuple[str, str] = ("A
     Args:
         names: what to call the two.
     """
+    a, b = on_common_samples(a, b)
     one, other, (first, second) = _known(a), _known(b), names
     told = []
     if one["attention"] and other["attention"] and one["attention"] != other["attention"]:

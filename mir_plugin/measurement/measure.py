@@ -18,6 +18,7 @@ import torch
 from mir_plugin.engine.batches import default_batch_size, free_memory, lowered
 from mir_plugin.engine.features import features_in_step, layer_features
 from mir_plugin.engine.inputs import ReceivedInputs, described
+from mir_plugin.engine.kept import KeptFeatures
 from mir_plugin.engine.memory import estimate_memory, require_disk_space
 from mir_plugin.engine.precision import full_float32
 from mir_plugin.engine.replay import ReplayCheck, check_replay
@@ -58,6 +59,7 @@ def measure(
     journal: Journal | None = None,
     request: str | None = None,
     watch: Callable[[TokenFeatures], None] | None = None,
+    kept: KeptFeatures | None = None,
 ) -> MirResult:
     """Measure MIR of a loaded checkpoint on a sample set.
 
@@ -76,6 +78,8 @@ def measure(
         journal: where finished layers are kept, so that a killed run continues; only process 0 touches it.
         request: fingerprint of what was asked for, stored with the result.
         watch: called with every layer's features of this process while they are held, layers 1..L in order.
+        kept: features of earlier measurements of the same checkpoint in this process, whose samples do not run again;
+            takes the features of the others.
     Raises:
         MirError: for samples that cannot be used, features that are not finite, too few tokens, or files of the
             checkpoint that change meanwhile; in every process of the group if it happens in one.
@@ -100,11 +104,12 @@ def measure(
     n_resumed = len(finished)
 
     samples = group.shard(sample_set.samples)
+    to_run = kept.begin(samples) if kept else samples
     with group.agreed("checking the replay of decoder layers"):
         # Where layers are gathered from all processes, all check, on the same sample.
         checked_on = sample_set.samples if adapter.decoder.collective else samples
         check = check_replay(adapter, checked_on[0]) if checked_on else None
-        batch_size = batch_size or default_batch_size(adapter, samples)
+        batch_size = batch_size or default_batch_size(adapter, to_run)
         most = min(group.size, len(sample_set.samples))
         held = layers_held(adapter, samples, check, most) if check and samples else (2, most)
     # The same in all processes: they work in one order.
@@ -119,8 +124,9 @@ def measure(
     groups: tuple[int, ...] = sample_set.groups if with_uncertainty else ()
     heavy: tuple[int, ...] = ()
     statistics = Statistics(adapter.device, config, groups, group, n_behind=n_buffers - 1, n_together=n_together)
-    layers_of_all = _Layers(adapter, samples, batch_size, check, group, received, n_buffers, sample_set.samples[0])
+    layers_of_all = _Layers(adapter, to_run, batch_size, check, group, received, n_buffers, sample_set.samples[0])
     for features in layers_of_all:
+        features = kept.joined(features, samples) if kept else features
         if watch:
             watch(features)
         if features.layer == 1:
@@ -139,7 +145,8 @@ def measure(
     with group.agreed("looking at the checkpoint's files again"):
         if group.rank == 0:
             _require_unchanged(adapter, checkpoint)
-    of_all = group.all_gather_object((received.in_order(), received.compute_dtype))
+    own_inputs = kept.end(received.in_order(), samples) if kept else received.in_order()
+    of_all = group.all_gather_object((own_inputs, received.compute_dtype))
     inputs = described([sample for shard, _ in of_all for sample in shard], of_all[0][1], adapter)
 
     layers = tuple(layer.distance for _, layer in sorted(finished.items()))
@@ -169,6 +176,7 @@ def measure(
             "device": str(adapter.device),
             "processes": group.size,
             "resumed_layers": n_resumed,
+            "kept_samples": len(samples) - len(to_run),
         },
         timing={
             "check": checked - started,

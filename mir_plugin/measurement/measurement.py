@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mir_plugin.engine.features import layer_features
+from mir_plugin.engine.kept import KeptFeatures
 from mir_plugin.files.atomic import only_writer
 from mir_plugin.files.outside_text import on_a_line
 from mir_plugin.measurement.measure import CheckpointChangedError, measure
@@ -70,12 +71,12 @@ class Measurement:
             MirError: if the checkpoint cannot be loaded or measured, or the folder holds another one's result.
         """
         if existing := self.earlier():
-            self._note(f"already measured on {existing.created}: {self.result_path}. Use --force to measure again.")
+            self.note(f"already measured on {existing.created}: {self.result_path}. Use --force to measure again.")
             return existing
         with lock(self.folder, self.group):
             result = self.measure(self.load())
         if n_resumed := result.engine["resumed_layers"]:
-            self._note(f"resumed: {n_resumed} layers were finished by an earlier run.")
+            self.note(f"resumed: {n_resumed} layers were finished by an earlier run.")
         return result
 
     def earlier(self) -> MirResult | None:
@@ -91,7 +92,7 @@ class Measurement:
                     self.result_path, self.fingerprint, self.checkpoint.name, with_uncertainty=self.with_uncertainty
                 )
                 if existing is None and self.result_path.is_file():
-                    self._note(f"{self.result_path} was measured with other options, samples or files: replacing it.")
+                    self.note(f"{self.result_path} was measured with other options, samples or files: replacing it.")
         return self.group.broadcast(existing)
 
     def load(self, shared: SharedParts | None = None) -> ModelAdapter:
@@ -99,11 +100,20 @@ class Measurement:
         with self.group.agreed(f"loading {self.checkpoint.name}"):
             return self.checkpoint.load(shared)
 
-    def measure(self, adapter: ModelAdapter, on_layer: Callable[[TokenFeatures], None] | None = None) -> MirResult:
+    def measure(
+        self,
+        adapter: ModelAdapter,
+        on_layer: Callable[[TokenFeatures], None] | None = None,
+        *,
+        kept: KeptFeatures | None = None,
+        completed: Callable[[MirResult], MirResult] = lambda result: result,
+    ) -> MirResult:
         """Measure and save, from the layer on where a killed run of this request ended; the folder has to be locked.
 
         Args:
             on_layer: called with every layer's features.
+            kept: as for ``measurement.measure``.
+            completed: adds to the result before it is saved, in process 0.
         Raises:
             MirError: if the checkpoint cannot be measured, or its files change meanwhile.
         """
@@ -122,6 +132,7 @@ class Measurement:
                 journal=journal,
                 request=self.fingerprint if self.group.rank == 0 else None,
                 watch=on_layer,
+                kept=kept,
             )
         except CheckpointChangedError:
             journal.remove()
@@ -130,6 +141,7 @@ class Measurement:
             if self.group.rank == 0:
                 loading = loading_fingerprint(self.checkpoint.options)
                 result = dataclasses.replace(result, fingerprints={**result.fingerprints, "loading": loading})
+                result = completed(result)
                 result.save(self.result_path)
                 journal.remove()
         return result
@@ -139,7 +151,7 @@ class Measurement:
         for features in layer_features(adapter, self.samples.samples, batch_size=self.batch_size):
             on_layer(features)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """Tell the user something on standard error, once for all processes."""
         if self.group.rank == 0:
             print(f"mir: {on_a_line(text)}", file=sys.stderr)

@@ -147,6 +147,19 @@ class SampleSet:
             },
         )
 
+    def first(self, n_samples: int) -> SampleSet:
+        """The first n in an order drawn once and for all, which keep their order; larger n contain smaller ones.
+
+        Raises:
+            MirError: if n is less than one or more than there are.
+        """
+        if n_samples == len(self):
+            return self
+        seeded_choice(len(self), n_samples, 0)  # the errors are the same
+        drawn = sorted(random.Random(0).sample(range(len(self)), len(self))[:n_samples])
+        first = tuple(self.samples[index] for index in drawn)
+        return SampleSet(first, {**self.description, "n_samples": n_samples, "first_of": len(self)})
+
     def checked(self) -> SampleSet:
         """The same set, after every image was read once, so that a broken one is an error now and not in mid-run.
 

@@ -13,7 +13,7 @@ from mir_plugin.measurement.comparable import dtype_of, inputs_of
 from mir_plugin.model_adapters.weights.left_by_trainers import remedy_for
 from mir_plugin.results import RESULT_NAME, MirResult
 from mir_plugin.selection.checkpoint_watcher import checkpoints_below
-from mir_plugin.selection.select import Candidate
+from mir_plugin.selection.ranked import Candidate
 
 
 def candidates_in(sources: Sequence[str]) -> list[Candidate]:

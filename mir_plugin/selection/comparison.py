@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mir_plugin.errors import MirError
-from mir_plugin.measurement.comparable import allowed_differences, protocol_differences
+from mir_plugin.measurement.comparable import allowed_differences, on_common_samples, protocol_differences
 from mir_plugin.metric.uncertainty import (
     CONFIDENCE,
     TOLERANCE,
@@ -131,6 +131,8 @@ def compare_results(a: MirResult, b: MirResult, *, anyway: bool = False, toleran
     Raises:
         MirError: if samples or protocol differ and ``anyway`` is not set; says in what.
     """
+    told = _about_numbers(a, b)
+    a, b = on_common_samples(a, b)
     differing = tuple(protocol_differences(a, b))
     same_name = a.checkpoint == b.checkpoint  # of two projects, or measured twice
     one, other = (result.place or result.checkpoint if same_name else result.checkpoint for result in (a, b))
@@ -152,16 +154,33 @@ def compare_results(a: MirResult, b: MirResult, *, anyway: bool = False, toleran
         b=other,
         paired=paired,
         differing=differing,
-        told=tuple(allowed_differences(a, b)),
+        told=(*told, *allowed_differences(a, b)),
         mir=mir_difference(a, b),
         layers=tuple(layers),
         tolerance=tolerance,
     )
 
 
-def mir_difference(a: MirResult, b: MirResult, confidence: float = CONFIDENCE) -> Difference:
-    """The difference of MIR, B − A, paired over the samples where they are the same."""
-    return _difference((a.mir, a.uncertainty), (b.mir, b.uncertainty), a, b, _share_samples(a, b), confidence)
+def mir_difference(
+    a: MirResult, b: MirResult, confidence: float = CONFIDENCE, equivalence: float | None = None
+) -> Difference:
+    """The difference of MIR, B − A, paired over the samples where they are the same.
+
+    Args:
+        confidence: of the interval.
+        equivalence: of the interval of the equivalence test; by default with twice the error probability.
+    """
+    a, b = on_common_samples(a, b)
+    values = (a.mir, a.uncertainty), (b.mir, b.uncertainty)
+    return _difference(*values, a, b, _share_samples(a, b), confidence, equivalence)
+
+
+def _about_numbers(a: MirResult, b: MirResult) -> tuple[str, ...]:
+    """That two results with ``--precision`` are compared on the samples that both have."""
+    ours, theirs = on_common_samples(a, b)
+    if a.n_samples == b.n_samples == ours.n_samples or not _share_samples(ours, theirs):
+        return ()
+    return (f"Measured on {a.n_samples} (A) and {b.n_samples} (B) samples; compared on {ours.n_samples}.",)
 
 
 def _share_samples(a: MirResult, b: MirResult) -> bool:
@@ -175,6 +194,7 @@ def _difference(
     b: MirResult,
     paired: bool,
     confidence: float = CONFIDENCE,
+    equivalence: float | None = None,
 ) -> Difference:
     difference = other[0] - one[0]
     if not (has_uncertainty(a.uncertainty) and has_uncertainty(b.uncertainty)):
@@ -185,6 +205,7 @@ def _difference(
     else:
         error = math.hypot(standard_error(of_one), standard_error(of_other))
     n_samples = min(len(of_one), len(of_other))
-    half, inner = (half_width(error, n_samples, level) for level in (confidence, 2 * confidence - 1))
+    equivalence = 2 * confidence - 1 if equivalence is None else equivalence
+    half, inner = (half_width(error, n_samples, level) for level in (confidence, equivalence))
     intervals = (difference - half, difference + half, difference - inner, difference + inner)
     return Difference(one[0], other[0], difference, error, *intervals)

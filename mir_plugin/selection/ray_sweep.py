@@ -106,13 +106,13 @@ class RaySweep:
     def step(self, sweep: Sweep, seconds: float) -> bool:
         """Hand out what waits, and take in what is finished within so many seconds; whether anything is left to do."""
         self._keep_existing(sweep)
-        if not self.is_busy and not sweep.waiting():
+        if not self.is_busy and not sweep.waiting() and not sweep.look_further():
             return False
         self._hire(len(self._to_hand_out(sweep)))
         self._hand_out(sweep)
         self._collect(sweep, seconds)
         self._fetch_journals(sweep)
-        return self.is_busy or bool(sweep.waiting())
+        return self.is_busy or bool(sweep.waiting()) or sweep.look_further()
 
     @property
     def is_busy(self) -> bool:
@@ -127,7 +127,7 @@ class RaySweep:
             self._looked_at.add(entry.name)
             path = sweep.out_dir / entry.name / RESULT_NAME
             with sweep.noting_failure(entry.name):
-                if kept := self._measuring.kept(entry.checkpoint, path):
+                if kept := self._measuring.kept(entry.checkpoint, path, entry.look):
                     sweep.note_measured(entry.name, kept, seconds=0.0)
                     self._looked_at.discard(entry.name)
 
@@ -153,11 +153,11 @@ class RaySweep:
             folder = sweep.out_dir / entry.name
             with sweep.noting_failure(entry.name):
                 worker.claims.enter_context(only_writer(folder))
-                if self._measuring.force and not self._attempts[entry.name]:
+                if self._measuring.force and entry.look is None and not self._attempts[entry.name]:
                     (folder / PARTIAL_NAME).unlink(missing_ok=True)
-                    task = Task(entry.checkpoint, {})
+                    task = Task(entry.checkpoint, {}, entry.look)
                 else:
-                    task = Task(entry.checkpoint, _texts(folder))
+                    task = Task(entry.checkpoint, _texts(folder), entry.look)
                 self._attempts[entry.name] += 1
                 worker.entry, worker.last_run = entry.name, entry.run
                 worker.pending = worker.actor.measure.remote(task)

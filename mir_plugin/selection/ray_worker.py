@@ -27,10 +27,11 @@ MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 @dataclass(frozen=True)
 class Task:
-    """A checkpoint to measure, and the texts of the files that an earlier attempt left, by name."""
+    """A checkpoint to measure, the texts of the files that earlier attempts left, by name, and how many samples."""
 
     checkpoint: Path
     files: Mapping[str, str]
+    n_samples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class CheckpointWorker:
                 for name, text in task.files.items():
                     (Path(folder) / name).write_text(text, encoding="utf-8")
                 self._journal = Path(folder) / PARTIAL_NAME
-                measured = self._measuring(task.checkpoint, Path(folder) / RESULT_NAME)
+                measured = self._measuring(task.checkpoint, Path(folder) / RESULT_NAME, task.n_samples)
                 indicators = Path(folder) / INDICATORS_NAME
                 files = {INDICATORS_NAME: indicators.read_text(encoding="utf-8")} if indicators.is_file() else {}
             return Answer(measured, files, time.perf_counter() - started)

@@ -13,6 +13,10 @@ lowest by luck.
 A difference that is certain need not matter. Two questions are therefore asked of each comparison: is the difference
 beyond the tolerance, and is it certain to be within (TOST, two one-sided tests; Schuirmann 1987, doi
 10.1007/BF01068419)? Where neither is shown, that is what the verdict says.
+
+Results of ``--precision`` were looked at several times while samples came in. Each comparison then takes place on the
+samples that both have, with the interval of that look (``mir_plugin.metric.spending``), and what was shown to be worse
+than the lowest of its look stays so: the argument above holds for all looks together.
 """
 
 from __future__ import annotations
@@ -26,8 +30,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.measurement.comparable import allowed_differences, protocol_differences
 from mir_plugin.measurement.diagnostics import fragile_values
 from mir_plugin.metric.uncertainty import CONFIDENCE, TOLERANCE, has_uncertainty
-from mir_plugin.results import MirResult
-from mir_plugin.selection.comparison import Difference, mir_difference
+from mir_plugin.selection.ranked import Candidate, Ranked, compared
 from mir_plugin.selection.verdict_text import (
     Counts,
     across_reason,
@@ -41,34 +44,6 @@ from mir_plugin.selection.verdict_text import (
 
 Outcome = Literal["clear", "undecided", "still falling"]
 Trend = Literal["saturated", "still falling", "rising again", "unknown"]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A measured checkpoint: its unique name, the run and step it belongs to, its result."""
-
-    name: str
-    run: str
-    step: int | None
-    result: MirResult
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A candidate in its place.
-
-    Attributes:
-        against: the lowest of its run, or for that one the lowest of all runs; None for the lowest of all.
-        behind: its MIR minus that of ``against``, and the interval of that.
-        tied: whether it is not shown to be more than the tolerance behind; None where that is unknown.
-        within: whether it is shown to be within the tolerance; None where that is unknown.
-    """
-
-    candidate: Candidate
-    against: Candidate | None = None
-    behind: Difference | None = None
-    tied: bool | None = True
-    within: bool | None = True
 
 
 @dataclass(frozen=True)
@@ -164,17 +139,17 @@ def select(candidates: Sequence[Candidate], *, tolerance: float = TOLERANCE, any
     warnings += fragile_values([(one.name, one.result.fragile) for one in candidates])
     label = _labels(candidates)
     by_run: dict[str, list[Candidate]] = {}
-    for one in sorted(candidates, key=lambda one: one.result.mir):
+    for one in candidates:
         by_run.setdefault(one.run, []).append(one)
-    across = _compared([members[0] for members in by_run.values()], tolerance)
+    rankings = [compared(members, tolerance) for members in by_run.values()]
+    across = compared([ranking[0].candidate for ranking in rankings], tolerance)
+    ranking_of = {id(ranking[0].candidate): ranking for ranking in rankings}
     runs = tuple(
-        _run_verdict(run, members, best, tolerance, label, alone=len(by_run) == 1)
-        for (run, members), best in zip(by_run.items(), across, strict=True)
+        _run_verdict(ranking_of[id(best.candidate)], best, tolerance, label, alone=len(by_run) == 1) for best in across
     )
     recommended, outcome, sentence = _overall(runs, tolerance, label)
-    ranked = {id(one.candidate): one for run in runs for one in (*run.ranking, run.best)}  # a run's best: across runs
     return Selection(
-        ranking=tuple(sorted(ranked.values(), key=lambda one: one.candidate.result.mir)),
+        ranking=_over_all_runs(runs),
         runs=runs,
         recommended=recommended,
         outcome=outcome,
@@ -185,28 +160,16 @@ def select(candidates: Sequence[Candidate], *, tolerance: float = TOLERANCE, any
     )
 
 
-def _compared(ordered: Sequence[Candidate], tolerance: float) -> tuple[Ranked, ...]:
-    """One set of comparisons: each with the first, which has the lowest MIR."""
-    best, *others = ordered
-    confidence = 1 - (1 - CONFIDENCE) / max(1, len(others))
-    ranked = [Ranked(best)]
-    for other in others:
-        behind = mir_difference(best.result, other.result, confidence)
-        ranked.append(Ranked(other, best, behind, behind.may_be_within(tolerance), behind.is_within(tolerance)))
-    return tuple(ranked)
-
-
 def _run_verdict(
-    run: str,
-    members: Sequence[Candidate],
+    ranking: tuple[Ranked, ...],
     best: Ranked,
     tolerance: float,
     label: Mapping[int, str],
     *,
     alone: bool,
 ) -> RunVerdict:
-    """Members have the lowest MIR first; ``alone`` if there is no other run."""
-    ranking = _compared(members, tolerance)
+    """Of a run; ``alone`` if there is no other."""
+    run = best.candidate.run
     steps = sorted((one for one in ranking if one.candidate.step is not None), key=lambda one: one.candidate.step or 0)
     trend, saturated_at = _trend(steps)
     others = "the other checkpoint" if len(ranking) == 2 else "every other checkpoint"
@@ -241,7 +204,7 @@ def _along_steps(
         return best, "undecided", no_choice(name, "without uncertainties the error is unknown")
     counts = Counts.of(ranking[1:])
     if not counts.n_worse and counts.n_open:
-        return best, "undecided", no_choice(name, counts.nothing_shown(tolerance, best.result.n_samples))
+        return best, "undecided", no_choice(name, counts.nothing_shown(tolerance, _numbers(ranking)))
     row = _tied_around(ranking[0], steps)
     in_row = {id(one.candidate) for one in row}
     apart = [one for one in ranking if one.tied and id(one.candidate) not in in_row]
@@ -265,6 +228,15 @@ def _tied_around(best: Ranked, steps: Sequence[Ranked]) -> Sequence[Ranked]:
     while last + 1 < len(steps) and steps[last + 1].tied:
         last += 1
     return steps[first : last + 1]
+
+
+def _over_all_runs(runs: Sequence[RunVerdict]) -> tuple[Ranked, ...]:
+    """All candidates, best first; the best of each run as it compares across runs."""
+    placed = []
+    for run in runs:
+        apart = run.best.mir - run.ranking[0].mir
+        placed += [(run.best.mir, run.best), *((one.mir + apart, one) for one in run.ranking[1:])]
+    return tuple(one for _, one in sorted(placed, key=lambda of: of[0]))
 
 
 def _overall(runs: Sequence[RunVerdict], tolerance: float, label: Mapping[int, str]) -> tuple[Candidate, Outcome, str]:
@@ -292,7 +264,9 @@ def _reasons(runs: Sequence[RunVerdict], tolerance: float, label: Mapping[int, s
     lowest = runs[0].best.candidate
     reasons = [f"{label[id(lowest)]} has the lowest MIR, {lowest.result.mir:.4f}."]
     if len(runs) > 1 and all(one.best.tied is not None for one in runs):
-        reasons.append(across_reason(Counts.of([one.best for one in runs[1:]]), tolerance, lowest.result.n_samples))
+        reasons.append(
+            across_reason(Counts.of([one.best for one in runs[1:]]), tolerance, _numbers([one.best for one in runs]))
+        )
     for run in runs:
         where = f"{run.run}: " if len(runs) > 1 else ""
         others = run.ranking[1:]
@@ -300,13 +274,19 @@ def _reasons(runs: Sequence[RunVerdict], tolerance: float, label: Mapping[int, s
             continue
         best = run.ranking[0].candidate
         than = "" if len(runs) == 1 else f" than {label[id(best)]}"
-        reasons.append(where + Counts.of(others).reason(tolerance, best.result.n_samples, than))
+        reasons.append(where + Counts.of(others).reason(tolerance, _numbers(run.ranking), than))
         after = [] if run.saturated_at is None else _from(run, run.saturated_at)
         at = "" if run.saturated_at is None else label[id(run.saturated_at)]
         told = trend_reason(run.trend, at, Counts.of(after), tolerance)
         if told:
             reasons.append(where + told)
     return reasons
+
+
+def _numbers(ranking: Sequence[Ranked]) -> str:
+    """On how many samples the others were compared with the best."""
+    numbers = sorted({one.n_samples for one in ranking[1:]})
+    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
 
 def _from(run: RunVerdict, first: Candidate) -> list[Ranked]:
@@ -344,9 +324,11 @@ def _ranked_json(one: Ranked) -> dict[str, Any]:
     return {
         **_identity(one.candidate),
         "mir": one.candidate.result.mir,
+        "n_samples": one.candidate.result.n_samples,
         "standard_error": one.candidate.result.uncertainty.get("standard_error"),
         "compared_with": None if one.against is None else one.against.name,
         "behind_best": None if one.behind is None else dataclasses.asdict(one.behind),
+        "compared_on": one.n_samples,
         "tied_with_best": one.tied,
         "within_tolerance": one.within,
     }

@@ -8,7 +8,7 @@ import datetime
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,8 @@ from mir_plugin.measurement.checkpoint_names import (
 from mir_plugin.measurement.resume import changed_since, folders_of
 from mir_plugin.metric.uncertainty import TOLERANCE
 from mir_plugin.results import RESULT_NAME, MirConfig, MirResult, is_filed_under
-from mir_plugin.selection.select import Candidate, Selection, select
+from mir_plugin.selection.ranked import Candidate
+from mir_plugin.selection.select import Selection, select
 from mir_plugin.selection.shards import TABLE_NAME
 
 State = Literal["waiting", "running", "measured", "kept", "failed"]
@@ -47,6 +48,7 @@ class SweepEntry:
         name: of its folder below the output folder; unique in the sweep.
         state: "kept" is a result that an earlier sweep had saved for the same request.
         seconds: from loading to saving.
+        look: how many samples to measure next, where they are taken step by step; None is the fewest.
         asked: whether this sweep was asked for it; else it is what an earlier sweep left in the folder.
         indicators: those that were recorded beside the result, on the same samples and weights.
     """
@@ -60,6 +62,7 @@ class SweepEntry:
     error: str | None = None
     seconds: float | None = None
     indicators: Mapping[str, float] = field(default_factory=dict)
+    look: int | None = None
     asked: bool = True
 
     @property
@@ -88,8 +91,9 @@ class Sweep:
     def __init__(
         self,
         out_dir: Path,
-        measure: Callable[[Path, Path], Measured],
+        measure: Callable[..., Measured],
         *,
+        further: Callable[[Sequence[SweepEntry]], Mapping[str, int]] | None = None,
         tolerance: float = TOLERANCE,
         on_change: Callable[[], None] = lambda: None,
         on_finished: Callable[[SweepEntry], None] = lambda _: None,
@@ -99,7 +103,9 @@ class Sweep:
         """Prepare a sweep without checkpoints.
 
         Args:
-            measure: checkpoint, path of its mir.json → what was measured and saved there.
+            measure: checkpoint, path of its mir.json → what was measured and saved there. A third argument is the
+                number of samples, where ``further`` named one.
+            further: entries → by name, on how many samples to measure some of them next; called when nothing waits.
             tolerance: as for ``selection.select``.
             on_change: called whenever an entry changes, for displays.
             on_finished: called with every entry that is finished, be it measured, kept or failed.
@@ -108,7 +114,8 @@ class Sweep:
         """
         self.entries: list[SweepEntry] = []
         self.out_dir = out_dir
-        self._measure = measure
+        self._measure, self._further = measure, further
+        self._provisional: set[str] = set()
         self._tolerance = tolerance
         self._on_change = on_change
         self._on_finished = on_finished
@@ -121,7 +128,7 @@ class Sweep:
         for checkpoint in in_training_order(checkpoints):
             known = self._index_of(checkpoint)
             if known is not None:
-                self.entries[known] = dataclasses.replace(self.entries[known], state="waiting", asked=True)
+                self.entries[known] = dataclasses.replace(self.entries[known], state="waiting", look=None, asked=True)
                 continue
             others = {
                 name
@@ -145,14 +152,19 @@ class Sweep:
         self._changed()
 
     def recall(
-        self, samples_fingerprint: str, config: MirConfig, loading: str, tables: Iterable[Path] = ()
+        self,
+        samples_fingerprint: str,
+        config: MirConfig,
+        loading: str,
+        tables: Iterable[Path] = (),
     ) -> list[Path]:
         """Take in what earlier sweeps left in the output folder, so that a narrower one does not shrink the table.
 
         Trainings delete old checkpoints; what was measured of them still counts.
 
         Args:
-            samples_fingerprint, config, loading: of this sweep; results of others are left alone.
+            samples_fingerprint, config, loading: of this sweep; results of others are left alone. Where samples are
+                taken step by step, the fingerprint of the fewest.
             tables: where failures are noted, besides sweep.json.
         Returns:
             Results that were measured or loaded in another way, or of other files than the checkpoint has now.
@@ -160,7 +172,8 @@ class Sweep:
         left_out = []
         for path, result in self._saved():
             prints = result.fingerprints
-            same_samples = prints.get("samples") == samples_fingerprint
+            fewest = result.at(result.numbers_of_samples[0]) if self._further else result
+            same_samples = fewest.fingerprints.get("samples") == samples_fingerprint
             alike = same_samples and prints.get("loading") == loading and result.config == config
             if not alike or changed_since(folders_of(result), prints["checkpoint"]):
                 left_out.append(path)
@@ -234,7 +247,25 @@ class Sweep:
             yield path, result
 
     def run(self) -> None:
-        """Measure all that wait."""
+        """Measure all that wait, and further samples of those that need them."""
+        self._run()
+        while self.look_further():
+            self._run()
+
+    def look_further(self) -> bool:
+        """Let those wait again that need more samples, now that nothing waits; whether there are any."""
+        if self._further is None:
+            return False
+        looks = self._further(self.entries)
+        for name, look in looks.items():
+            self.note(name, state="waiting", look=look)
+        for entry in self.entries:
+            if entry.name in self._provisional - looks.keys():
+                self._finished(entry)
+        self._provisional &= looks.keys()
+        return bool(looks)
+
+    def _run(self) -> None:
         while (index := next((i for i, one in enumerate(self.entries) if one.state == "waiting"), None)) is not None:
             self._set(index, dataclasses.replace(self.entries[index], state="running", error=None))
             self._measured(self.entries[index])
@@ -299,16 +330,22 @@ class Sweep:
     def _measured(self, entry: SweepEntry) -> None:
         started = time.perf_counter()
         with self.noting_failure(entry.name):
-            measured = self._measure(entry.checkpoint, self.out_dir / entry.name / RESULT_NAME)
+            look = () if entry.look is None else (entry.look,)
+            measured = self._measure(entry.checkpoint, self.out_dir / entry.name / RESULT_NAME, *look)
             self.note_measured(entry.name, measured, time.perf_counter() - started)
 
     def _set(self, index: int, entry: SweepEntry) -> None:
         self.entries[index] = entry
         self._changed()
-        if entry.is_done:
-            if self._writes:
-                self._append(entry)
-            self._on_finished(entry)
+        if entry.is_done and self._further and entry.result:
+            self._provisional.add(entry.name)  # more samples may follow
+        elif entry.is_done:
+            self._finished(entry)
+
+    def _finished(self, entry: SweepEntry) -> None:
+        if self._writes:
+            self._append(entry)
+        self._on_finished(entry)
 
     def _changed(self) -> None:
         if self._writes:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from mir_plugin.metric.uncertainty import CONFIDENCE
 
 if TYPE_CHECKING:
-    from mir_plugin.selection.select import Ranked, Trend
+    from mir_plugin.selection.ranked import Ranked
+    from mir_plugin.selection.select import Trend
 
 MARGIN = "within {:g}"
 
@@ -43,7 +44,7 @@ class Counts:
         """All of them."""
         return self.n_worse + self.n_within + self.n_open
 
-    def nothing_shown(self, tolerance: float, n_samples: int) -> str:
+    def nothing_shown(self, tolerance: float, n_samples: str) -> str:
         """Why there is no choice where none is shown to be worse, and some might be."""
         if tolerance == 0:
             return f"on {n_samples} samples no other can be told from it; measure more"
@@ -71,7 +72,7 @@ class Counts:
             return f"{'is' if self.n == 1 else 'are'} {MARGIN.format(tolerance)} of it"
         return f"may be {MARGIN.format(tolerance)} of it"
 
-    def reason(self, tolerance: float, n_samples: int, than: str) -> str:
+    def reason(self, tolerance: float, n_samples: str, than: str) -> str:
         """All outcomes of the comparisons with the best, and how sure they are.
 
         Args:
@@ -181,7 +182,7 @@ def trend_reason(trend: Trend, at: str, after: Counts, tolerance: float) -> str:
     return ""
 
 
-def across_reason(counts: Counts, tolerance: float, n_samples: int) -> str:
+def across_reason(counts: Counts, tolerance: float, n_samples: str) -> str:
     """How the best of each run compares with the best of all."""
     return "across runs: " + counts.reason(tolerance, n_samples, "").replace("other checkpoint", "other run", 1)
 

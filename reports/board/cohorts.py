@@ -49,7 +49,7 @@ def choose_measurements(
         _left_out(names[identity], chosen[identity], other)
         for identity, measurements in distinct.items()
         for other in measurements
-        if other is not chosen[identity]
+        if other is not chosen[identity] and other.run_id != chosen[identity].run_id  # a look of the same measurement
     ]
     return chosen, cohorts, problems
 

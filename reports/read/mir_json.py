@@ -22,7 +22,7 @@ from mir_plugin.results import MirResult
 
 
 def read_mir_json(path: Path, beside: CheckpointRef | None = None) -> ParsedSources:
-    """One measurement, or one problem that names the file.
+    """One measurement, and those on fewer samples that it went through; or one problem that names the file.
 
     Args:
         beside: the model in whose output folder the file lies; the two are then one checkpoint.
@@ -43,7 +43,9 @@ def read_mir_json(path: Path, beside: CheckpointRef | None = None) -> ParsedSour
         fingerprints=result.fingerprints,
         versions=result.versions,
     )
-    return ParsedSources(measurements=(measurement_of(result, str(path), beside),), runs=(run,))
+    # Of several checkpoints that took as many samples as they needed, those with the same number are comparable.
+    looks = (result, *(result.at(look.n_samples) for look in reversed(result.looks)))
+    return ParsedSources(measurements=tuple(measurement_of(one, str(path), beside) for one in looks), runs=(run,))
 
 
 def measurement_of(result: MirResult, run_id: str, beside: CheckpointRef | None = None) -> Measurement:
