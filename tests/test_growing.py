@@ -19,15 +19,15 @@ from mir_plugin.engine.kept import KeptFeatures
 from mir_plugin.engine.spool import Spool
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.comparable import on_common_samples
-from mir_plugin.measurement.growing import NestedSamples
+from mir_plugin.measurement.growing import NestedSamples, looks_up_to
 from mir_plugin.measurement.measure import measure
-from mir_plugin.metric.spending import levels_of, looks_up_to, nominal_levels
 from mir_plugin.results import Look, MirConfig, MirResult
 from mir_plugin.samples.sample_set import Sample, SampleSet
 from mir_plugin.selection.comparison import compare_results
 from mir_plugin.selection.further import further_looks
 from mir_plugin.selection.ranked import Candidate
 from mir_plugin.selection.select import select
+from mir_plugin.selection.spending import levels_of, nominal_levels
 from mir_plugin.selection.sweep import Measured, Sweep, SweepEntry
 
 from golden_data import require_golden

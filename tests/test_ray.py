@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.full]
 ray = pytest.importorskip("ray")
 VERDICTS = (0, 3, 4)  # exit codes where every checkpoint was measured
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+MARK = "MIR_TESTS_MARK"
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
 
 
@@ -186,16 +187,29 @@ def test_a_worker_with_a_full_disk_is_left_out(
 def test_ctrl_c_leaves_finished_checkpoints_and_layers_and_no_worker(tmp_path: Path, runs: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "mir_plugin.cli", "sweep", f"{runs}/checkpoint-*", *options(100), "--out", out]
-    running = subprocess.Popen([*map(str, command), "--ray", "local", "--max-parallel", "1"])
-    wait_for(lambda: out.is_dir() and any(row["state"] == "measured" for row in saved_rows(out)))
-    wait_for(lambda: list(out.glob("*/mir.partial.jsonl")))
-    running.send_signal(signal.SIGINT)
-    assert running.wait(HANGS) == 130
+    command += ["--ray", "local", "--max-parallel", "1"]
+    with (tmp_path / "log").open("wb") as log:
+        running = subprocess.Popen(
+            list(map(str, command)), stderr=log, stdout=log, env={**os.environ, MARK: str(tmp_path)}
+        )
+
+    def until(happened: Callable[[], object]) -> None:
+        wait_for(lambda: happened() or running.poll() is not None)
+        assert running.poll() is None, (tmp_path / "log").read_text()
+
+    try:
+        until(lambda: any(row["state"] == "measured" for row in saved_rows(out)))
+        until(lambda: list(out.glob("*/mir.partial.jsonl")))
+        assert processes_marked(str(tmp_path), "ray::CheckpointWorker")
+        running.send_signal(signal.SIGINT)
+        assert running.wait(HANGS) == 130
+    finally:
+        running.kill()
     states = [row["state"] for row in saved_rows(out)]
     assert "measured" in states and "waiting" in states
     [partial] = out.glob("*/mir.partial.jsonl")
     assert len(partial.read_text().splitlines()) > 1  # finished layers: the next sweep goes on from there
-    wait_for(lambda: not workers_of(running.pid))
+    wait_for(lambda: not processes_marked(str(tmp_path)))
 
 
 def saved_rows(out: Path) -> list[dict[str, Any]]:
@@ -205,8 +219,8 @@ def saved_rows(out: Path) -> list[dict[str, Any]]:
         return []
 
 
-def workers_of(driver: int) -> list[str]:
-    """Processes of ours on this machine that belong to a Ray worker."""
+def processes_marked(value: str, title: str = "") -> list[str]:
+    """Processes that were started, however indirectly, with this value of MARK, and have this in their title."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -214,7 +228,7 @@ def workers_of(driver: int) -> list[str]:
             environment = (process / "environ").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if "CheckpointWorker" in command and f"RAY_JOB_DRIVER={driver}" in environment:
+        if title in command and f"{MARK}={value}\0" in environment:
             found.append(command)
     return found
 

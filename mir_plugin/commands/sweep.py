@@ -277,7 +277,7 @@ def _tell_plan(running: Sweep, measuring: SweepMeasuring, *, json: bool) -> None
     from mir_plugin.commands.sweep_table import print_plan
     from mir_plugin.selection.dry_run import as_json, planned
 
-    plan = planned(running, measuring.measurement)
+    plan = planned(running, measuring)
     if json:
         typer.echo(json_module.dumps(as_json(plan), indent=2, allow_nan=False))
     else:

@@ -15,10 +15,25 @@ from mir_plugin.engine.kept import KeptFeatures
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.measurement import Measurement, lock
 from mir_plugin.measurement.resume import finished_result
-from mir_plugin.metric.spending import looks_up_to
 from mir_plugin.results import MirResult
 from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.types import ModelAdapter
+
+FIRST_LOOK = 16
+LAST_STEP = 0.75  # a look with a larger share of the samples than that is not worth its statistics
+
+
+def looks_up_to(n_samples: int) -> tuple[int, ...]:
+    """Numbers of samples to look at: 16, twice as many each time, and all.
+
+    >>> looks_up_to(100), looks_up_to(70), looks_up_to(12)
+    ((16, 32, 64, 100), (16, 32, 70), (12,))
+    """
+    looks, n = [], FIRST_LOOK
+    while n <= LAST_STEP * n_samples:
+        looks.append(n)
+        n *= 2
+    return (*looks, n_samples)
 
 
 class NestedSamples:

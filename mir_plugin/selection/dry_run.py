@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from mir_plugin.engine.features import layer_features
 from mir_plugin.engine.memory import estimate_memory
@@ -17,7 +17,8 @@ from mir_plugin.errors import MirError
 from mir_plugin.measurement.measurement import Measurement
 from mir_plugin.measurement.pooled import PooledLayer
 from mir_plugin.results import PARTIAL_NAME, RESULT_NAME
-from mir_plugin.selection.sweep import Sweep
+from mir_plugin.selection.sweep import Measured, Sweep
+from mir_plugin.selection.sweep_measuring import SweepMeasuring
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep would do; ``cost`` is None where nothing is to be measured."""
+    """What a sweep would do.
+
+    Attributes:
+        cost: None where nothing is to be measured.
+        at_most: whether fewer samples may do.
+    """
 
     checkpoints: tuple[PlannedCheckpoint, ...]
     cost: Cost | None
+    at_most: bool = False
 
     @property
     def n_to_measure(self) -> int:
@@ -63,7 +70,7 @@ class SweepPlan:
         return self.n_to_measure * self.cost.seconds if self.cost else 0.0
 
 
-def planned(sweep: Sweep, measurement_of: Callable[[Path, Path], Measurement]) -> SweepPlan:
+def planned(sweep: Sweep, measuring: SweepMeasuring) -> SweepPlan:
     """Look at every checkpoint that a sweep was asked for.
 
     The cost is that of results in the output folder that were measured alike; where there are none, the first
@@ -71,23 +78,24 @@ def planned(sweep: Sweep, measurement_of: Callable[[Path, Path], Measurement]) -
 
     Args:
         sweep: with its checkpoints; nothing is written.
-        measurement_of: checkpoint, path of its mir.json → its measurement.
+        measuring: what would be done with each.
     """
     plans: list[PlannedCheckpoint] = []
     first: Measurement | None = None
     for entry in (one for one in sweep.entries if one.asked):
-        measurement = measurement_of(entry.checkpoint, sweep.out_dir / entry.name / RESULT_NAME)
-        what, to_measure = _what_to_do(measurement)
+        path = sweep.out_dir / entry.name / RESULT_NAME
+        measurement = measuring.measurement(entry.checkpoint, path)
+        what, to_measure = _what_to_do(measurement, functools.partial(measuring.kept, entry.checkpoint, path))
         first = first or (measurement if to_measure else None)
         plans.append(PlannedCheckpoint(entry.name, str(entry.checkpoint), what, to_measure))
     if first is None:
         return SweepPlan(tuple(plans), None)
-    return SweepPlan(tuple(plans), known_cost(sweep) or _timed_cost(first))
+    return SweepPlan(tuple(plans), known_cost(sweep) or _timed_cost(first), at_most=measuring.nested is not None)
 
 
-def _what_to_do(measurement: Measurement) -> tuple[str, bool]:
+def _what_to_do(measurement: Measurement, kept: Callable[[], Measured | None]) -> tuple[str, bool]:
     try:
-        if measurement.earlier():
+        if kept():
             return "kept: measured before", False
         family = measurement.checkpoint.spec.name
     except MirError as error:

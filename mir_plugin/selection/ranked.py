@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mir_plugin.measurement.comparable import on_common_samples
-from mir_plugin.metric.spending import nominal_levels
 from mir_plugin.metric.uncertainty import CONFIDENCE
 from mir_plugin.results import MirResult
 from mir_plugin.selection.comparison import Difference, mir_difference
+from mir_plugin.selection.spending import nominal_levels
 
 
 @dataclass(frozen=True)

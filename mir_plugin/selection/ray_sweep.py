@@ -297,7 +297,8 @@ def _connected(address: str) -> tuple[Any, bool]:
                 ray.init(address=address, **quiet)
                 return ray, True
         ray.init(address="local", include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises a bare Exception where one of its processes does not start
+        ray.shutdown()
         raise MirError(f"--ray {address}: {error}. Start Ray there with `ray start`, or use --ray local.") from error
     return ray, True
 

@@ -15,8 +15,8 @@ beyond the tolerance, and is it certain to be within (TOST, two one-sided tests;
 10.1007/BF01068419)? Where neither is shown, that is what the verdict says.
 
 Results of ``--precision`` were looked at several times while samples came in. Each comparison then takes place on the
-samples that both have, with the interval of that look (``mir_plugin.metric.spending``), and what was shown to be worse
-than the lowest of its look stays so: the argument above holds for all looks together.
+samples that both have, with the interval of that look (``mir_plugin.selection.spending``), and what was shown to be
+worse than the lowest of its look stays so: the argument above holds for all looks together.
 """
 
 from __future__ import annotations

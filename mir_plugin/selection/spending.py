@@ -19,22 +19,6 @@ import functools
 import math
 from collections.abc import Sequence
 
-FIRST_LOOK = 16
-LAST_STEP = 0.75  # a look with a larger share of the samples than that is not worth its statistics
-
-
-def looks_up_to(n_samples: int) -> tuple[int, ...]:
-    """Numbers of samples to look at: 16, twice as many each time, and all.
-
-    >>> looks_up_to(100), looks_up_to(70), looks_up_to(12)
-    ((16, 32, 64, 100), (16, 32, 70), (12,))
-    """
-    looks, n = [], FIRST_LOOK
-    while n <= LAST_STEP * n_samples:
-        looks.append(n)
-        n *= 2
-    return (*looks, n_samples)
-
 
 def spent(share: float, alpha: float) -> float:
     """How much of the error probability may be spent when this share of the samples has been seen."""
