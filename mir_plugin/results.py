@@ -130,6 +130,9 @@ class Look:
     inputs: Mapping[str, Any]
     samples: Mapping[str, Any]
     uncertainty: Mapping[str, Any]
+    mir_at_equal_length: float | None = None
+    length_share: float | None = None
+    fragile: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
