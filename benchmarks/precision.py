@@ -4,6 +4,7 @@ DIR is what ``python -m examples.replication --out DIR`` wrote (its pre-training
 on all looks, once. Then
 
 * each study of each seed is swept as ``--precision`` would, from these results, and as a sweep on all samples;
+* differences on few samples are compared with those on all, which they estimate unless the number itself moves them;
 * sets of checkpoints are drawn from the recorded influences of a study's checkpoints, with known true differences, and
   swept in the same way: how often is something shown that is not so?
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +30,7 @@ from mir_plugin.model_adapters import Checkpoint, LoadOptions
 from mir_plugin.model_adapters.weights.shared_parts import SharedParts
 from mir_plugin.results import Look, MirConfig, MirResult
 from mir_plugin.samples.sample_set import SampleSet
+from mir_plugin.selection.comparison import mir_difference
 from mir_plugin.selection.further import further_looks
 from mir_plugin.selection.ranked import Candidate
 from mir_plugin.selection.select import Selection, select
@@ -51,6 +54,7 @@ def main() -> None:
     measured = dict(_measured(plans, nested, options.folder / f"looks-{options.samples}"))
     for target in options.precision:
         print_savings(plans, measured, NestedSamples(samples, target))
+    print_drift(plans, measured, nested)
     print_error_rates(plans, measured, samples, options.sets)
 
 
@@ -148,6 +152,30 @@ def _sweeps(plans: Sequence[CheckpointPlan]) -> Iterator[tuple[str, int, list[Ch
             ]
             yield study.name, seed, varied
         yield "all", seed, own
+
+
+def print_drift(
+    plans: Sequence[CheckpointPlan], measured: Mapping[CheckpointPlan, MirResult], nested: NestedSamples
+) -> None:
+    """Whether a difference of two checkpoints moves with the number of samples by more than its error."""
+    print("\n### Differences of two checkpoints of a seed on n samples, and on all\n")
+    print("| n | pairs | mean of difference on n ÷ on all, weighted | rms of (on n less on all) ÷ its standard error |")
+    print("|---|---|---|---|")
+    pairs = [(a, b) for a, b in itertools.combinations(plans, 2) if a.seed == b.seed]
+    for n in nested.planned[:-1]:
+        ratios, scores = [], []
+        for pair in pairs:
+            one, other = (measured[plan] for plan in pair)
+            whole = mir_difference(one, other)
+            part = mir_difference(one.at(n), other.at(n))
+            assert whole.standard_error
+            # Of a mean of n out of N numbers, less that of all N.
+            error = whole.standard_error * (nested.planned[-1] / n - 1) ** 0.5
+            ratios.append((part.difference * whole.difference, whole.difference**2))
+            scores.append((part.difference - whole.difference) / error)
+        ratio = sum(a for a, _ in ratios) / sum(b for _, b in ratios)
+        rms = statistics.fmean(score**2 for score in scores) ** 0.5
+        print(f"| {n} | {len(pairs)} | {ratio:.3f} | {rms:.2f} |")
 
 
 def print_error_rates(

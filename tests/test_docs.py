@@ -25,7 +25,7 @@ COMMANDS = [
 # Programs of others whose options have no list that could be asked here.
 VLMEVALKIT = {"--data", "--model", "--config", "--data-config", "--work-dir", "--mode", "--reuse", "--api-mode"}
 OTHERS = {
-    "ray": {"--head", "--port", "--address"},
+    "ray": {"--head", "--port", "--address", "--min-nodes", "--num-cpus", "--num-gpus"},
     "cd": set(),
     "echo": set(),
     "git": set(),
@@ -91,6 +91,9 @@ def problems_of(words: list[str]) -> list[str]:
         problems = unknown(rest[:at], options_in(launcher))
         target = {"mir_plugin.cli": "mir", "mir_plugin.tasks.lmms_eval.alias": "lmms_eval", "lmms_eval": "lmms_eval"}
         return problems + problems_of([target[rest[at + 1]], *rest[at + 2 :]])
+    if program == "srun":  # ray symmetric-run [OPTIONS] -- COMMAND
+        at = rest.index("--")
+        return unknown(rest[:at], OTHERS["ray"]) + problems_of(rest[at + 1 :])
     return unknown(rest, OTHERS[program]) if program in OTHERS else [f"{program!r} is not known to this test"]
 
 
