@@ -85,7 +85,7 @@ class Group:
 
     def broadcast_tensor(self, value: Tensor, source: int) -> Tensor:
         """The tensor of one process, in every process; the others give any tensor of its shape and type."""
-        if self.size == 1:
+        if self.size == 1 or value.numel() == 0:
             return value
         sent = value.contiguous().to(self.device)
         with self._connected():

@@ -238,7 +238,9 @@ def out_of_memory(tiny: TinyModel, at_layer: int) -> Iterator[None]:
         kind.forward = plain
 
 
-@pytest.mark.parametrize("at_layer", [0, 1, 2])
+@pytest.mark.parametrize(
+    "at_layer", [pytest.param(0, marks=pytest.mark.full), 1, pytest.param(2, marks=pytest.mark.full)]
+)
 @pytest.mark.parametrize("model", ["llava", "gemma3"])  # breadth-first and depth-first
 def test_all_begin_anew_with_smaller_batches_where_one_process_runs_out_of_memory(
     model: str, at_layer: int, tmp_path: Path

@@ -15,12 +15,12 @@ import torch
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from adapters.tiny_models import TinyModel
+from adapters.tiny_models import CHATML, TinyModel
 from forked import together
 from tiny_training import N_STEPS, tiny_llava, trainer_of, with_lora
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import Trainer, TrainingArguments
 
 from examples.training.small_vlm import SmallVLM, encode
@@ -63,13 +63,11 @@ def launched(group: Group, port: int) -> None:
     AcceleratorState.__init__ = told  # type: ignore[method-assign]  # in a process of its own
 
 
-@pytest.mark.parametrize("version", [2])
+@pytest.mark.full
 @pytest.mark.parametrize("how", ["full", "lora"])
 def test_the_trainer_under_fsdp_is_measured_exactly_and_not_disturbed(
-    how: str, version: int, samples: SampleSet, tmp_path: Path
+    how: str, samples: SampleSet, tmp_path: Path
 ) -> None:
-    if how == "lora" and version == 1:
-        pytest.skip("FSDP1 with frozen parameters is tested without the Trainer")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -79,9 +77,8 @@ def test_the_trainer_under_fsdp_is_measured_exactly_and_not_disturbed(
         trained = []
         for measured in (False, True):
             tiny = with_lora(tiny_llava()) if how == "lora" else tiny_llava()
-            sharding = {"version": version, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
-            if version == 1:
-                sharding["sync_module_states"] = False  # for which accelerate wants an accelerator
+            # accelerate's FSDP1 wants an accelerator; tests/test_sharded_training.py has it without the Trainer.
+            sharding = {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
             folder = tmp_path / str(measured)
             trainer = trainer_of(
                 tiny, folder, fsdp="full_shard auto_wrap", fsdp_config=sharding, per_device_train_batch_size=1
@@ -90,8 +87,7 @@ def test_the_trainer_under_fsdp_is_measured_exactly_and_not_disturbed(
                 trainer.add_callback(MIRCallback(trainer, samples, every_steps=1))
             trainer.train()
             trained.append(numbers(trainer))
-        kind = FSDPModule if version == 2 else FullyShardedDataParallel
-        assert any(isinstance(module, kind) for module in trainer.model.modules())
+        assert any(isinstance(module, FSDPModule) for module in trainer.model.modules())
         whole = get_model_state_dict(trainer.model, options=StateDictOptions(full_state_dict=True))
         return trained, {name: value.numpy().copy() for name, value in whole.items()}
 
@@ -107,8 +103,47 @@ def test_the_trainer_under_fsdp_is_measured_exactly_and_not_disturbed(
     alone = measure(from_loaded(tiny.model, tiny.processor), samples, checkpoint="gathered")
     assert found.mir == pytest.approx(alone.mir, rel=SAME_FEATURES)
     assert found.fingerprints["checkpoint"] == alone.fingerprints["checkpoint"]
-    assert found.facts["sharding"] == f"FSDP{version}"
+    assert found.facts["sharding"] == "FSDP2"
     assert found.engine["processes"] == 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("how", ["full", "lora"])
+def test_trls_trainer_is_measured_and_not_disturbed(how: str, samples: SampleSet, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl", reason="trl is not installed")
+    from datasets import Dataset
+
+    pairs = embedded_samples(4).samples
+    rows = [
+        {
+            "images": [pair.open_image()],
+            "prompt": [{"role": "user", "content": "What is it?"}],
+            "completion": [{"role": "assistant", "content": pair.text[:40]}],
+        }
+        for pair in pairs
+    ]
+    trained = []
+    for measured in (False, True):
+        tiny = with_lora(tiny_llava()) if how == "lora" else tiny_llava()
+        tiny.processor.chat_template = CHATML.replace("IMAGE", "<image>")
+        arguments = trl.SFTConfig(
+            output_dir=str(tmp_path / str(measured)), max_steps=N_STEPS, per_device_train_batch_size=2, use_cpu=True,
+            bf16=False, learning_rate=0.01, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+            max_length=None,
+        )  # fmt: skip
+        trainer = trl.SFTTrainer(
+            tiny.model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tiny.processor
+        )
+        if measured:
+            trainer.add_callback(MIRCallback(trainer, samples, every_steps=1))
+        trainer.train()
+        trained.append(numbers(trainer))
+    assert len(trained[0]) == N_STEPS
+    assert trained[0] == trained[1]
+    found = MirResult.load(tmp_path / "True" / "mir" / f"checkpoint-{N_STEPS}" / "mir.json")
+    logged = [row["mir/mir"] for row in trainer.state.log_history if "mir/mir" in row]
+    assert logged[-1] == found.mir
+    assert found.mir == pytest.approx(measure_live(trainer.model, tiny.processor, samples).mir, rel=SAME_FEATURES)
 
 
 class OwnTrainer(Trainer):
@@ -201,6 +236,7 @@ def test_models_computed_in_parts_are_refused_before_the_first_step_by_name(
     assert "mir sweep --watch" in str(error.value)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("dimension", "name"),
     [

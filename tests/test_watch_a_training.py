@@ -24,7 +24,7 @@ from mir_plugin.samples.embedded import embedded_samples
 
 from tolerances import HANGS, SAME_FEATURES
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 Write = Callable[[Path, TinyModel], None]
 
 
