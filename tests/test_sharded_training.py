@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import ctypes
 import dataclasses
 import os
 import subprocess
@@ -49,6 +51,7 @@ pytestmark = [
 ]
 N_STEPS = 2
 CPU = torch.device("cpu")
+M_MMAP_THRESHOLD = -3  # of the C library's mallopt
 ZERO3 = "MIR_TEST_DEEPSPEED"  # names a Python interpreter that has deepspeed besides what this one has
 
 
@@ -306,6 +309,47 @@ def test_process_0_alone_reads_the_weights_for_their_identity(tmp_path: Path) ->
     expected = from_loaded(tiny_llava().model, tiny_llava().processor).facts["checkpoint_fingerprint"]
     for rank, answer in enumerate(answers):
         assert answer == [(1 - rank, expected)] * 3
+
+
+@pytest.mark.full
+def test_memory_grows_by_one_gathered_layer_and_one_layers_features(tmp_path: Path) -> None:
+    tiny, samples = tiny_llava(), some_samples(6)
+    kind, config = type(tiny.model), copy.deepcopy(tiny.model.config)
+    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 4}
+    for name, value in {**shape, "num_key_value_heads": 4, "head_dim": 128}.items():
+        setattr(config.text_config, name, value)
+
+    def work(group: Group) -> tuple[int, int, MirResult]:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)  # tensors go back to the system when they are freed
+        # Pages of libraries count as they are touched: the same code runs once before.
+        measure_live(fsdp2(tiny), tiny.processor, samples)
+        wide = TinyModel(kind(config).eval(), tiny.processor)
+        decoder = sum(4 * p.numel() for layer in find_decoder(wide.model).layers for p in layer.parameters())
+        wrapped = fsdp2(wide)
+        rows = Captions(tiny.processor).rows  # a training has run the model before: FSDP makes its buffers then
+        wrapped(**{name: value[:1] for name, value in rows.items()}, labels=rows["input_ids"][:1]).loss.backward()
+        wrapped.zero_grad()
+        ctypes.CDLL(None).malloc_trim(0)
+        before = resident("VmRSS:")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+        result = measure_live(wrapped, tiny.processor, samples)
+        return resident("VmHWM:") - before, decoder, result
+
+    for answer in together(2, work, tmp_path):
+        assert not isinstance(answer, Exception), answer
+        growth, decoder, result = answer
+        estimate = result.engine["memory_estimate"]
+        bound = estimate["decoder"] + estimate["features"] + estimate["statistics"]
+        print(f"grew by {growth / 1e6:.1f} MB, {estimate}, all layers {decoder / 1e6:.1f} MB")
+        assert estimate["decoder"] == pytest.approx(decoder / 12)
+        assert growth < bound
+        assert bound < decoder / 4
+
+
+def resident(what: str) -> int:
+    """Bytes, from the system's account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(what)))
 
 
 def test_models_that_processes_compute_together_are_refused_by_name(tmp_path: Path) -> None:
