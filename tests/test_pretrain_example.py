@@ -13,7 +13,7 @@ import transformers
 from adapters.tiny_models import CLIP, TEXT, tiny_tokenizer
 from PIL import Image
 
-from examples.pretrain import pretrain, tune
+from examples.pretrain import pretrain, study, tune
 from mir_plugin import LoadOptions, MirResult, from_folders, load_adapter, measure
 from mir_plugin.samples.embedded import embedded_samples
 
@@ -133,3 +133,18 @@ def test_steps_are_spaced_by_their_logarithm() -> None:
     steps = pretrain.log_spaced(2180)
     assert steps[0] == 4 and steps[-1] == 2180
     assert all(1.2 < later / earlier < 1.8 for earlier, later in itertools.pairwise(steps[1:]))
+
+
+def test_intervals_of_correlations_are_over_runs() -> None:
+    """Within each run the indicator orders the scores, between runs it does not; the interval shows both."""
+    rows: list[study.Row] = [
+        {"run": str(run), "exact_match": -run + 0.1 * place, "mir": run + 0.1 * place, "late loss": run - 0.1 * place}
+        for run in range(3)
+        for place in range(4)
+    ]
+    rho, low, high = study.rho_by_runs(rows, "mir")
+    assert low < -0.5 < 0.9 < high  # one run drawn three times is in order
+    assert low < rho < 0
+    assert study.rho_by_runs(rows, "late loss") == pytest.approx((-1, -1, -1))
+    assert study.rho_by_runs(rows[1:], "mir") != (rho, low, high)
+    assert "| mir |" in study.scores([{**row, "name": "a", **dict.fromkeys(study.KINDS[1:], 0.5)} for row in rows])
