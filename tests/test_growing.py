@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -133,6 +134,34 @@ def test_a_full_disk_makes_samples_run_again(monkeypatch: pytest.MonkeyPatch, ca
     assert "the disk is full" in caplog.text
     for n, result in zip(nested.planned, results, strict=True):
         assert_same(result, measure(ToyAdapter(), nested.first(n), checkpoint="toy", batch_size=3))
+
+
+def test_features_that_would_fill_the_disk_are_not_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nested = NestedSamples(SampleSet(tuple(toy_samples(40))), 0.0)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+    with KeptFeatures(3) as kept:
+        results = grown(ToyAdapter(), nested, kept)
+    assert [result.engine["kept_samples"] for result in results] == [0, 0]
+    assert "free in TMPDIR" in caplog.text
+
+
+def test_nothing_is_kept_of_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    nested = NestedSamples(SampleSet(tuple(toy_samples(40))), 0.0)
+    added: list[int] = []
+
+    def add(self: Spool, features: Any, whole: Callable[..., None] = Spool.add) -> None:
+        added.append(len(features.vision_counts))
+        whole(self, features)
+
+    monkeypatch.setattr(Spool, "add", add)
+    with KeptFeatures(3) as kept:
+        measure(ToyAdapter(), nested.first(16), checkpoint="toy", kept=kept)
+        kept.more_follow = False
+        last = measure(ToyAdapter(), nested.first(40), checkpoint="toy", kept=kept)
+    assert last.engine["kept_samples"] == 16 and added == [16] * 3
 
 
 def test_what_a_broken_off_look_kept_is_not_used() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -22,7 +24,11 @@ logger = logging.getLogger(__name__)
 class KeptFeatures:
     """All layers' features of one checkpoint's samples, in a temporary file without a name.
 
-    A run calls ``begin``, ``joined`` for each layer, and ``end``. Where the disk is full, samples run again.
+    A run calls ``begin``, ``joined`` for each layer, and ``end``. Where they would take more than half of what is free
+    on the disk, samples run again.
+
+    Attributes:
+        more_follow: whether what runs now is kept for a further run.
     """
 
     def __init__(self, n_layers: int) -> None:
@@ -31,6 +37,7 @@ class KeptFeatures:
         self._held: dict[str, ReceivedSample] = {}
         self._running: list[str] | None = None
         self._disk_full = False
+        self.more_follow = True
 
     def __enter__(self) -> KeptFeatures:
         return self
@@ -59,18 +66,25 @@ class KeptFeatures:
         if self._held and self._spool:
             kept = self._spool.read(features.layer, features.vision.device)
             joined = _in_order(replace(kept, sample_ids=tuple(self._held)), features, samples)
-        if self._spool and not self._disk_full:
-            try:
-                self._spool.add(features)
-            except MirError as error:
-                logger.warning("features are not kept, and samples will run again if more are measured: %s", error)
-                self._disk_full = True
+        if self._spool and self.more_follow and not self._disk_full:
+            self._keep(features, self._spool)
         return joined
+
+    def _keep(self, features: TokenFeatures, spool: Spool) -> None:
+        n_bytes = self._n_layers * sum(rows.numel() * rows.element_size() for rows in (features.vision, features.text))
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        try:
+            if features.layer == 1 and n_bytes > free / 2:
+                raise MirError(f"they take {n_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in TMPDIR.")
+            spool.add(features)
+        except MirError as error:
+            logger.warning("features are not kept, and samples will run again if more are measured: %s", error)
+            self._disk_full = True
 
     def end(self, received: Sequence[ReceivedSample], samples: Sequence[Sample]) -> list[ReceivedSample]:
         """What reached the model of all samples, given that of those that ran."""
         known = self._held | dict(zip(self._running or (), received, strict=True))
-        if self._disk_full:
+        if self._disk_full or not self.more_follow:
             self.close()
         else:
             self._held, self._running = known, None

@@ -128,6 +128,8 @@ class GrowingMeasurement:
 
     def measure(self, n_samples: int, adapter: ModelAdapter, kept: KeptFeatures | None = None) -> MirResult:
         """Measure the first n samples and save what is known now; the folder has to be locked. Collective."""
+        if kept:
+            kept.more_follow = n_samples < self.samples.planned[-1]
         result = self.of_first(n_samples).measure(adapter, kept=kept, completed=self._with_earlier)
         return self.whole.group.broadcast(result)
 
