@@ -91,7 +91,10 @@ def test_a_picture_is_read_where_it_lies(tmp_path: Path) -> None:
     assert not read.problems
 
 
-@pytest.mark.parametrize("kind", ["link", "link to a picture", "pipe", "device", "text", "trailer", "half", "folder"])
+@pytest.mark.parametrize(
+    "kind",
+    ["link", "link to a picture", "pipe", "full pipe", "device", "text", "trailer", "half", "folder"],
+)
 def test_nothing_but_a_picture_in_its_place_reaches_a_page(kind: str, tmp_path: Path) -> None:
     source = pictures(tmp_path)
     png = tmp_path / f"{NORMS}.png"
@@ -103,8 +106,10 @@ def test_nothing_but_a_picture_in_its_place_reaches_a_page(kind: str, tmp_path: 
         png.symlink_to(outside)
     elif kind == "device":
         png.symlink_to("/dev/zero")
-    elif kind == "pipe":
+    elif kind.endswith("pipe"):
         os.mkfifo(png)
+        if kind == "full pipe":
+            os.write(os.open(png, os.O_RDWR | os.O_NONBLOCK), whole)  # open until the test process ends
     elif kind == "folder":
         png.mkdir()
     else:
