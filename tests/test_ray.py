@@ -136,6 +136,25 @@ def test_a_cluster_of_two_nodes_gives_the_numbers_of_a_local_sweep_and_resumes(
     assert times == times_of(tmp_path / "out")
 
 
+def test_samples_taken_step_by_step_are_those_of_a_local_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runs: Path, cluster: Any, one_thread: None
+) -> None:
+    cluster.add_node(**NODE)
+    shutil.rmtree(runs / "checkpoint-50")
+    arguments = ["sweep", f"{runs}/checkpoint-*", *options(40), "--precision", 0.0001, "--tolerance", 0]
+    code = mir(monkeypatch, *arguments, "--out", tmp_path / "local")
+    assert mir(monkeypatch, *arguments, "--out", tmp_path / "out", "--ray", cluster.address) == code
+    here, there = rows(tmp_path / "local"), rows(tmp_path / "out")
+    assert {row["n_samples"] for row in here.values()} >= {40}  # two are alike: no number of samples tells them apart
+    for step, row in here.items():
+        assert {**row, "seconds": 0} == {**there[step], "seconds": 0}
+    for path in (tmp_path / "local").glob("*/mir.json"):
+        local, other = (
+            json.loads(file.read_text()) for file in (path, tmp_path / "out" / path.parent.name / path.name)
+        )
+        assert [look["mir"] for look in local["looks"]] == [look["mir"] for look in other["looks"]]
+
+
 def test_checkpoints_on_a_node_that_is_killed_are_measured_on_the_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runs: Path, cluster: Any
 ) -> None:

@@ -64,10 +64,6 @@ class NestedSamples:
         """Whether the standard error of a result is at most the target."""
         return bool(result.uncertainty.get("standard_error", math.inf) <= self.target)
 
-    def in_memory(self) -> NestedSamples:
-        """The same for another process; see ``SampleSet.in_memory``."""
-        return NestedSamples(self.all.in_memory(), self.target)
-
 
 def features_are_kept(adapter: ModelAdapter) -> bool:
     """Whether features are kept from one look to the next, on disk, or the samples run again.

@@ -218,6 +218,7 @@ class RaySweep:
                 write_atomically(folder / file, text)
             (folder / PARTIAL_NAME).unlink(missing_ok=True)
             sweep.note_measured(name, answer.measured, answer.seconds)
+            self._attempts.pop(name, None)  # more samples may follow
         worker.claims.close()
 
     def _retire(self, worker: Worker, sweep: Sweep, name: str, answer: Answer) -> None:

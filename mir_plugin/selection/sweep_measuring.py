@@ -92,7 +92,7 @@ class SweepMeasuring:
         """The same for other processes, on other machines perhaps: with the samples' images in memory."""
         other = copy.copy(self)
         other.samples, other.shared, other.force = self.samples.in_memory(), SharedParts(), False
-        other.nested = self.nested.in_memory() if self.nested else None
+        other.nested = NestedSamples(other.samples, self.nested.target) if self.nested else None
         other.kept_features, other.keeps_features = {}, False  # which worker gets a checkpoint next is not known
         return other
 
