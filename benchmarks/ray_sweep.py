@@ -49,12 +49,13 @@ def swept(folder: Path, way: str, workers: list[str], n_samples: int) -> tuple[f
     command += ["--n-samples", str(n_samples), "--out", str(out), "--no-report"]
     command += ["--ray", "local", "--max-parallel", *workers] if workers else []
     started = time.perf_counter()
-    subprocess.run(command, check=False, capture_output=True, env={**os.environ, **ONE_THREAD})
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, **ONE_THREAD})
     whole = time.perf_counter() - started
     finished = sorted(path.stat().st_mtime for path in out.glob("*/mir.json"))
-    rows = json.loads((out / "sweep.json").read_text())["checkpoints"]
-    if len(finished) < len(rows):
-        raise SystemExit(f"{way}: {len(finished)} of {len(rows)} checkpoints were measured")
+    table = out / "sweep.json"
+    n_asked = len(json.loads(table.read_text())["checkpoints"]) if table.is_file() else None
+    if len(finished) != n_asked:
+        raise SystemExit(f"{way}: {len(finished)} of {n_asked} checkpoints were measured\n{done.stderr[-2000:]}")
     n_workers = int(workers[0]) if workers else 1
     # The first of each worker holds its imports: from then on there is only measuring.
     span = finished[-1] - finished[n_workers - 1]
