@@ -98,10 +98,6 @@ def _or_null(schema: Schema) -> Schema:
     return {"anyOf": [{k: v for k, v in schema.items() if k != "description"}, {"type": "null"}], **description}
 
 
-def _integer(description: str) -> Schema:
-    return {"type": "integer", "description": description}
-
-
 def _text(description: str) -> Schema:
     return {"type": "string", "description": description}
 
@@ -154,11 +150,11 @@ def selection_json() -> Schema:
     ranked = _record(
         **IDENTITY,
         mir=_number("lower is better"),
-        n_samples=_integer("of its result"),
+        n_samples=_whole("of its result"),
         standard_error=_or_null(_number("over samples")),
         compared_with=_or_null(_text("name of the lowest of its run; for that one, of the lowest of all")),
         behind_best=_or_null(_object(Difference)) | {"description": "b less a, a being the one compared with"},
-        compared_on=_integer("samples that both have; fewer than n_samples only with --precision"),
+        compared_on=_whole("samples that both have; fewer than n_samples only with --precision"),
         tied_with_best=_or_null({"type": "boolean", "description": "not shown to be more than the tolerance behind"}),
         within_tolerance=_or_null({"type": "boolean", "description": "shown to be within the tolerance (TOST)"}),
     )
@@ -198,6 +194,9 @@ def sweep_json() -> Schema:
         mir_published=_or_null(_number("see mir.json")),
         mir_published_upper=_or_null(_number("see mir.json")),
         n_samples=_or_null(_whole("image-text pairs")),
+        mir_at_equal_length=_or_null(_number("see mir.json")),
+        length_share=_or_null(_number("see mir.json")),
+        fragile=_text("see mir.json; the sentences in one line"),
         seconds=_or_null(_number("from loading to saving")),
         indicators={
             "type": "object",
