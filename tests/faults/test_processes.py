@@ -167,7 +167,8 @@ def content(path: Path) -> Any:
         return [{k: v for k, v in row.items() if k not in ("seconds", "state")} for row in rows]
     if path.name == "sweep.jsonl":
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return [{k: v for k, v in line.items() if k not in ("time", "seconds", "state")} for line in lines]
+        last = {line["checkpoint"]: line for line in lines}  # a failed attempt has its own line, where one found room
+        return [{k: v for k, v in line.items() if k not in ("time", "seconds", "state")} for line in last.values()]
     if path.suffix == ".xlsx":
         book = openpyxl.load_workbook(path)
         return {sheet.title: list(sheet.iter_rows(values_only=True)) for sheet in book}
