@@ -96,7 +96,7 @@ def _verdicts_in_markdown(board: Board) -> list[str]:
         parts += [
             "## Verdict",
             f"**{markdown_text(verdict.sentence)}**",
-            " ".join(map(markdown_text, (*verdict.reasons, *verdict.warnings))),
+            "\n".join(f"* {markdown_text(text)}" for text in (*verdict.reasons, *verdict.warnings)),
             _markdown_table(columns, [[_plain(c, row, markdown_text) for c in columns] for row in verdict.rows]),
             _markdown_table(run_columns, [[_plain(c, r, markdown_text) for c in run_columns] for r in verdict.runs]),
         ]
@@ -122,9 +122,11 @@ def to_latex(board: Board) -> str:
     rule = average_rule(board) if any(row.average is not None for row in board.rows) else ""
     texts = (f"{board.title}.", rule, *measured, *board.warnings)
     caption = " ".join(latex_text(text) for text in texts if text)
-    verdicts = [latex_text(" ".join((one.sentence, *one.reasons))) for one in board.verdicts]
+    verdicts = [
+        (latex_text(one.sentence), *(f"% {latex_text(text)}" for text in one.reasons)) for one in board.verdicts
+    ]
     lines = [
-        *verdicts,
+        *(line for told in verdicts for line in told),
         r"% needs \usepackage{booktabs}; report.csv holds all columns",
         r"\begin{table}[t]",
         r"\centering",
