@@ -300,7 +300,8 @@ def _connected(address: str) -> tuple[Any, bool]:
         ray.init(address="local", include_dashboard=False, **quiet)
     except Exception as error:  # Ray raises a bare Exception where one of its processes does not start
         ray.shutdown()
-        raise MirError(f"--ray {address}: {error}. Start Ray there with `ray start`, or use --ray local.") from error
+        advice = "" if address == "local" else " Start Ray there with `ray start`, or use --ray local."
+        raise MirError(f"--ray {address}: {str(error).rstrip('.')}.{advice}") from error
     return ray, True
 
 
