@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -185,6 +186,15 @@ def test_a_tensorboard_run_is_written(monkeypatch: pytest.MonkeyPatch, toys: Pat
     mir(monkeypatch, "sweep", toys, "--no-report", "--out", "out", "--log", "tensorboard")
     (events, *_) = (tmp_path / "out" / "mir-sweep").rglob("*tfevents*")
     assert b"mir/mir" in events.read_bytes()
+
+
+def test_a_trackio_run_is_written(monkeypatch: pytest.MonkeyPatch, toys: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip("trackio")
+    mir(monkeypatch, "sweep", toys, "--no-report", "--out", "out", "--log", "trackio")
+    (database, *_) = (tmp_path / "trackio").glob("*.db")
+    with sqlite3.connect(database) as connection:
+        assert b"mir/mir" in connection.execute("SELECT metrics FROM metrics").fetchone()[0]
 
 
 def test_a_dry_run_says_what_how_long_and_how_much_and_writes_nothing(

@@ -29,11 +29,13 @@ class TrackedSweep:
         Raises:
             MirError: if the tracker is not installed.
         """
+        from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
         if name not in map(str, get_available_trackers()):
             package = "tensorboardX" if name == "tensorboard" else name
             raise MirError(f"--log {name}: {name} is not installed. Run: pip install {package}")
+        PartialState()  # the trackers' own log messages ask which process this is
         tracker_class = LOGGER_TYPE_TO_CLASS[name]
         folder = {"logging_dir": str(out_dir)} if tracker_class.requires_logging_directory else {}
         self._tracker = tracker_class(PROJECT, **folder)
