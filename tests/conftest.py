@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import pytest
 from faults import table
+from packaging.version import Version
+
+# FSDP2 is public from torch 2.6 on, and accelerate describes parallelism from 1.10 on.
+HAS_SHARDING = Version(version("torch")) >= Version("2.6") and Version(version("accelerate")) >= Version("1.10")
+collect_ignore = [] if HAS_SHARDING else ["test_sharded_training.py", "test_trainers.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
