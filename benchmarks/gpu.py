@@ -367,7 +367,7 @@ def large(report: Report, shape: Shape, device: torch.device, samples: SampleSet
     report.part(f"{shape.name}: making it", load, needs)
     report.part(f"{shape.name}: bare passes", lambda: timed_bare(held["model"], samples.samples), needs)
     report.part(f"{shape.name}: whole run", whole, needs)
-    report.part(f"{shape.name}: whole run, in turn", lambda: whole(overlaps=lambda *_: False), needs)
+    report.part(f"{shape.name}: whole run, in turn", lambda: whole(layers_held=lambda *_: (1, 1)), needs)
     report.part(f"{shape.name}: whole run, layers from host memory", streamed, needs)
     held.clear()
     if device.type == "cuda":

@@ -303,7 +303,7 @@ def test_statistics_beside_the_next_layer_are_those_in_turn(
 ) -> None:
     samples = SampleSet(tuple(toy_samples(4)))
     in_turn = measure(ToyAdapter(), samples, checkpoint="toy", with_uncertainty=with_uncertainty)
-    monkeypatch.setattr(mir_plugin.measurement.measure, "overlaps", lambda *_: True)
+    monkeypatch.setattr(mir_plugin.measurement.measure, "layers_held", lambda *_: (2, 1))
     beside = measure(ToyAdapter(), samples, checkpoint="toy", with_uncertainty=with_uncertainty)
     assert beside.engine["overlapped"] and not in_turn.engine["overlapped"]
     assert beside.layers == in_turn.layers

@@ -166,7 +166,8 @@ def write_data(folder: Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps([in_llava_format(row) for row in rows], indent=1), "utf-8")
     for kind in ("images", "texts"):
         (folder / "mir" / kind).mkdir(parents=True, exist_ok=True)
-    for place, (row, sample) in enumerate(zip(seen, embedded_samples().samples, strict=False)):
+    samples = embedded_samples().samples
+    for place, (row, sample) in enumerate(zip(seen[: len(samples)], samples, strict=True)):
         (folder / "mir/images" / f"{place:03d}.png").write_bytes((folder / "images" / row["image"]).read_bytes())
         (folder / "mir/texts" / f"{place:03d}.txt").write_text(sample.text, encoding="utf-8")
 

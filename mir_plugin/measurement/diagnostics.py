@@ -61,8 +61,7 @@ def fragile_values(named: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
 
 
 def _few_long_tokens(layers: Sequence[LayerDistance], modality: str) -> str | None:
-    of_layers = {layer: getattr(layer, f"longest_{modality}") for layer in layers}
-    spiking = [layer for layer, share in of_layers.items() if share is not None and share > HALF]
+    spiking = [layer for layer in layers if (getattr(layer, f"longest_{modality}") or 0.0) > HALF]
     total = math.fsum(layer.distance for layer in layers)
     part = math.fsum(layer.distance for layer in spiking) / total if total > 0 else 0.0
     if part < SHARE_OF_DISTANCE:

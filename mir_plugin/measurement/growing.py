@@ -90,15 +90,7 @@ class GrowingMeasurement:
         Raises:
             MirError: if another checkpoint's result is there and ``force`` is not set.
         """
-        known = None
-        with self.whole.group.agreed("looking for an earlier result"):
-            if self.whole.group.rank == 0 and not self.whole.force:
-                known = self._known()
-                if known is None and self.whole.result_path.is_file():
-                    self.whole.note(
-                        f"{self.whole.result_path} was measured with other options, samples or files: replacing it."
-                    )
-        return self.whole.group.broadcast(known)
+        return self.whole.looked_up(self._known)
 
     def run(self) -> MirResult:
         """The result with the fewest samples that are precise enough, else that of all. Collective.
@@ -108,9 +100,7 @@ class GrowingMeasurement:
         """
         known = self.known()
         if known and self._is_enough(known):
-            self.whole.note(
-                f"already measured on {known.created}: {self.whole.result_path}. Use --force to measure again."
-            )
+            self.whole.note_kept(known)
             return known
         with lock(self.whole.folder, self.whole.group):
             adapter = self.whole.load()

@@ -289,33 +289,23 @@ def _require_unchanged(adapter: ModelAdapter, checkpoint: str) -> None:
 
 
 def layers_held(adapter: ModelAdapter, samples: Sequence[Sample], check: ReplayCheck, most: int) -> tuple[int, int]:
-    """Buffers of a layer's features, 2 where ``overlaps``, and layers whose features are kept for statistics together.
+    """Buffers of a layer's features, and layers whose features are kept for statistics together.
+
+    Two buffers let statistics run beside the next layer's forward passes: on a GPU that has memory for both. A CPU has
+    no core to spare for it, and a depth-first run no forward passes left.
 
     Args:
         most: processes that layers can be dealt out to.
     """
-    n_buffers = 2 if overlaps(adapter, samples, check) else 1
     free = free_memory(adapter.device)
-    if free is None or most == 1:
-        return n_buffers, most
-    estimate = estimate_memory(adapter, samples, check, n_buffers)
-    weights = estimate.decoder if adapter.decoder.streamed else 0
-    room = free - weights - estimate.features - estimate.statistics
-    further = int(room * n_buffers // estimate.features)
-    return n_buffers, 1 + max(0, min(further, most - 1))
-
-
-def overlaps(adapter: ModelAdapter, samples: Sequence[Sample], check: ReplayCheck) -> bool:
-    """Whether statistics run beside the next layer's forward passes: on a GPU that has memory for two layers' features.
-
-    A CPU has no core to spare for it, and a depth-first run no forward passes left.
-    """
-    free = free_memory(adapter.device)
-    if free is None or check.path == "depth-first":
-        return False
-    estimate = estimate_memory(adapter, samples, check, n_held=2)
+    if free is None:
+        return 1, most
+    estimate = estimate_memory(adapter, samples, check)
     weights = estimate.decoder if adapter.decoder.streamed else 0  # resident ones are there already
-    return weights + estimate.features + estimate.statistics < free
+    room = free - weights - estimate.statistics
+    n_buffers = 2 if check.path != "depth-first" and room > 2 * estimate.features else 1
+    further = room // estimate.features - n_buffers
+    return n_buffers, 1 + max(0, min(further, most - 1))
 
 
 def _heavy_groups(features: TokenFeatures, groups: Sequence[int], group: Group) -> tuple[int, ...]:

@@ -71,7 +71,7 @@ class Measurement:
             MirError: if the checkpoint cannot be loaded or measured, or the folder holds another one's result.
         """
         if existing := self.earlier():
-            self.note(f"already measured on {existing.created}: {self.result_path}. Use --force to measure again.")
+            self.note_kept(existing)
             return existing
         with lock(self.folder, self.group):
             result = self.measure(self.load())
@@ -85,12 +85,18 @@ class Measurement:
         Raises:
             MirError: if another checkpoint's result is there and ``force`` is not set.
         """
+        return self.looked_up(
+            lambda: finished_result(
+                self.result_path, self.fingerprint, self.checkpoint.name, with_uncertainty=self.with_uncertainty
+            )
+        )
+
+    def looked_up(self, find: Callable[[], MirResult | None]) -> MirResult | None:
+        """What process 0 finds in the folder, in every process; nothing with ``force``. Collective."""
         existing = None
         with self.group.agreed("looking for an earlier result"):
             if self.group.rank == 0 and not self.force:
-                existing = finished_result(
-                    self.result_path, self.fingerprint, self.checkpoint.name, with_uncertainty=self.with_uncertainty
-                )
+                existing = find()
                 if existing is None and self.result_path.is_file():
                     self.note(f"{self.result_path} was measured with other options, samples or files: replacing it.")
         return self.group.broadcast(existing)
@@ -150,6 +156,10 @@ class Measurement:
         """Run the layers without measuring: for what is taken from their features besides a result that exists."""
         for features in layer_features(adapter, self.samples.samples, batch_size=self.batch_size):
             on_layer(features)
+
+    def note_kept(self, existing: MirResult) -> None:
+        """Tell that nothing has to be measured."""
+        self.note(f"already measured on {existing.created}: {self.result_path}. Use --force to measure again.")
 
     def note(self, text: str) -> None:
         """Tell the user something on standard error, once for all processes."""

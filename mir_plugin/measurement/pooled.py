@@ -515,18 +515,19 @@ def _pooled_tokens(
     features: Tensor, counts: Sequence[int], own_norms: Tensor, norms: Tensor, config: MirConfig, group: Group
 ) -> PooledTokens:
     rows_per_sample = _counts_on(features.device, counts)
-    n_outliers = outlier_rows(norms, config.n_sigma).sum()
+    of_all = outlier_rows(norms, config.n_sigma)
+    n_outliers = of_all.sum()
     if config.outliers == "none" or (reads_early(norms.device) and n_outliers == 0):
         moments, none = pooled_moments(features, group=group), torch.zeros_like(n_outliers)
         return PooledTokens(features, rows_per_sample, None, None, none, share_of_longest(norms), moments)
     outliers = outlier_rows(own_norms, config.n_sigma, among=norms)
     if config.outliers == "remove":
         kept = features[~outliers]
-        longest = share_of_longest(norms[~outlier_rows(norms, config.n_sigma)])
+        longest = share_of_longest(norms[~of_all])
         rows_per_sample = per_sample(~outliers, rows_per_sample)
         return PooledTokens(kept, rows_per_sample, None, None, n_outliers, longest, pooled_moments(kept, group=group))
     median = pooled_median(features, group)
-    longest = share_of_longest(torch.where(outlier_rows(norms, config.n_sigma), row_norms(median[None]), norms))
+    longest = share_of_longest(torch.where(of_all, row_norms(median[None]), norms))
     most = None if reads_early(norms.device) else _most_outliers(len(norms), config.n_sigma)
     moments = pooled_moments(features, outliers, median, group, most_replaced=most)
     return PooledTokens(features, rows_per_sample, outliers, median, n_outliers, longest, moments)

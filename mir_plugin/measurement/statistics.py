@@ -171,7 +171,8 @@ class _BegunLayers:
             with self._group.agreed(self._task):
                 rest = remaining[self._group.rank] if self._own is not None else None
                 own = None if rest is None else rest.distance()
-            for of_layer, distance in zip(without, self._group.all_gather_object(own), strict=False):
+            of_owners = self._group.all_gather_object(own)[: len(self._layers)]
+            for of_layer, distance in zip(without, of_owners, strict=True):
                 of_layer[one] = distance
         return without
 

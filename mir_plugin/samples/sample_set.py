@@ -155,7 +155,7 @@ class SampleSet:
         """
         if n_samples == len(self):
             return self
-        seeded_choice(len(self), n_samples, 0)  # the errors are the same
+        _require_available(n_samples, len(self))
         drawn = sorted(random.Random(0).sample(range(len(self)), len(self))[:n_samples])
         first = tuple(self.samples[index] for index in drawn)
         return SampleSet(first, {**self.description, "n_samples": n_samples, "first_of": len(self)})
@@ -192,9 +192,13 @@ def seeded_choice(n_available: int, n_samples: int, seed: int) -> tuple[int, ...
     """
     if seed < 0:  # Python's generator takes -1 for 1
         raise MirError(f"seed must be 0 or greater, got {seed}.")
+    _require_available(n_samples, n_available)
+    return tuple(sorted(random.Random(seed).sample(range(n_available), n_samples)))
+
+
+def _require_available(n_samples: int, n_available: int) -> None:
     if not 1 <= n_samples <= n_available:
         raise MirError(f"requested {n_samples} samples, but there are {n_available}. Choose 1 to {n_available}.")
-    return tuple(sorted(random.Random(seed).sample(range(n_available), n_samples)))
 
 
 def spread_evenly(items: Sequence[T], n: int) -> tuple[T, ...]:

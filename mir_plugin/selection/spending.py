@@ -16,6 +16,7 @@ to stop. Levels meet Student's quantile of each look, as in Jennison & Turnbull 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -51,7 +52,7 @@ def levels_of(cumulative: tuple[float, ...], shares: tuple[float, ...]) -> tuple
     bound = min(-ndtri(cumulative[0] / 2), 9.0) * math.sqrt(shares[0])  # of the Brownian motion
     at = bound * nodes
     density = np.exp(-0.5 * at**2 / shares[0]) / math.sqrt(2 * math.pi * shares[0]) * bound * weights
-    for before, now, to_spend in zip(shares, shares[1:], np.diff(cumulative), strict=False):
+    for (before, now), to_spend in zip(itertools.pairwise(shares), np.diff(cumulative), strict=True):
         spread = math.sqrt(now - before)
 
         def crossing(limit: float, at=at, density=density, spread=spread) -> float:  # type: ignore[no-untyped-def]

@@ -72,6 +72,11 @@ class BoardRow:
     sources: tuple[str, ...] = ()
     result: MirResult | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def series(self) -> str:
+        """What it is drawn as one of: its group, else its training run."""
+        return self.group or self.run
+
 
 @dataclass(frozen=True)
 class Cohort:

@@ -18,7 +18,7 @@ from mir_plugin.reports.board.config_keys import (
     BenchmarkKeys,
     ConfigKeys,
     HostKeys,
-    LinkKeys,
+    Link,
     ModelKeys,
     Unit,
     keys_of,
@@ -62,19 +62,6 @@ class ModelEntry:
     name: str = ""
     group: str = ""
     step: int | None = None
-
-
-@dataclass(frozen=True)
-class Link:
-    """One row for two checkpoints: MIR before fine-tuning, scores after it.
-
-    Attributes:
-        pretrained: path or name of the checkpoint whose MIR counts.
-        finetuned: path or name of the one trained from it, whose scores count.
-    """
-
-    pretrained: str
-    finetuned: str
 
 
 @dataclass(frozen=True)
@@ -170,8 +157,8 @@ class ReportConfig:
 
 
 def _link(reader: _Reader, item: Any, index: int) -> Link:
-    entry = reader.mapping(item, f"links[{index}]", keys_of(LinkKeys))
-    for key in keys_of(LinkKeys):
+    entry = reader.mapping(item, f"links[{index}]", keys_of(Link))
+    for key in keys_of(Link):
         if not isinstance(entry.get(key), str) or not entry[key].strip():
             raise reader.error(f"links[{index}].{key}", entry.get(key), "a checkpoint's path or name")
     return Link(entry["pretrained"], entry["finetuned"])

@@ -33,7 +33,7 @@ class ModelKeys:
 
 
 @dataclass(frozen=True)
-class LinkKeys:
+class Link:
     """MIR before fine-tuning beside scores after it, as ``--link PRETRAIN=SFT``.
 
     Attributes:
@@ -105,7 +105,7 @@ class ConfigKeys:
 
     title: str = "MIR and benchmark scores"
     models: list[ModelKeys] = field(default_factory=list)
-    links: list[LinkKeys] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
     benchmarks: list[str] = field(default_factory=list)
     average: str | list[str] = "paper-7"
     weights: dict[str, float] = field(default_factory=dict)

@@ -60,12 +60,14 @@ def _configured(
     for one in config.links:
         before = matching(one.pretrained, everything, clusters, problems, "link")
         after = matching(one.finetuned, everything, clusters, problems, "link")
-        if before and after and (pair := (clusters.root(before[0]), clusters.root(after[0]))):
-            if pair[0] == pair[1]:
-                what = f"{one.pretrained} and {one.finetuned} are one checkpoint already"
-                problems.append(Problem("note", "linked", "configuration", what, "Leave the link out."))
-            else:
-                pairs[pair] = f"{one.pretrained}={one.finetuned}"
+        if not (before and after):
+            continue
+        pair = clusters.root(before[0]), clusters.root(after[0])
+        if pair[0] == pair[1]:
+            what = f"{one.pretrained} and {one.finetuned} are one checkpoint already"
+            problems.append(Problem("note", "linked", "configuration", what, "Leave the link out."))
+        else:
+            pairs[pair] = f"{one.pretrained}={one.finetuned}"
     ends: dict[str, str] = {}
     for pair, text in pairs.items():
         for root in pair:

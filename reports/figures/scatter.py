@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mir_plugin.files.outside_text import storable
-from mir_plugin.reports.board.board import Board, BoardRow
+from mir_plugin.reports.board.board import Board
 from mir_plugin.reports.figures.style import (
     MARKERS,
     MUTED,
@@ -102,21 +102,16 @@ def scores_figure(board: Board) -> Figure | None:
     return figure
 
 
-def series_of(row: BoardRow) -> str:
-    """What a row is drawn as one of: its group, else its training run."""
-    return row.group or row.run
-
-
 def _places(board: Board) -> dict[str, int]:
     """Group, or training run → place in palette and markers, the same in all panels."""
     scope = main_scope(board)
-    groups = sorted({series_of(row) for row in scope.rows if row.mir is not None and row.scores}) if scope else []
+    groups = sorted({row.series for row in scope.rows if row.mir is not None and row.scores}) if scope else []
     return {group: place for place, group in enumerate(groups)}
 
 
 def _draw_points(axes: Axes, points: Scatter, places: Mapping[str, int], size: float) -> None:
     for group, place in places.items():
-        chosen = [index for index, row in enumerate(points.rows) if series_of(row) == group]
+        chosen = [index for index, row in enumerate(points.rows) if row.series == group]
         if chosen:
             axes.scatter(
                 [points.mir[index] for index in chosen],

@@ -90,7 +90,7 @@ def _row(row: BoardRow, metrics: list[Any]) -> dict[str, Any]:
     scores = dict(row.scores) if row.average is None else {AVERAGE: row.average, **row.scores}
     return {
         "name": storable(row.name),
-        "group": storable(row.group or row.run),
+        "group": storable(row.series),
         "cohort": row.cohort,
         "identity": storable(row.identity),
         "step": row.step,

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mir_plugin import __version__
 from mir_plugin.errors import MirError
 from mir_plugin.files.outside_text import on_a_line
 from mir_plugin.reports.board.board import Board, BoardRow, ScoreEntry
@@ -76,7 +77,7 @@ def to_card(board: Board, row: BoardRow) -> str:
         "## Methods",
         " ".join(_methods(row, scored)),
         "## BibTeX",
-        f"```bibtex\n{BIBTEX.replace('VERSION', version or '0.1.0')}```",
+        f"```bibtex\n{BIBTEX.replace('VERSION', version or __version__)}```",
     ]
     return "\n\n".join(parts) + "\n"
 
