@@ -72,27 +72,43 @@ def common(
 def main() -> None:
     """Entry point: a user's mistake prints as one message on standard error and exits with 1."""
     accept_all_characters(sys.stdout, sys.stderr)
-    signal.signal(signal.SIGTERM, _end)
+    asked: list[int] = []
+
+    def end(number: int, _: FrameType | None) -> None:
+        """End as after Ctrl-C, so that half-written files are cleared away; SIGTERM's default ends without a word."""
+        asked.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # a script's `mir … &` is not ended by Ctrl-C
+            signal.signal(number, end)
     try:
         app()
-    except MirError as error:
-        typer.echo(_shown(f"mir: {error}"), err=True)
+    except Exception as error:
+        if asked:  # libraries in C, matplotlib for one, make an error of their own of the exception that ``end`` raises
+            sys.exit(128 + asked[-1])
+        message = _message(error)
+        if message is None:
+            raise
+        typer.echo(_shown(f"mir: {message}"), err=True)
         sys.exit(1)
-    except OSError as error:  # a full disk, a closed terminal, a file that went away: nothing that code could prevent
+
+
+def _message(error: Exception) -> str | None:
+    """What the user can put right; None for an error of ours."""
+    if isinstance(error, MirError):
+        return str(error)
+    if isinstance(error, OSError):  # a full disk, a closed terminal, a file that went away
         where = f"{error.filename}: " if error.filename else ""
-        message = f"mir: {where}{error.strerror or error}. Put that right and repeat the command."
-        typer.echo(_shown(message), err=True)
-        sys.exit(1)
+        return f"{where}{error.strerror or error}. Put that right and repeat the command."
+    return None
 
 
 def _shown(message: str) -> str:
     """Line by line as it can be shown, without secrets that other programs put into their messages."""
     return "\n".join(map(on_a_line, without_secrets(message).split("\n")))
-
-
-def _end(number: int, _: FrameType | None) -> None:
-    """End as after Ctrl-C, so that half-written files are cleared away; the default would end without a word."""
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

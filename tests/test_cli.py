@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from command_line import mir
 
+from mir_plugin import cli
 from mir_plugin.cli import app
 from mir_plugin.commands.terminal import print_comparison, print_result
 from mir_plugin.errors import MirError
@@ -283,3 +285,23 @@ def test_names_that_look_like_markup_are_printed_as_they_are(
     assert f"Indicators of {ODD}" in shown
     assert f"not computed: {ODD}" in shown
     assert f"saved to {ODD}/indicators.json" in shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_a_library_made_an_error_of_its_own_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    def draw() -> None:
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            raise ValueError("Invalid bounding box") from None  # matplotlib's renderer
+
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(cli, "app", draw)
+    try:
+        assert mir(monkeypatch, "report") == 128 + number
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert capsys.readouterr().err == ""

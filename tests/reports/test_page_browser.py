@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from report_boards import board, layer
+from tolerances import HANGS
 
 from mir_plugin.reports.board.board import (
     Board,
@@ -283,14 +284,19 @@ def test_the_theme_follows_the_system_and_the_button_and_is_kept(page):
     def background():
         return page.execute_script("return getComputedStyle(document.body).backgroundColor")
 
+    def axis():
+        return chart(page, "chart.options.scales.x.title.color")
+
+    before = axis()
     page.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     )
-    dark, dark_axis = background(), chart(page, "chart.options.scales.x.title.color")
+    WebDriverWait(page, HANGS).until(lambda _: axis() != before)  # the browser tells the page with its next frame
+    dark, dark_axis = background(), axis()
     by_id(page, "theme").click()  # auto → light
     light = background()
     assert light != dark
-    assert chart(page, "chart.options.scales.x.title.color") != dark_axis
+    assert axis() != dark_axis
     page.refresh()
     assert background() == light
     by_id(page, "theme").click()
