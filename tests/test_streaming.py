@@ -172,7 +172,7 @@ def test_streamed_checkpoints_answer_no_prompts() -> None:
         adapter.generate([], max_new_tokens=1)  # type: ignore[attr-defined]
 
 
-N_LAYERS, D, INTERMEDIATE = 40, 512, 1408
+N_LAYERS, D, INTERMEDIATE = 16, 512, 4096
 ALLOWED_GROWTH = 110_000_000
 WEIGHTS_IN_MEMORY = 4 * N_LAYERS * (4 * D * D + 3 * D * INTERMEDIATE)  # float32: 512 MB
 
@@ -228,8 +228,8 @@ def write_large_checkpoint(folder: Path) -> Path:
         shutil.copyfile(source / "model" / part, model / part)
     shutil.copytree(source / "vision_tower", folder / "vision_tower", copy_function=shutil.copyfile)
     shutil.copytree(source / "samples", folder / "samples", copy_function=shutil.copyfile)
-    for path in sorted((folder / "samples").iterdir())[4:]:
-        path.unlink()  # two pairs are enough
+    for path in sorted((folder / "samples").iterdir())[2:]:
+        path.unlink()  # one pair is enough: weights, not tokens, are what memory has no room for
     config = json.loads((source / "model" / "config.json").read_text())
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
     config |= {"hidden_size": D, "intermediate_size": INTERMEDIATE, "num_hidden_layers": N_LAYERS, **heads}

@@ -8,7 +8,6 @@ import shutil
 
 import pytest
 from report_boards import board, layer
-from tolerances import HANGS
 
 from mir_plugin.reports.board.board import (
     Board,
@@ -21,6 +20,8 @@ from mir_plugin.reports.page.page import write_page
 from mir_plugin.reports.read.benchmarks import Benchmark
 from mir_plugin.reports.read.headline_table import TRAINING_LOSS
 from mir_plugin.reports.read.records import Comparability
+
+from tolerances import HANGS
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install '.[dev]')")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
