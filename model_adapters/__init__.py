@@ -57,8 +57,8 @@ class LoadOptions:
 class AdapterSpec:
     """One checkpoint family. Other packages add theirs by an entry point of the group ``mir_plugin.adapters``.
 
-    ``loads``, ``recognises`` and ``inspects`` are of the form ``"module:function"`` and imported on first use.
-    ``folder`` below has ``path`` and ``config``, the content of config.json.
+    ``loads``, ``recognises``, ``inspects`` and ``checks`` are of the form ``"module:function"`` and imported on first
+    use. ``folder`` below has ``path`` and ``config``, the content of config.json.
 
     Attributes:
         name: what ``--family`` takes.
@@ -67,7 +67,9 @@ class AdapterSpec:
         recognises: ``(folder: CheckpointFolder) -> bool``, from files and config alone. The first family of the table
             that recognises a checkpoint loads it, so this should import nothing heavy.
         inspects: ``(folder: CheckpointFolder, options: LoadOptions) -> Mapping[str, str]``, what loading would use, as
-            headings and texts; reads no weight.
+            headings and texts; reads no weight, and should import nothing heavy.
+        checks: None, or the same for what takes longer: goes through what ``loads`` and the first sample go through,
+            all but the values of weights, and raises MirError as they would; further headings and texts.
         aliases: further names.
         shares: whether ``loads`` also takes ``shared=``, what the checkpoint loaded before it left behind.
     """
@@ -79,6 +81,7 @@ class AdapterSpec:
     inspects: str
     aliases: tuple[str, ...] = ()
     shares: bool = False
+    checks: str | None = None
 
 
 ADAPTERS: tuple[AdapterSpec, ...] = (
@@ -87,7 +90,8 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         summary="Mini-Gemini / MGM: full and projector-only; two vision towers and patch-info mining",
         loads="mir_plugin.model_adapters.mini_gemini.loading:load",
         recognises="mir_plugin.model_adapters.recognition:is_mini_gemini",
-        inspects="mir_plugin.model_adapters.mini_gemini.loading:inspect",
+        inspects="mir_plugin.model_adapters.mini_gemini.files:inspect",
+        checks="mir_plugin.model_adapters.mini_gemini.loading:check",
         aliases=("mgm",),
         shares=True,
     ),
@@ -96,7 +100,8 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         summary="ShareGPT4V: full, pre-training (tuned upper vision tower) and projector-only",
         loads="mir_plugin.model_adapters.llava.loading:load_sharegpt4v",
         recognises="mir_plugin.model_adapters.recognition:is_sharegpt4v",
-        inspects="mir_plugin.model_adapters.llava.loading:inspect_sharegpt4v",
+        inspects="mir_plugin.model_adapters.llava.inspection:inspect_sharegpt4v",
+        checks="mir_plugin.model_adapters.llava.loading:check_sharegpt4v",
         aliases=("share4v",),
         shares=True,
     ),
@@ -105,7 +110,8 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         summary="original LLaVA-1.5: full, projector-only, LoRA; with or without MoCa",
         loads="mir_plugin.model_adapters.llava.loading:load",
         recognises="mir_plugin.model_adapters.recognition:is_llava",
-        inspects="mir_plugin.model_adapters.llava.loading:inspect",
+        inspects="mir_plugin.model_adapters.llava.inspection:inspect",
+        checks="mir_plugin.model_adapters.llava.loading:check",
         aliases=("llava",),
         shares=True,
     ),
@@ -115,6 +121,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
         loads="mir_plugin.model_adapters.huggingface.adapter:load",
         recognises="mir_plugin.model_adapters.recognition:is_huggingface",
         inspects="mir_plugin.model_adapters.huggingface.inspection:inspect",
+        checks="mir_plugin.model_adapters.huggingface.inspection:check",
         aliases=("hf",),
     ),
 )
@@ -238,14 +245,25 @@ class Checkpoint:
         return cast("ModelAdapter", _import(self.spec.loads)(self.folder, self.options, **sharing))
 
     def inspect(self) -> Mapping[str, str]:
-        """What loading would use, as headings and texts; no weight is read.
+        """What loading would use, as headings and texts, from configs and headers.
 
         Raises:
-            MirError: as ``load`` would, for parts that are missing or do not belong together.
+            MirError: for parts that are missing or do not belong together.
         """
-        inspects = cast("Callable[..., Mapping[str, str]]", _import(self.spec.inspects))
+        return self._told(self.spec.inspects)
+
+    def check(self) -> Mapping[str, str]:
+        """Go through what ``load`` and the first sample go through, without reading a weight; what only this shows.
+
+        Raises:
+            MirError: as they would.
+        """
+        return self._told(self.spec.checks) if self.spec.checks else {}
+
+    def _told(self, target: str) -> Mapping[str, str]:
+        tells = cast("Callable[..., Mapping[str, str]]", _import(target))
         try:
-            return inspects(self.folder, self.options)
+            return tells(self.folder, self.options)
         except MirError as error:
             raise MirError(
                 f"{self.name} is a {self.spec.name} checkpoint, but cannot be loaded yet: {error}"

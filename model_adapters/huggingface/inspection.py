@@ -6,23 +6,14 @@ from pathlib import Path
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
-from mir_plugin.model_adapters.huggingface.sources import Sources, find_sources
+from mir_plugin.model_adapters.huggingface.sources import find_sources
 from mir_plugin.model_adapters.recognition import CheckpointFolder, brings_code
 from mir_plugin.samples.sample_set import Sample
 
 
 def inspect(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
-    """What loading would use. Raises MirError as loading would, for all but the values of weights.
-
-    Code that a checkpoint brings is not run: of such a checkpoint only files are looked at.
-    """
+    """What loading would use, from files. Raises MirError for those that are missing or contradict each other."""
     sources = find_sources(folder, options)
-    if not brings_code(sources.config):
-        return _description(sources) | _as_loaded(folder, options)
-    return _description(sources)
-
-
-def _description(sources: Sources) -> dict[str, str]:
     config = sources.config
     text, vision = config.get("text_config", config), config.get("vision_config", {})
     if not (isinstance(text, dict) and isinstance(vision, dict)):
@@ -43,13 +34,21 @@ def _description(sources: Sources) -> dict[str, str]:
     }
 
 
-def _as_loaded(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
-    """Go through everything that loading and the first sample go through, with parameters that have no memory."""
+def check(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
+    """Go through what loading and the first sample go through, with parameters that have no memory.
+
+    Code that a checkpoint brings is not run: of such a checkpoint only files are looked at.
+
+    Raises:
+        MirError: as loading, for all but the values of weights.
+    """
     from PIL import Image
 
     from mir_plugin.model_adapters.huggingface.adapter import HuggingFaceAdapter
     from mir_plugin.model_adapters.huggingface.checkpoint import check_without_weights
 
+    if brings_code(find_sources(folder, options).config):
+        return {}
     checked = check_without_weights(folder, options)
     adapter = HuggingFaceAdapter(checked.model, checked.processor, family="huggingface", identity={})
     adapter.encode([Sample("a blank picture", Image.new("RGB", (64, 48)), "a")])

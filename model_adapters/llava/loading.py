@@ -14,7 +14,8 @@ from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import folder_fingerprint
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
-from mir_plugin.model_adapters.llava.files import LlavaFiles, description, open_llava
+from mir_plugin.model_adapters.llava.files import LlavaFiles, open_llava
+from mir_plugin.model_adapters.llava.inspection import FAMILY, SHAREGPT4V
 from mir_plugin.model_adapters.llava.merging import Merge
 from mir_plugin.model_adapters.llava.model import LlavaModel
 from mir_plugin.model_adapters.llava.parts import NEWLINE, SUPPORTED_LLMS, Parts, open_parts, supported_llm
@@ -35,7 +36,6 @@ from mir_plugin.model_adapters.weights.stored import Weight
 from mir_plugin.model_adapters.weights.streamed import assign_within
 from mir_plugin.samples.sample_set import Sample
 
-FAMILY = "llava-1.5"
 # What a wrong value in a config ends in, somewhere inside transformers.
 _WRONG_VALUES = (
     StrictDataclassError,
@@ -66,11 +66,10 @@ def load(
     return assemble(_prepared(folder, options, family), options, shared=shared)
 
 
-def inspect(folder: CheckpointFolder, options: LoadOptions, *, family: str = FAMILY) -> dict[str, str]:
-    """What loading would use. Reads no weight; raises MirError as ``load``, for all but the values of weights."""
-    prepared = _prepared(folder, options, family)
-    require_loadable(prepared, options)
-    return description(prepared.files, options)
+def check(folder: CheckpointFolder, options: LoadOptions, *, family: str = FAMILY) -> dict[str, str]:
+    """Raise MirError as ``load`` would, for all but the values of weights; reads none."""
+    require_loadable(_prepared(folder, options, family), options)
+    return {}
 
 
 @dataclass(frozen=True)
@@ -126,12 +125,12 @@ def load_sharegpt4v(
     Raises:
         MirError: as ``load``.
     """
-    return load(folder, options, family="sharegpt4v", shared=shared)
+    return load(folder, options, family=SHAREGPT4V, shared=shared)
 
 
-def inspect_sharegpt4v(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
-    """What loading a ShareGPT4V checkpoint would use, as ``inspect``."""
-    return inspect(folder, options, family="sharegpt4v")
+def check_sharegpt4v(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
+    """Raise MirError as loading a ShareGPT4V checkpoint would, as ``check``."""
+    return check(folder, options, family=SHAREGPT4V)
 
 
 def require_loadable(prepared: Prepared, options: LoadOptions) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
-from mir_plugin.model_adapters.llava.files import LlavaFiles, search_places
-from mir_plugin.model_adapters.llava.tower_config import CLIP, TowerConfig
+from mir_plugin.model_adapters.llava.files import LlavaFiles, description, open_llava, search_places
+from mir_plugin.model_adapters.llava.parts import supported_llm
+from mir_plugin.model_adapters.llava.tower_config import CLIP, TowerConfig, open_tower_config
+from mir_plugin.model_adapters.recognition import CheckpointFolder
 from mir_plugin.model_adapters.weights.hub import find_folder
 from mir_plugin.model_adapters.weights.key_rules import KeyRule, rename, weights_below
 from mir_plugin.model_adapters.weights.stored import StoredTensor, open_weight_file
@@ -73,6 +75,19 @@ class AuxTower:
     source: str
     folders: tuple[Path, ...]
     weights: Mapping[str, StoredTensor]
+
+
+def inspect(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
+    """What loading would use, as headings and texts. Raises MirError for parts that are missing or do not fit."""
+    files = open_llava(folder, options, family=FAMILY, more_rules=CHECKPOINT_RULES)
+    aux = open_aux_tower(files, options)
+    layout = view_layout(files.config, open_tower_config(files.tower, files.config, files.weights))
+    supported_llm(files)
+    views = f"{layout.grid} x {layout.grid}" + (" and a global view" if layout.with_global_view else "")
+    return description(files, options) | {
+        "second vision tower": aux.source,
+        "picture": f"{files.config['image_size_aux']} pixels; low-resolution views {views}",
+    }
 
 
 def open_aux_tower(files: LlavaFiles, options: LoadOptions) -> AuxTower:

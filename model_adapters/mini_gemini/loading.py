@@ -9,7 +9,7 @@ from typing import Any
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
-from mir_plugin.model_adapters.llava.files import description, open_llava
+from mir_plugin.model_adapters.llava.files import open_llava
 from mir_plugin.model_adapters.llava.loading import Prepared, assemble, require_loadable
 from mir_plugin.model_adapters.llava.preprocess import open_preprocessor
 from mir_plugin.model_adapters.llava.tower_config import open_tower_config
@@ -36,17 +36,10 @@ def load(folder: CheckpointFolder, options: LoadOptions, *, shared: SharedParts 
     return assemble(_prepared(folder, options), options, shared=shared)
 
 
-def inspect(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
-    """What loading would use. Reads no weight; raises MirError as ``load``, for all but the values of weights."""
-    prepared = _prepared(folder, options)
-    require_loadable(prepared, options)
-    facts = prepared.more_facts
-    grid = facts["image_grid"]
-    views = f"{grid} x {grid}" + (" and a global view" if facts["image_global"] else "")
-    return description(prepared.files, options) | {
-        "second vision tower": facts["vision_tower_aux"],
-        "picture": f"{facts['image_size_aux']} pixels; low-resolution views {views}",
-    }
+def check(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
+    """Raise MirError as ``load`` would, for all but the values of weights; reads none."""
+    require_loadable(_prepared(folder, options), options)
+    return {}
 
 
 def _prepared(folder: CheckpointFolder, options: LoadOptions) -> Prepared:

@@ -50,7 +50,8 @@ def features(checkpoint: Path, **options: Any) -> Tensor:
 
 
 def inspected(checkpoint: Path, **options: Any) -> dict[str, str]:
-    return dict(open_checkpoint(checkpoint, LoadOptions(**options)).inspect())
+    opened = open_checkpoint(checkpoint, LoadOptions(**options))
+    return {**opened.inspect(), **opened.check()}
 
 
 def with_adapter(base: Path, target: Path, **settings: Any) -> Path:

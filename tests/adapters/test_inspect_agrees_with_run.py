@@ -36,9 +36,15 @@ def error_of(attempt: Callable[[], object]) -> str | None:
 
 def inspected(checkpoint: Path, options: LoadOptions, monkeypatch: pytest.MonkeyPatch) -> str | None:
     """What `mir inspect` says against a checkpoint; fails if it reads a tensor."""
+
+    def attempt() -> None:
+        opened = open_checkpoint(checkpoint, options)
+        opened.inspect()
+        opened.check()
+
     with monkeypatch.context() as patch:
         patch.setattr(StoredTensor, "read", lambda self: pytest.fail(f"inspect read {self.origin}"))
-        return error_of(lambda: open_checkpoint(checkpoint, options).inspect())
+        return error_of(attempt)
 
 
 def run(checkpoint: Path, options: LoadOptions) -> str | None:

@@ -61,7 +61,7 @@ def test_a_missing_part_is_named_with_its_family_and_remedy(tmp_path: Path) -> N
         open_checkpoint(tmp_path / "lonely" / "deep" / "model").inspect()
 
 
-def test_inspecting_an_original_checkpoint_reads_its_config_once() -> None:
+def test_inspecting_an_original_checkpoint_reads_its_config_once_and_tells_its_parts_without_torch() -> None:
     cases = [
         "llava/llava_full",  # safetensors
         "llava/llava_linear",  # pickles in shards
@@ -72,9 +72,14 @@ def test_inspecting_an_original_checkpoint_reads_its_config_once() -> None:
     ]
     code = """
 import os, sys
+from pathlib import Path
 opened = []
 sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "open" else None)
 from mir_plugin.cli import app
+from mir_plugin.model_adapters import open_checkpoint
+for case in sys.argv[1:]:
+    open_checkpoint(Path(case, "model")).inspect()
+print(*({"torch", "transformers"} & {*sys.modules}), file=sys.stderr)
 for case in sys.argv[1:]:
     os.chdir(case)
     app(["inspect", "model"], standalone_mode=False)
@@ -83,7 +88,7 @@ for case in sys.argv[1:]:
 """
     folders = [str(require_golden(case)) for case in cases]
     done = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines() == [f"{folder} 1" for folder in folders], done.stdout + done.stderr
+    assert done.stderr.splitlines() == ["", *(f"{folder} 1" for folder in folders)], done.stdout + done.stderr
 
 
 def test_an_overridden_tower_is_the_one_described() -> None:
