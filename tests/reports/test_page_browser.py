@@ -135,6 +135,9 @@ def hover(page, canvas: str, dataset: int, index: int) -> None:
     element = by_id(page, canvas)
     page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
     ActionChains(page).move_to_element_with_offset(element, round(x - width / 2), round(y - height / 2)).perform()
+    # The chart follows the pointer in its next frame.
+    is_there = f"chart.getActiveElements().some((one) => one.datasetIndex === {dataset} && one.index === {index})"
+    WebDriverWait(page, HANGS).until(lambda _: chart(page, is_there, canvas))
 
 
 def test_nothing_is_requested_but_the_page_itself(page, address):
@@ -212,7 +215,7 @@ def test_a_click_on_a_point_marks_its_checkpoint(page):
     before = ticked.is_selected()
     ActionChains(page).click().perform()
     # The chart answers a click in its next frame.
-    WebDriverWait(page, 10).until(lambda _: ticked.is_selected() is not before)
+    WebDriverWait(page, HANGS).until(lambda _: ticked.is_selected() is not before)
 
 
 def test_changing_the_score_changes_points_line_and_statistics(page):
@@ -317,7 +320,9 @@ def test_a_phone_scrolls_tables_not_the_page(page):
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
         page.refresh()
-        assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+        WebDriverWait(page, HANGS).until(  # a chart takes its width in a later frame
+            lambda _: page.execute_script("return document.documentElement.scrollWidth <= 390")
+        )
         assert by_id(page, "filter").is_displayed()
         assert chart(page, "chart.width") > 250
     finally:

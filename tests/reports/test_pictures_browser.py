@@ -13,6 +13,8 @@ from report_boards import board
 from mir_plugin.reports.page.page import write_page
 from mir_plugin.reports.read.records import Picture
 
+from tolerances import HANGS
+
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install '.[dev]')")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
@@ -54,7 +56,7 @@ def test_a_picture_is_shown_in_light_and_dark_and_fits_a_phone(page):
     assert filters == ["none", "invert(0.9) hue-rotate(180deg)"]
     page.set_window_size(500, 800)
     # The charts take the new width in a later frame: a narrowed page fits soon, not in the same call.
-    WebDriverWait(page, 10).until(
+    WebDriverWait(page, HANGS).until(
         lambda _: page.execute_script("return innerWidth <= 500 && document.documentElement.scrollWidth <= innerWidth")
     )
     assert [entry for entry in page.get_log("browser") if entry["level"] != "INFO"] == []
