@@ -36,6 +36,7 @@ from mir_plugin.results import LayerDistance, MirConfig
 from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.types import TokenFeatures
 
+from tolerances import HANGS
 from toy import ToyAdapter, toy_samples
 
 Pair = tuple[Tensor, Tensor]
@@ -45,7 +46,7 @@ class Meeting:
     """Where the threads of a fake group put what they send and wait for each other."""
 
     def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size, timeout=30)
+        self.barrier = threading.Barrier(size, timeout=HANGS)
         self.sent: list[Any] = [None] * size
 
 
