@@ -15,7 +15,8 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 import mir_plugin
-from mir_plugin.measurement.pooled import PooledLayer, pooled_median, pooled_moments, pooled_norms
+from mir_plugin.measurement.pooled import PooledLayer
+from mir_plugin.measurement.pooled_tokens import pooled_median, pooled_moments, pooled_norms
 from mir_plugin.results import MirConfig
 from mir_plugin.types import TokenFeatures
 

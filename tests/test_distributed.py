@@ -21,7 +21,8 @@ from mir_plugin.engine.progress import progress
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
 from mir_plugin.measurement.options import SampleOptions
-from mir_plugin.measurement.pooled import PooledLayer, pooled_median
+from mir_plugin.measurement.pooled import PooledLayer
+from mir_plugin.measurement.pooled_tokens import pooled_median
 from mir_plugin.metric.normalize import coordinate_median
 from mir_plugin.model_adapters import Checkpoint
 from mir_plugin.processes import (

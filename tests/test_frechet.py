@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mir_plugin.measurement.pooled import pooled_moments
+from mir_plugin.measurement.pooled_tokens import pooled_moments
 from mir_plugin.metric.frechet import frechet_distance, trace_product, trace_term
 from mir_plugin.metric.moments import Moments, moments
 from mir_plugin.metric.reference import reference_fast_distance

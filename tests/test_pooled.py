@@ -18,7 +18,8 @@ import mir_plugin.measurement.measure
 import mir_plugin.measurement.pooled
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
-from mir_plugin.measurement.pooled import PooledLayer, pooled_median, pooled_moments
+from mir_plugin.measurement.pooled import PooledLayer
+from mir_plugin.measurement.pooled_tokens import pooled_median, pooled_moments
 from mir_plugin.metric.frechet import WAYS, transport
 from mir_plugin.metric.influence import influences_through_scale, sample_influences, token_influences
 from mir_plugin.metric.layer import layer_distance
@@ -139,7 +140,7 @@ def test_pooled_layers_equal_the_plain_metric(
         return found, pooled.influences(maps, found.distance).tolist()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mir_plugin.measurement.pooled, "CHUNK_ROWS", chunk_rows)
+        patch.setattr(mir_plugin.measurement.pooled_tokens, "CHUNK_ROWS", chunk_rows)
         try:
             plain = layer_distance(whole.vision, whole.text, outliers=outliers, n_sigma=n_sigma, normalize=normalize)
         except MirError:
@@ -258,7 +259,8 @@ class Waits(TorchDispatchMode):
 def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here on a CPU's numbers."""
     monkeypatch.setitem(WAYS, "cpu", "polar")
-    monkeypatch.setattr(mir_plugin.measurement.pooled, "reads_early", lambda device: False)
+    for module in (mir_plugin.measurement.pooled, mir_plugin.measurement.pooled_tokens):
+        monkeypatch.setattr(module, "reads_early", lambda device: False)
 
 
 def layer_with_outliers(n: int, d: int) -> TokenFeatures:

@@ -21,7 +21,8 @@ from mir_plugin.engine.replay import split_arguments
 from mir_plugin.errors import MirError
 from mir_plugin.indicators.in_context import ChoiceQuestion, in_context_accuracy
 from mir_plugin.indicators.training_loss import training_loss
-from mir_plugin.measurement.pooled import PooledLayer, pooled_norms
+from mir_plugin.measurement.pooled import PooledLayer
+from mir_plugin.measurement.pooled_tokens import pooled_norms
 from mir_plugin.metric.discrepancies import kernel_distances, mutual_information
 from mir_plugin.metric.layer import mir
 from mir_plugin.metric.normalize import scale_from_norms

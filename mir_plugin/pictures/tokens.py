@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mir_plugin.errors import MirError
-from mir_plugin.measurement.pooled import pooled_norms
+from mir_plugin.measurement.pooled_tokens import pooled_norms
 from mir_plugin.metric.normalize import outlier_rows, scale_from_norms
 from mir_plugin.pictures.data import (
     METHODS,
