@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
 
 import typer
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this tree documents itself, whatever is installed
 from reference_contents import MEANINGS
 from result_schemas import SCHEMAS, WRITTEN_BY_HAND, Schema, described, report_config
 

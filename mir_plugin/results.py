@@ -9,13 +9,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.atomic import write_atomically
 from mir_plugin.files.strict_json import is_number, json_document, read_as
+from mir_plugin.metric import Outliers
 
-Outliers = Literal["replace", "remove", "none"]
 SCHEMA_VERSION = 2  # 1 knows no ``place`` and no ``inputs``
 # Whose sums over the layers have these logarithms.
 _DISTANCE_OF = {
@@ -44,7 +44,7 @@ class MirConfig:
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        if self.outliers not in ("replace", "remove", "none"):
+        if self.outliers not in get_args(Outliers):
             raise MirError(f"outliers is {self.outliers!r}; expected 'replace', 'remove' or 'none'.")
         if not self.n_sigma > 0:
             raise MirError(f"n_sigma is {self.n_sigma}; expected a positive number.")

@@ -107,7 +107,7 @@ ADAPTERS: tuple[AdapterSpec, ...] = (
     ),
     AdapterSpec(
         name="llava-1.5",
-        summary="original LLaVA-1.5: full, projector-only, LoRA; with or without MoCa",
+        summary="original LLaVA 1.5, 1.6 and OneVision: full, projector-only, LoRA; with or without MoCa",
         loads="mir_plugin.model_adapters.llava.loading:load",
         recognises="mir_plugin.model_adapters.recognition:is_llava",
         inspects="mir_plugin.model_adapters.llava.inspection:inspect",

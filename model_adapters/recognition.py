@@ -89,6 +89,9 @@ def _why_no_checkpoint(path: Path, base: Path | str | None) -> str:
         return f"{lacks} {remedy}"
     if has_checkpoint_weights(path):
         return f"{lacks} Its weights may be the base's: name the folder whose {CONFIG_NAME} describes them with --base."
+    inside = sorted(child.name for child in path.iterdir() if (child / CONFIG_NAME).is_file())
+    if inside:
+        return f"{lacks} Its folder {inside[0]} holds one: name that, or measure all inside with `mir sweep`."
     return lacks
 
 

@@ -292,7 +292,7 @@ def test_patterns_take_checkpoint_folders_only(tmp_path: Path, monkeypatch: pyte
         Path(name).mkdir(parents=True)
     Path("a/checkpoint-1/config.json").write_text("{}")  # the other has still to say why it is not measured
     assert found_checkpoints(["a/*", "named"]) == [*map(Path, ("a/checkpoint-1", "a/checkpoint-2", "named"))]
-    with pytest.raises(MirError, match=r"'b/\*' matches no checkpoint folder \(0 matches"):
+    with pytest.raises(MirError, match=r"'b/\*' matches no checkpoint folder"):
         found_checkpoints(["b/*"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -12,7 +13,7 @@ def adapters() -> None:
     """List the checkpoint families that load natively."""
     from mir_plugin.model_adapters import known_adapters
 
-    table = Table()
+    table = Table(box=SIMPLE_HEAD)
     for heading in ("family", "also called", "checkpoints"):
         table.add_column(heading, overflow="fold")
     for spec in known_adapters():

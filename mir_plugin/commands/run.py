@@ -25,7 +25,7 @@ def run(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for mir.json; default mir-out/NAME, for a step mir-out/RUN_NAME.",
+            help="Folder for mir.json; default mir-out/NAME, or mir-out/RUN_STEP for a step of a run.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
@@ -44,7 +44,7 @@ def run(
 
       mir run CHECKPOINT --precision 0.01
 
-      torchrun --nproc_per_node 2 -m mir_plugin.cli run CHECKPOINT
+      torchrun --nproc-per-node 2 -m mir_plugin.cli run CHECKPOINT
 
     A killed run resumes after its last finished layer. Finished runs are not repeated, and results of another
     checkpoint are not replaced, unless --force is given.

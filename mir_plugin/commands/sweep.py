@@ -33,12 +33,13 @@ SEVERAL = "Several machines"
 
 
 def sweep(
-    load: options.Load,
-    samples: options.Samples,
-    protocol: options.Protocol,
     checkpoints: Annotated[
         list[str] | None, typer.Argument(help="Checkpoint folders, or patterns such as 'runs/*/checkpoint-*'.")
     ] = None,
+    *,
+    load: options.Load,
+    samples: options.Samples,
+    protocol: options.Protocol,
     precision: options.Precision = None,
     batch_size: options.BatchSize = None,
     ray: options.Ray = None,

@@ -175,7 +175,9 @@ def sweep_table(
     by_steps = any(result.planned for result in results)
     most = max((result.n_samples for result in results), default=0)  # fewer samples make other values
     lowest = min((result.mir for result in results if result.n_samples == most), default=None)
-    table = Table(box=SIMPLE_HEAD, title="MIR of a sweep (lower is better)", title_justify="left", padding=CLOSE)
+    table = Table(
+        box=SIMPLE_HEAD, title="MIR of a sweep (lower is better; * the lowest)", title_justify="left", padding=CLOSE
+    )
     table.add_column("checkpoint", overflow="fold", min_width=NAME_WIDTH)
     headings = ["step", *["samples"] * by_steps, "MIR", "95 % interval", "seconds"]
     for heading in headings:

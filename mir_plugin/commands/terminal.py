@@ -61,8 +61,9 @@ def print_result(result: MirResult, saved_to: Path) -> None:
         )
     for sentence in result.fragile:
         console.print(f"[yellow]fragile:[/yellow] {escape(sentence)}", soft_wrap=True, highlight=False)
+    plural = "s" * (result.n_samples > 1)
     console.print(
-        f"{result.n_samples} samples, {last.n_vision_tokens} vision and {last.n_text_tokens} text tokens; "
+        f"{result.n_samples} sample{plural}, {last.n_vision_tokens} vision and {last.n_text_tokens} text tokens; "
         f"{escape(result.family)}, {result.engine['path']}, {result.timing['total']:.1f} s",
         escape(f"saved to {saved_to}"),
         sep="\n",
@@ -78,7 +79,7 @@ def print_comparison(comparison: Comparison) -> None:
         console.print(f"[yellow]differs: {escape(difference)}[/yellow]")
     for sentence in comparison.told:
         console.print(escape(sentence), soft_wrap=True)
-    table = Table()
+    table = Table(box=SIMPLE_HEAD)
     for heading in ("layer", "distance A", "distance B", "B − A", "95 % interval"):
         table.add_column(heading, justify="right")
     for number, layer in enumerate(comparison.layers, start=1):
@@ -87,7 +88,9 @@ def print_comparison(comparison: Comparison) -> None:
     mir = comparison.mir
     table.add_row("MIR", f"{mir.a:.4f}", f"{mir.b:.4f}", f"{mir.difference:+.4f}", _interval(mir))
     console.print(table)
-    console.print("paired over the same samples" if comparison.paired else "not paired: the samples differ")
+    paired = "paired over the same samples" if comparison.paired else "not paired: the samples differ"
+    starred = any(one.distinguishable for one in (*comparison.layers, mir))
+    console.print(paired + "; * 0 lies outside the interval" * starred)
     console.print(f"[bold]{escape(comparison.verdict)}[/bold]")
     if comparison.size:
         console.print(escape(comparison.size), soft_wrap=True)

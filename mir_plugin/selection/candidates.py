@@ -123,8 +123,9 @@ def found_checkpoints(patterns: Sequence[str]) -> list[Path]:
         folders = [match for match in matches if _is_of_training(match)]
         if not folders:
             raise MirError(
-                f"{pattern!r} matches no checkpoint folder ({len(matches)} matches, none with a config.json). "
-                "Check the pattern; quote it so that the shell leaves it alone."
+                f"{pattern!r} matches no checkpoint folder "
+                + (f"({len(matches)} matches, none with a config.json)." if matches else "(it matches nothing).")
+                + " Check the pattern."
             )
         checkpoints += folders
     by_place: dict[Path, Path] = {}

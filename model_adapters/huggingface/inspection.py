@@ -28,7 +28,7 @@ def inspect(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
         "language model": str(text.get("model_type", "inside the model")),
         "vision tower": str(vision.get("model_type", "inside the model")),
         "remote code": "needed: --trust-remote-code" if brings_code(config) else "none",
-        "weights": f"{len(stored)} file(s), {stored[0]}" + (" ..." if len(stored) > 1 else ""),
+        "weights": stored[0] if len(stored) == 1 else f"{len(stored)} files, {stored[0]} ...",
         "saved as": str(config.get("dtype", config.get("torch_dtype", "not stated"))),
         **sources.notes,
     }

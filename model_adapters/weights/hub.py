@@ -93,5 +93,5 @@ def hub_folder(name: str) -> Path | str:
             folder = Path(snapshot_download(name, allow_patterns=[*_BESIDE_WEIGHTS, "*.bin"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        return f"not a local folder, and the hub does not give it: {reason}"
+        return f"not a local folder, and not available from the hub: {reason}"
     return folder

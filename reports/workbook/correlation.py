@@ -46,6 +46,8 @@ COEFFICIENT_SCALE = {
 def write_correlation(sheet: Sheet, board: Board) -> None:
     """Fill the sheet: the chart, the table below it, and the chart's data to the right of the table."""
     columns = correlation_columns(board)
+    if not any(one.note for one in board.correlations):
+        columns = columns[:-1]
     key = main_column(board)
     has_chart = key is not None and any(_plotted(row, key) for row in board.rows)
     top = HEADER_ROW_BELOW_CHART if has_chart else HEADER_ROW

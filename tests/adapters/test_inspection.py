@@ -100,7 +100,15 @@ def test_an_overridden_tower_is_the_one_described() -> None:
 def test_a_path_that_is_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(MirError, match=r"no checkpoint folder at .*nothing-here"):
         CheckpointFolder.find(tmp_path / "nothing-here")
-    with pytest.raises(MirError, match=r"holds no config\.json"):
+    with pytest.raises(MirError, match=r"holds no config\.json\.$"):
+        CheckpointFolder.find(tmp_path)
+
+
+def test_the_folder_of_a_run_names_a_checkpoint_inside_it_and_the_command_for_all(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "config.json").write_text("{}")
+    (tmp_path / "logs").mkdir()
+    with pytest.raises(MirError, match=r"holds no config\.json\. Its folder checkpoint-2 .*`mir sweep`"):
         CheckpointFolder.find(tmp_path)
 
 

@@ -109,9 +109,9 @@ def test_a_checkpoint_of_the_hub_is_measured_with_its_own_chat_template(
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (OSError(), r"does not give it: OSError\)"),
-        (OSError("\n"), r"does not give it: OSError\)"),
-        (OSError("disk full\nin many words"), r"does not give it: disk full\)"),
+        (OSError(), r"available from the hub: OSError\)"),
+        (OSError("\n"), r"available from the hub: OSError\)"),
+        (OSError("disk full\nin many words"), r"available from the hub: disk full\)"),
     ],
 )
 def test_why_the_hub_gives_nothing_is_one_line(

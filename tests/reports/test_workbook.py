@@ -118,6 +118,14 @@ def test_correlations_and_problems_and_runs_and_scores_are_read_back(book):
     )
 
 
+def test_correlations_without_notes_have_no_column_for_them(tmp_path):
+    without = tuple(one for one in board().correlations if not one.note)
+    path = write_workbook(board(correlations=without), tmp_path / "r.xlsx")
+    shown = {cell.value for row in openpyxl.load_workbook(path)["Correlation"].iter_rows() for cell in row}
+    assert "Pearson r" in shown
+    assert "Note" not in shown
+
+
 def test_every_layer_is_read_back(book):
     sheet = book["Layers"]
     header = next(row[0].row for row in sheet.iter_rows(max_col=1) if row[0].value == "Checkpoint")
