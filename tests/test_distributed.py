@@ -17,7 +17,9 @@ import torch
 import torch.distributed as dist
 from forked import together
 
+from mir_plugin.engine.memory import estimate_memory
 from mir_plugin.engine.progress import progress
+from mir_plugin.engine.replay import check_replay
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.measure import measure
 from mir_plugin.measurement.options import SampleOptions
@@ -118,6 +120,7 @@ def test_a_whole_measurement_is_that_of_one_process_on_every_process(size: int, 
     found = answers[0]
     assert answers == [found] * size
     assert (found.engine["processes"], found.n_samples) == (size, n)
+    assert found.engine["layers_together"] == min(size, n), "a process without samples holds nobody back"
     assert found.fingerprints == alone.fingerprints
     # Forward passes run sample by sample on the same kernels and one thread, so only the statistics can differ.
     assert found.mir == pytest.approx(alone.mir, rel=SAME_FEATURES)
@@ -158,6 +161,9 @@ def test_each_process_decomposes_its_share_of_the_layers(size: int, with_uncerta
     assert [layers for _, layers in answers] == [list(range(1 + rank, n_layers + 1, size)) for rank in range(size)]
     found = answers[0][0]
     assert found.engine["layers_together"] == size
+    share = Group(0, size).shard(samples.samples)
+    of_one_layer = estimate_memory(adapter, share, check_replay(adapter, share[0]))
+    assert found.engine["memory_estimate"]["features"] == size * of_one_layer.features
     for one, other in zip(found.layers, alone.layers, strict=True):
         numbers = {name: value for name, value in vars(other).items() if isinstance(value, float)}
         # Sums over other shares of the same tokens: some units in the last place, of terms up to the traces.
@@ -168,6 +174,14 @@ def test_each_process_decomposes_its_share_of_the_layers(size: int, with_uncerta
         assert found.uncertainty["method"] == alone.uncertainty["method"]
         # Products of float32, summed in another order where shares end.
         assert found.uncertainty["standard_error"] == pytest.approx(alone.uncertainty["standard_error"], rel=1e-5)
+
+
+def test_layers_are_taken_together_as_the_process_with_the_least_memory_can(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("mir_plugin.measurement.measure.layers_held", lambda *_: (1, 2 - current_group().rank))
+    for found in together(2, lambda group: measured(group, 5), tmp_path):
+        assert found.engine["layers_together"] == 1
 
 
 def test_a_process_that_fails_ends_the_others_with_its_cause(tmp_path: Path) -> None:

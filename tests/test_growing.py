@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import mir
 from scipy.special import ndtri
 
@@ -20,16 +21,20 @@ from mir_plugin.engine.kept import KeptFeatures
 from mir_plugin.engine.spool import Spool
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.comparable import on_common_samples
-from mir_plugin.measurement.growing import NestedSamples, looks_up_to
+from mir_plugin.measurement.growing import NestedSamples, features_are_kept, looks_up_to
 from mir_plugin.measurement.measure import measure
+from mir_plugin.measurement.options import SampleOptions
+from mir_plugin.model_adapters import Checkpoint, LoadOptions
 from mir_plugin.results import Look, MirConfig, MirResult
 from mir_plugin.samples.sample_set import Sample, SampleSet
 from mir_plugin.selection.comparison import compare_results
+from mir_plugin.selection.dry_run import known_cost
 from mir_plugin.selection.further import further_looks
 from mir_plugin.selection.ranked import Candidate
 from mir_plugin.selection.select import select
 from mir_plugin.selection.spending import levels_of, nominal_levels
 from mir_plugin.selection.sweep import Measured, Sweep, SweepEntry
+from mir_plugin.selection.sweep_measuring import SweepMeasuring
 
 from golden_data import require_golden
 from tolerances import SAME_FEATURES
@@ -140,12 +145,28 @@ def test_features_that_would_fill_the_disk_are_not_kept(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     nested = NestedSamples(SampleSet(tuple(toy_samples(40))), 0.0)
+    sizes: list[int] = []
+    measure(
+        ToyAdapter(),
+        nested.first(16),
+        checkpoint="toy",
+        watch=lambda of: sizes.append(sum(rows.numel() * rows.element_size() for rows in (of.vision, of.text))),
+    )
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
-    with KeptFeatures(3) as kept:
-        results = grown(ToyAdapter(), nested, kept)
-    assert [result.engine["kept_samples"] for result in results] == [0, 0]
-    assert "free in TMPDIR" in caplog.text
+    for free, kept_samples in ((2 * sum(sizes) - 1, 0), (1000 * sum(sizes), 16)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        with KeptFeatures(3) as kept:
+            results = grown(ToyAdapter(), nested, kept)
+        assert [result.engine["kept_samples"] for result in results] == [0, kept_samples]
+        assert ("free in TMPDIR" in caplog.text) is (kept_samples == 0)
+        caplog.clear()
+
+
+def test_samples_run_again_on_an_accelerator_which_is_faster_than_a_disk() -> None:
+    adapter = ToyAdapter()
+    assert features_are_kept(adapter)
+    adapter.device = torch.device("cuda")
+    assert not features_are_kept(adapter)
 
 
 def test_nothing_is_kept_of_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +305,12 @@ def test_only_what_is_undecided_goes_on() -> None:
     # One that lags behind catches up; the other waits for it.
     ahead = looked({16: 2.0, 32: 2.0, 64: 2.0}, 0.01, "a")
     assert further_looks(entries_of(ahead, close), nested, 0.01) == {"c-2": 32}
+    # A result of an earlier command goes on like one of this one; two protocols have no verdict.
+    before = entries_of(lead, close)
+    before[1].state = "kept"
+    assert further_looks(before, nested, 0.01) == {"c-1": 32, "c-2": 32}
+    other = dataclasses.replace(close, fingerprints={**close.fingerprints, "protocol": "q"})
+    assert further_looks(entries_of(lead, other), nested, 0.01) == {}
     # Nothing is left to take, or nobody to take it from.
     end = [looked(dict.fromkeys(PLANNED, mir), 0.01, name) for mir, name in ((2.0, "a"), (2.001, "b"))]
     assert further_looks(entries_of(*end), nested, 0.01) == {}
@@ -292,6 +319,26 @@ def test_only_what_is_undecided_goes_on() -> None:
     assert further_looks(entries_of(lead, close, runs=("a", "b")), nested, 0.01) == {"c-1": 32, "c-2": 32}
     assert further_looks(entries_of(lead), nested, 0.01) == {"c-1": 32}
     assert further_looks(entries_of(lead), NestedSamples(nested.all, 0.03), 0.01) == {}  # its error is 0.025
+
+
+def test_features_of_what_is_decided_are_given_back() -> None:
+    nested = NestedSamples(SampleSet(tuple(toy_samples(100))), 0.0)
+    measuring = SweepMeasuring(LoadOptions(), nested.all, MirConfig(), nested=nested)
+    entries = entries_of(looked({16: 2.0}, 0.01, "a"), looked({16: 2.03}, 0.01, "b"), looked({16: 2.9}, 0.01, "c"))
+    for entry in entries:
+        measuring.kept_features[entry.checkpoint] = KeptFeatures(3)
+    assert measuring.further(0.01)(entries).keys() == {"c-1", "c-2"}
+    assert measuring.kept_features.keys() == {Path("c-1"), Path("c-2")}
+
+
+def test_a_dry_run_takes_no_checkpoint_s_time_from_a_part_of_the_samples(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, lambda *_: Measured(looked({16: 2.0}), kept=False), writes=False)
+    results = [looked({16: 2.0}, 0.01, "a"), looked(dict.fromkeys(PLANNED, 2.0), 0.01, "b")]
+    sweep.entries += entries_of(*[dataclasses.replace(r, timing={"total": float(r.n_samples)}) for r in results])
+    cost = known_cost(sweep)
+    assert cost is not None and cost.seconds == 100
+    sweep.entries.pop()
+    assert known_cost(sweep) is None
 
 
 def test_a_precise_one_stops_although_the_comparison_is_open() -> None:
@@ -335,6 +382,26 @@ def options(case: Path, out: Path) -> list[object]:
         "--base-llm", case / "base_llm", "--vision-tower", case / "vision_tower", "--embedded", "--n-samples", 40,
         "--device", "cpu", "--out", out,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_force_measures_again_what_the_folder_held_and_not_what_the_command_has_found(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "runs" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text("{}")
+    seeds = iter(range(100))
+    monkeypatch.setattr(Checkpoint, "load", lambda *_: ToyAdapter(seed=next(seeds)))
+    monkeypatch.setattr(SampleOptions, "choose", lambda _: SampleSet(tuple(toy_samples(40))))
+    more = ["--no-report"] if command == "sweep" else []
+    found = []
+    for _ in range(2):
+        assert mir(monkeypatch, command, checkpoint, "--precision", 0, "--force", "--out", tmp_path / "out", *more) == 0
+        [path] = (tmp_path / "out").rglob("mir.json")
+        found.append(MirResult.load(path))
+    assert [result.numbers_of_samples for result in found] == [(16, 40)] * 2
+    assert found[0].at(16).mir != found[1].at(16).mir
 
 
 @pytest.mark.slow

@@ -16,8 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mir_plugin.measurement.measure
 import mir_plugin.measurement.pooled
+from mir_plugin.engine.memory import estimate_memory
+from mir_plugin.engine.replay import check_replay
 from mir_plugin.errors import MirError
-from mir_plugin.measurement.measure import measure
+from mir_plugin.measurement.measure import layers_held, measure
 from mir_plugin.measurement.pooled import PooledLayer
 from mir_plugin.measurement.pooled_tokens import pooled_median, pooled_moments
 from mir_plugin.metric.frechet import WAYS, transport
@@ -312,6 +314,20 @@ def test_statistics_beside_the_next_layer_are_those_in_turn(
     assert beside.layers == in_turn.layers
     assert beside.uncertainty == in_turn.uncertainty
     assert beside.engine["memory_estimate"]["features"] == 2 * in_turn.engine["memory_estimate"]["features"]
+
+
+@pytest.mark.parametrize(
+    ("n_layers_of_features", "held"), [(0, (1, 1)), (1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (4, (2, 3)), (9, (2, 3))]
+)
+def test_as_many_layers_of_features_are_held_as_the_device_has_room_for(
+    n_layers_of_features: int, held: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, samples = ToyAdapter(), toy_samples(4)
+    check = check_replay(adapter, samples[0])
+    estimate = estimate_memory(adapter, samples, check)
+    free = estimate.statistics + n_layers_of_features * estimate.features
+    monkeypatch.setattr(mir_plugin.measurement.measure, "free_memory", lambda _: free)
+    assert layers_held(adapter, samples, check, most=3) == held
 
 
 def test_small_decompositions_run_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

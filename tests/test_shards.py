@@ -205,8 +205,10 @@ def test_a_dry_run_says_what_how_long_and_how_much_and_writes_nothing(
     assert mir(monkeypatch, *command, "--dry-run") == 0
     told = capsys.readouterr().out
     assert "5 of 5 checkpoints to measure" in told and "timing 2 of its 3 layers on cpu" in told
-    assert "decoder weights" in told
+    assert "decoder weights" in told and "time    about" in told
     assert not (tmp_path / "out").exists()
+    assert mir(monkeypatch, *command, "--dry-run", "--precision", 0.01) == 0
+    assert "time    up to about" in capsys.readouterr().out
     mir(monkeypatch, "sweep", toys / "checkpoint-1", "--no-report", "--out", "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     capsys.readouterr()

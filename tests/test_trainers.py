@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,7 @@ from accelerate.utils import DistributedType
 from adapters.tiny_models import CHATML, TinyModel
 from forked import together
 from tiny_training import N_STEPS, tiny_llava, trainer_of, with_lora
+from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -26,6 +28,7 @@ from transformers import Trainer, TrainingArguments
 from examples.training.small_vlm import SmallVLM, encode
 from mir_plugin import MIRCallback, MirError, MirResult, measure, measure_live
 from mir_plugin.model_adapters.huggingface.adapter import from_loaded
+from mir_plugin.model_adapters.in_memory.sharded import sharding_of
 from mir_plugin.model_adapters.introspection.decoder import find_decoder
 from mir_plugin.processes import Group
 from mir_plugin.samples.embedded import embedded_samples
@@ -234,6 +237,41 @@ def test_models_computed_in_parts_are_refused_before_the_first_step_by_name(
     with pytest.raises(MirError, match=f"{name}: each process computes a part") as error:
         callback.on_train_begin(trainer.args, trainer.state, trainer.control)
     assert "mir sweep --watch" in str(error.value)
+
+
+class Sharded(nn.Linear):
+    """Looks as ``fully_shard`` leaves a module."""
+
+    unshard = reshard = None
+
+
+@pytest.mark.parametrize(
+    ("dimension", "name"),
+    [
+        ("tp", "tensor parallelism"),
+        ("cp", "context parallelism"),
+        ("sp", "sequence parallelism"),
+        ("pp", "pipeline parallelism"),
+        ("ep", "expert parallelism"),
+        ("dp_shard_cp", "context parallelism"),
+    ],
+)
+def test_each_name_that_a_mesh_gives_to_computing_in_parts_is_refused(dimension: str, name: str) -> None:
+    def meshed(*names: str) -> nn.Module:
+        model = Sharded(2, 2)
+        model.weight.device_mesh = SimpleNamespace(mesh_dim_names=names)
+        return model
+
+    assert sharding_of(meshed("dp_replicate", "dp_shard")) is None
+    with pytest.raises(MirError, match=f"is trained with {name}: each"):
+        sharding_of(meshed("dp_replicate", dimension))
+
+
+def test_tensor_parallelism_inside_a_wrapper_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    model.tp_size = 2
+    with pytest.raises(MirError, match="tensor parallelism"):
+        sharding_of(nn.DataParallel(model))
 
 
 @pytest.mark.full

@@ -117,6 +117,17 @@ def test_rounds_end_when_nothing_new_came_for_long_enough(tmp_path: Path) -> Non
     assert len(rounds) > 3
 
 
+def test_what_is_still_measured_elsewhere_is_not_idle(tmp_path: Path) -> None:
+    left = [5]
+
+    def busy() -> bool:
+        left[0] -= 1
+        return left[0] > 0
+
+    rounds = CheckpointWatcher(tmp_path).rounds(poll_seconds=0, idle_seconds=0, busy=busy)
+    assert len(list(rounds)) == 5
+
+
 def test_watching_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MirError, match="no such folder"):
         CheckpointWatcher(tmp_path / "runs")
@@ -152,3 +163,44 @@ def test_an_adapter_without_config_and_a_folder_of_shards_are_complete(tmp_path:
     (shards.parent / "config.json").write_text("{}")
     torch.save(TENSORS, shards / "pytorch_model-00001-of-00001.bin")
     assert why_incomplete(shards.parent) is None
+
+
+def test_a_base_given_on_the_command_line_stands_in_for_a_config_that_is_not_there(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    assert why_incomplete(tmp_path) == "config.json is not written yet"
+    assert why_incomplete(tmp_path, has_base=True) is None
+    (tmp_path / "config.json").write_text("{")  # being written
+    assert why_incomplete(tmp_path, has_base=True) == "config.json is not written yet"
+
+
+@pytest.mark.parametrize(
+    ("shard", "last"),
+    [
+        ("pytorch_model_fsdp_0/__0_0.distcp", "pytorch_model_fsdp_0/.metadata"),
+        ("global_step1/mp_rank_00_model_states.pt", "latest"),
+    ],
+)
+def test_shards_of_a_training_are_whole_with_the_file_that_is_written_last(
+    shard: str, last: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / shard).parent.mkdir()
+    (tmp_path / shard).write_bytes(b"x")
+    assert why_incomplete(tmp_path, unpickle=True) == "no weights file is there yet"
+    (tmp_path / last).write_bytes(b"x")
+    assert why_incomplete(tmp_path, unpickle=True) is None
+    assert why_incomplete(tmp_path) == "no weights file is there yet"
+
+
+def test_folders_of_lightning_are_named_at_the_end_but_not_its_files_in_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    for folder in (tmp_path / "lightning", projector_only(tmp_path / "checkpoint-6").parent):
+        folder.mkdir(exist_ok=True)
+        (folder / "epoch=0-step=60.ckpt").write_bytes(b"x")
+    watch = CheckpointWatcher(tmp_path, settle_seconds=5)
+    assert watch.ready(now=0) == []
+    assert watch.ready(now=5) == [tmp_path / "checkpoint-6"]
+    [(folder, reason)] = watch.unfinished().items()
+    assert folder == tmp_path / "lightning"
+    assert "Lightning checkpoint" in reason

@@ -152,7 +152,10 @@ def sweep(
     if share and ray:
         raise MirError("--ray divides the checkpoints itself; leave out --shard, or add --shard 1/1 in a Slurm array.")
     if share and precision is not None:
-        raise MirError("--precision compares all checkpoints with each other; leave it out, or the shards.")
+        raise MirError(
+            "--precision compares all checkpoints with each other; leave out --precision or --shard, or add "
+            "--shard 1/1 in a Slurm array."
+        )
     watcher = None
     if watch:
         watcher = CheckpointWatcher(watch, watch_settle, has_base=load.base is not None, unpickle=load.unpickle)

@@ -145,7 +145,7 @@ def print_plan(plan: SweepPlan) -> None:
     console.print(f"[bold]{plan.n_to_measure} of {n} checkpoint{'s' * (n > 1)} to measure[/bold]")
     if plan.cost:
         each, total = duration(plan.cost.seconds), duration(plan.seconds)
-        about = "at most" if plan.at_most else "about"
+        about = "up to about" if plan.at_most else "about"
         console.print(
             f"time    {about} {total} on one device ({each} each), from {escape(plan.cost.basis)}",
             soft_wrap=True,

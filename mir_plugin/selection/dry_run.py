@@ -16,7 +16,7 @@ from mir_plugin.engine.replay import check_replay
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.measurement import Measurement
 from mir_plugin.measurement.pooled import PooledLayer
-from mir_plugin.results import PARTIAL_NAME, RESULT_NAME
+from mir_plugin.results import PARTIAL_NAME, RESULT_NAME, MirResult
 from mir_plugin.selection.sweep import Measured, Sweep
 from mir_plugin.selection.sweep_measuring import SweepMeasuring
 
@@ -109,7 +109,7 @@ def _what_to_do(measurement: Measurement, kept: Callable[[], Measured | None]) -
 
 def known_cost(sweep: Sweep) -> Cost | None:
     """Of one checkpoint, by results in the output folder that were measured alike; None without any."""
-    results = [one.result for one in sweep.entries if one.result and "total" in one.result.timing]
+    results = [one.result for one in sweep.entries if one.result and _is_whole(one.result)]
     if not results:
         return None
     of_process = max(result.peak_memory.get("host", 0) for result in results)
@@ -120,6 +120,11 @@ def known_cost(sweep: Sweep) -> Cost | None:
     device = results[-1].engine.get("device", "")
     seconds = statistics.fmean(result.timing["total"] for result in results)
     return Cost(seconds, memory, f"{len(results)} earlier result{'s' * (len(results) > 1)} on {device}")
+
+
+def _is_whole(result: MirResult) -> bool:
+    """Whether its duration is that of all samples."""
+    return "total" in result.timing and (not result.planned or result.n_samples == result.planned[-1])
 
 
 @full_float32()
