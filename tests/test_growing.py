@@ -306,8 +306,7 @@ def test_only_what_is_undecided_goes_on() -> None:
     ahead = looked({16: 2.0, 32: 2.0, 64: 2.0}, 0.01, "a")
     assert further_looks(entries_of(ahead, close), nested, 0.01) == {"c-2": 32}
     # A result of an earlier command goes on like one of this one; two protocols have no verdict.
-    before = entries_of(lead, close)
-    before[1].state = "kept"
+    before = [dataclasses.replace(entry, state="kept") for entry in entries_of(lead, close)]
     assert further_looks(before, nested, 0.01) == {"c-1": 32, "c-2": 32}
     other = dataclasses.replace(close, fingerprints={**close.fingerprints, "protocol": "q"})
     assert further_looks(entries_of(lead, other), nested, 0.01) == {}

@@ -267,11 +267,13 @@ def test_each_name_that_a_mesh_gives_to_computing_in_parts_is_refused(dimension:
         sharding_of(meshed("dp_replicate", dimension))
 
 
-def test_tensor_parallelism_inside_a_wrapper_is_refused() -> None:
-    model = nn.Linear(2, 2)
-    model.tp_size = 2
-    with pytest.raises(MirError, match="tensor parallelism"):
-        sharding_of(nn.DataParallel(model))
+def test_tensor_parallelism_is_seen_inside_a_wrapper_and_where_a_mesh_has_no_names() -> None:
+    wrapped, unnamed = nn.Linear(2, 2), nn.Linear(2, 2)
+    wrapped.tp_size = 2
+    unnamed.weight.device_mesh = SimpleNamespace(mesh_dim_names=None)
+    for model in (nn.DataParallel(wrapped), unnamed):
+        with pytest.raises(MirError, match="tensor parallelism"):
+            sharding_of(model)
 
 
 @pytest.mark.full

@@ -38,6 +38,7 @@ from mir_plugin.reports.read.benchmarks import (
 from mir_plugin.reports.read.headline_table import BENCHMARKS
 from mir_plugin.reports.read.spreadsheet import SUFFIXES, read_grid
 
+SHOWN_NAMES = 12  # in a message
 SCALES = {"fraction": FRACTION, "percent": PERCENT, "points": 1.0}
 
 
@@ -103,7 +104,7 @@ class ReportConfig:
         """
         keys = [key.strip() for key in text.split(",")]
         chosen = keys[0] if len(keys) == 1 and keys[0] in AVERAGE_SETS else keys
-        known = [benchmark.key for benchmark in self.benchmarks]
+        known = [*AVERAGE_SETS] * (len(keys) == 1) + [benchmark.key for benchmark in self.benchmarks]
         return replace(self, average=_average(_Reader("--average"), chosen, known), weights={})
 
     def linking(self, links: Sequence[str]) -> ReportConfig:
@@ -258,7 +259,10 @@ class _Reader:
         names = list(allowed)
         if value not in names:
             near = difflib.get_close_matches(reprlib.repr(value).strip("'"), names, 1)
-            raise self.error(key, value, f"one of {', '.join(names)}" + (f" (did you mean {near[0]}?)" if near else ""))
+            shown = ", ".join(names[:SHOWN_NAMES])
+            if len(names) > SHOWN_NAMES:
+                shown += f", … ({len(names)} in all, listed on the page Report configuration)"
+            raise self.error(key, value, f"one of {shown}" + (f" (did you mean {near[0]}?)" if near else ""))
         return str(value)
 
     def weight(self, value: Any, key: str) -> float:
