@@ -130,7 +130,7 @@ def test_what_the_average_is_over_is_said_with_what_nobody_has(tmp_path):
 def test_an_average_over_something_unknown_is_refused():
     with pytest.raises(MirError, match=r"mmstarr.*mmstar"):
         ReportConfig().averaging("mmstarr,mme")
-    with pytest.raises(MirError, match="paper-7, paper-9, openvlm-8, .* did you mean paper-9") as error:
+    with pytest.raises(MirError, match=r"paper-7, paper-9, openvlm-8, .*did you mean paper-9") as error:
         ReportConfig().averaging("paper-8")
     assert len(str(error.value)) < 300, "not all benchmarks there are"
     with pytest.raises(MirError, match=r"names\.yaml.*average and weights"):
