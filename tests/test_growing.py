@@ -392,6 +392,7 @@ def test_force_measures_again_what_the_folder_held_and_not_what_the_command_has_
     (checkpoint / "config.json").write_text("{}")
     seeds = iter(range(100))
     monkeypatch.setattr(Checkpoint, "load", lambda *_: ToyAdapter(seed=next(seeds)))
+    monkeypatch.setattr(Checkpoint, "spec", type("Spec", (), {"name": "toy"}))
     monkeypatch.setattr(SampleOptions, "choose", lambda _: SampleSet(tuple(toy_samples(40))))
     more = ["--no-report"] if command == "sweep" else []
     found = []
