@@ -9,13 +9,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from mir_plugin.errors import MirError
 from mir_plugin.files.atomic import write_atomically
 from mir_plugin.files.strict_json import is_number, json_document, read_as
-from mir_plugin.metric import Outliers
 
+Outliers = Literal["replace", "remove", "none"]
 SCHEMA_VERSION = 2  # 1 knows no ``place`` and no ``inputs``
 # Whose sums over the layers have these logarithms.
 _DISTANCE_OF = {

@@ -19,8 +19,7 @@ from typing import Any, cast
 
 from mir_plugin.errors import MirError
 from mir_plugin.measurement.options import SampleOptions, parse_bool
-from mir_plugin.metric import Outliers
-from mir_plugin.results import MirConfig
+from mir_plugin.results import MirConfig, Outliers
 from mir_plugin.samples.sample_set import SampleSet
 
 SOURCES = "paper, embedded, folders:IMAGES_DIR,TEXTS_DIR or dataset:NAME"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mir_plugin.errors import MirError
-from mir_plugin.metric import Outliers
 from mir_plugin.metric.frechet import frechet_distance
 from mir_plugin.metric.moments import moments
 from mir_plugin.metric.normalize import remove_outliers, replace_outliers, text_centric_scale
@@ -20,7 +20,7 @@ def layer_distance(
     vision: Tensor,
     text: Tensor,
     *,
-    outliers: Outliers = "replace",
+    outliers: Literal["replace", "remove", "none"] = "replace",
     n_sigma: float = 3.0,
     normalize: bool = True,
 ) -> Tensor:
@@ -53,7 +53,7 @@ def modality_integration_rate(
     vision: Sequence[Tensor],
     text: Sequence[Tensor],
     *,
-    outliers: Outliers = "replace",
+    outliers: Literal["replace", "remove", "none"] = "replace",
     n_sigma: float = 3.0,
     normalize: bool = True,
 ) -> Tensor:
