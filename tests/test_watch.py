@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import mir
 from safetensors.torch import save_file
 
 from mir_plugin.errors import MirError
+from mir_plugin.measurement.options import SampleOptions
+from mir_plugin.model_adapters import Checkpoint
+from mir_plugin.samples.sample_set import SampleSet
 from mir_plugin.selection.checkpoint_watcher import CheckpointWatcher, checkpoints_below, why_incomplete
+
+from toy import ToyAdapter, toy_samples
 
 TENSORS = {"weight": torch.arange(12.0)}
 
@@ -204,3 +210,25 @@ def test_folders_of_lightning_are_named_at_the_end_but_not_its_files_in_a_checkp
     [(folder, reason)] = watch.unfinished().items()
     assert folder == tmp_path / "lightning"
     assert "Lightning checkpoint" in reason
+
+
+def test_a_watch_lists_what_never_became_a_checkpoint_with_the_reason_and_it_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    projector_only(runs / "checkpoint-1")
+    projector_only(runs / "checkpoint-2").unlink()
+    (runs / "lightning").mkdir()
+    (runs / "lightning" / "epoch=0-step=60.ckpt").write_bytes(b"x")
+    monkeypatch.setattr(Checkpoint, "load", lambda *_: ToyAdapter())
+    monkeypatch.setattr(SampleOptions, "choose", lambda _: SampleSet(tuple(toy_samples(3))))
+    options = ["--watch-settle", 0.1, "--watch-idle", 0.5, "--no-report", "--out", tmp_path / "out"]
+    assert mir(monkeypatch, "sweep", "--watch", runs, *options) == 0
+    printed = capsys.readouterr()
+    for reason in ("not measured: no weights file is there yet", "Lightning checkpoint"):
+        assert reason in " ".join(printed.out.split())
+    assert "checkpoint-2: waiting: no weights file is there yet" in printed.err
+    states = {
+        row["step"]: row["state"] for row in json.loads((tmp_path / "out" / "sweep.json").read_text())["checkpoints"]
+    }
+    assert (states[1], states[2]) == ("measured", "failed")
