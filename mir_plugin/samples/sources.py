@@ -40,8 +40,8 @@ def from_folders(images_dir: Path, texts_dir: Path, n_samples: int | None = None
     if len(images) != len(texts) and n_samples is None:
         fewer = min(len(images), len(texts))
         raise MirError(
-            f"each image needs a text, but {images_dir} holds {len(images)} and {texts_dir} {len(texts)}. Remove files "
-            f"without a partner, or pass --n-samples N (at most {fewer}) to choose from the first {fewer} of both."
+            f"{images_dir} holds {len(images)} images and {texts_dir} {len(texts)} texts, but pairs are needed. "
+            f"Remove files without a partner, or pass --n-samples N (at most {fewer}) to use the first {fewer} of both."
         )
     pairs = list(zip(images, texts, strict=False))  # unequal only where --n-samples was said
     choice = seeded_choice(len(pairs), len(pairs) if n_samples is None else n_samples, seed)
