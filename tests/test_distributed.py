@@ -25,6 +25,7 @@ from mir_plugin.measurement.measure import measure
 from mir_plugin.measurement.options import SampleOptions
 from mir_plugin.measurement.pooled import PooledLayer
 from mir_plugin.measurement.pooled_tokens import pooled_median
+from mir_plugin.measurement.statistics import Statistics
 from mir_plugin.metric.normalize import coordinate_median
 from mir_plugin.model_adapters import Checkpoint
 from mir_plugin.processes import (
@@ -174,6 +175,22 @@ def test_each_process_decomposes_its_share_of_the_layers(size: int, with_uncerta
         assert found.uncertainty["method"] == alone.uncertainty["method"]
         # Products of float32, summed in another order where shares end.
         assert found.uncertainty["standard_error"] == pytest.approx(alone.uncertainty["standard_error"], rel=1e-5)
+
+
+def test_each_layer_has_the_route_by_which_its_own_process_decomposed_it(tmp_path: Path) -> None:
+    full = random_samples(8, 6)
+    flat = [(v * torch.arange(6).sign(), t * torch.arange(6).sign()) for v, t in full]  # singular covariances
+
+    def work(group: Group) -> list[str]:
+        config = MirConfig(outliers="none")
+        statistics = Statistics(torch.device("cpu"), config, (), group, n_behind=0, n_together=group.size)
+        for number, samples in enumerate((full, flat), start=1):
+            statistics.add(dataclasses.replace(layer_of(group.shard(samples), 6), layer=number), ())
+        return [one.distance.trace_route for one in statistics.rest()]
+
+    alone = work(ALONE)
+    assert len(set(alone)) == 2
+    assert together(2, work, tmp_path) == [alone] * 2
 
 
 def test_layers_are_taken_together_as_the_process_with_the_least_memory_can(
