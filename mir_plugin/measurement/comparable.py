@@ -66,6 +66,10 @@ def allowed_differences(a: MirResult, b: MirResult, names: tuple[str, str] = ("A
     told = []
     if one["attention"] and other["attention"] and one["attention"] != other["attention"]:
         told.append(f"{second} was computed with {other['attention']} attention, {first} with {one['attention']}.")
+    quantised = [result.facts.get("quantization") for result in (a, b)]
+    if quantised[0] != quantised[1]:
+        held = [f"quantised ({how})" if how else "not quantised" for how in quantised]
+        told.append(f"The weights of {first} are {held[0]}, those of {second} {held[1]}.")
     if not _same_samples(a, b):
         return told
     vision, other_vision = one["n_vision_tokens"], other["n_vision_tokens"]

@@ -45,7 +45,12 @@ def _names(found: Sequence[tuple[Path, MirResult]]) -> list[str]:
     places = list(dict.fromkeys(place for place, _ in found))
     name_of = dict(zip(places, distinct_names(places), strict=True))
     names = [name_of[place] for place, _ in found]
-    for of_result in (dtype_of, inputs_of, lambda result: f"weights {result.fingerprints.get('checkpoint')}"):
+    for of_result in (
+        dtype_of,
+        inputs_of,
+        _quantization_of,
+        lambda result: f"weights {result.fingerprints.get('checkpoint')}",
+    ):
         by_name: dict[str, set[str]] = {}
         for name, (_, result) in zip(names, found, strict=True):
             by_name.setdefault(name, set()).add(of_result(result))
@@ -54,6 +59,10 @@ def _names(found: Sequence[tuple[Path, MirResult]]) -> list[str]:
             for name, (_, result) in zip(names, found, strict=True)
         ]
     return names
+
+
+def _quantization_of(result: MirResult) -> str:
+    return str(result.facts.get("quantization", "not quantised"))
 
 
 def _places(found: Sequence[tuple[Path, MirResult]]) -> list[Path]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.weights.quantization import in_training_mode
 from mir_plugin.results import MirResult
 from mir_plugin.selection.comparison import compare_results
 
@@ -25,7 +26,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     torch and the model's accelerators are restored, and memory that was cached on them is returned. Parameters and
     their gradients are not touched: gradients of an accumulation in progress stay.
     """
-    training = [module for module in model.modules() if module.training]
+    training = in_training_mode(model)
     accelerators = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
     with ExitStack() as stack:
         stack.callback(_return_memory, accelerators)

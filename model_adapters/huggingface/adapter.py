@@ -19,6 +19,7 @@ from mir_plugin.model_adapters.huggingface.answers import generate_answers, scor
 from mir_plugin.model_adapters.huggingface.checkpoint import load_model_and_processor, require_allowed_code
 from mir_plugin.model_adapters.huggingface.identity import code_elsewhere, identified, image_settings
 from mir_plugin.model_adapters.huggingface.inputs import LOGITS_TO_KEEP, LoadedModel, evaluation_mode, takes_argument
+from mir_plugin.model_adapters.huggingface.quantization import facts_of, settings_in
 from mir_plugin.model_adapters.huggingface.sources import find_sources
 from mir_plugin.model_adapters.introspection.decoder import (
     attention_of,
@@ -255,6 +256,7 @@ class HuggingFaceAdapter:
             "attention": attention_of(model),
             "image_token_id": self._image_token_id,
             "moca": has_moca(model),
+            **facts_of(model),
             **self._prompt_facts(),
             "max_batch": self.max_batch,
         }
@@ -299,6 +301,7 @@ def load(folder: CheckpointFolder, options: LoadOptions) -> HuggingFaceAdapter:
         **({"notes": dict(loaded.notes)} if loaded.notes else {}),
         "checkpoint_fingerprint": folder_fingerprint(folders) if code else before,
         "source_folders": [str(place) for place in folders],
+        **facts_of(loaded.model, stored=settings_in(sources)),
     }
     return HuggingFaceAdapter(
         loaded.model, loaded.processor, family="huggingface", identity=identity, streamed=loaded.streamed

@@ -20,7 +20,8 @@ from mir_plugin.model_adapters.huggingface.files import (
     require_sound_template,
     skeleton,
 )
-from mir_plugin.model_adapters.huggingface.peft_adapters import merged, require_fitting_adapter
+from mir_plugin.model_adapters.huggingface.peft_adapters import applied, merged, require_fitting_adapter
+from mir_plugin.model_adapters.huggingface.quantization import require_all_weights, require_loadable, settings_in
 from mir_plugin.model_adapters.huggingface.sources import Sources, find_sources
 from mir_plugin.model_adapters.huggingface.streaming import (
     Placement,
@@ -66,11 +67,15 @@ def load_model_and_processor(folder: CheckpointFolder, options: LoadOptions) -> 
             f"{sources.checkpoint} cannot be streamed: its keys are renamed or an adapter is merged while it loads. "
             "Leave out --device-memory, or save the merged model first."
         )
+    is_quantised = settings_in(sources) is not None
     with errors_name_the_folder(weights, "config.json or the weights files"):
         _require_sound(sources, options)
         placement = _placement(weights, device, dtype, options)
+        # Quantised weights are placed while they are loaded: few methods can move them.
+        placed = placement.device_map if placement else None
+        device_map = {"": str(device)} if is_quantised else placed
         with placement_errors(placement):
-            model, report = _with_report(sources, options, dtype=dtype, placement=placement)
+            model, report = _with_report(sources, options, dtype=dtype, device_map=device_map)
     with_moca = _takes_moca(weights, config, report)
     _require_complete(weights, report, remedy=_remedy(config))
     if placement and with_moca:
@@ -82,8 +87,8 @@ def load_model_and_processor(folder: CheckpointFolder, options: LoadOptions) -> 
     if with_moca:
         load_moca(model, weights)
     if sources.adapter:
-        model = merged(model, sources.adapter)
-    model = model.eval() if streamed else model.to(device).eval()
+        model = applied(model, sources.adapter) if is_quantised else merged(model, sources.adapter)
+    model = model.eval() if streamed or is_quantised else model.to(device).eval()
     require_sound_parameters(model, weights)
     processor, completed = open_processor(sources, options)
     return ModelAndProcessor(model, processor, streamed, {**sources.notes, **completed})
@@ -99,7 +104,10 @@ def check_without_weights(folder: CheckpointFolder, options: LoadOptions) -> Mod
     sources = find_sources(folder, options)
     with errors_name_the_folder(sources.weights, "config.json or the weights files"):
         _require_sound(sources, options)
-        if "quantization_config" in sources.config:
+        if settings_in(sources) is not None:
+            if not sources.rewritten:
+                with _quiet(True):
+                    require_all_weights(sources, options)
             model: Any = skeleton(sources.config_from, trust_remote_code=options.trust_remote_code)
         else:
             model, report = _with_report(sources, options, on_meta=True)
@@ -131,6 +139,7 @@ def _require_sound(sources: Sources, options: LoadOptions) -> None:
             may_run_code=options.trust_remote_code,
             unpickle=options.unpickle,
         )
+    require_loadable(sources, options, str(chosen_device(options.device)))
 
 
 def _with_report(
@@ -138,7 +147,7 @@ def _with_report(
     options: LoadOptions,
     *,
     dtype: torch.dtype | None = None,
-    placement: Placement | None = None,
+    device_map: Mapping[str, str] | None = None,
     on_meta: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """The model, and transformers' report of keys.
@@ -151,7 +160,7 @@ def _with_report(
     if not (sources.rewritten or on_meta):
         loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             sources.weights,
-            device_map=placement and placement.device_map,
+            device_map=device_map,
             trust_remote_code=options.trust_remote_code,
             local_files_only=True,
             **settings,
@@ -165,7 +174,7 @@ def _with_report(
     }
     with _quiet(on_meta):
         loaded = type(described).from_pretrained(
-            None, config=described.config, state_dict=state, device_map="meta" if on_meta else None, **settings
+            None, config=described.config, state_dict=state, device_map="meta" if on_meta else device_map, **settings
         )
     return loaded[0], loaded[1]
 

@@ -17,6 +17,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.weights.assignment import build_empty, require_sound
 from mir_plugin.model_adapters.weights.config_values import impossible_rotation, is_norm_epsilon
 from mir_plugin.model_adapters.weights.device import dtype_name
+from mir_plugin.model_adapters.weights.quantization import plain_tensors, quantization_of
 from mir_plugin.model_adapters.weights.stored import StoredTensor, open_checkpoint_weights, read_json
 
 _JSON_FILES = (
@@ -52,7 +53,7 @@ def require_sound_files(
         _refuse_kernels(config_from, config)
     _require_sensible_norms(config_from, config)
     _require_possible_rotation(config_from, config)
-    if "quantization_config" in config:
+    if quantization_of(config, config_from / "config.json"):
         return  # stored in fewer numbers than the model has, and in dtypes of their own
     weights = open_checkpoint_weights(checkpoint, unpickle=unpickle)
     _require_floats(weights)
@@ -82,8 +83,14 @@ def skeleton(checkpoint: Path, *, trust_remote_code: bool = False) -> Any:
 def require_sound_parameters(model: nn.Module, checkpoint: Path) -> None:
     """Raise MirError naming the first parameter that ``require_sound`` refuses; streamed ones are checked when read."""
     for name, parameter in model.named_parameters():
-        if not parameter.is_meta:
-            require_sound(parameter, name, f"{name!r} of {checkpoint}")
+        for part, value in plain_tensors(parameter, name):
+            if not value.is_meta:
+                # No statistics of 8-bit floats; they all fit into 16 bits.
+                require_sound(
+                    value.bfloat16() if value.itemsize == 1 and value.is_floating_point() else value,
+                    part,
+                    f"{part!r} of {checkpoint}",
+                )
 
 
 def require_sensible_colours(image_processor: Any, checkpoint: Path) -> None:

@@ -14,6 +14,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import IN_MEMORY, digest, fingerprint, folder_fingerprint
 from mir_plugin.model_adapters.weights.hub import local_folder
 from mir_plugin.model_adapters.weights.module_fingerprint import holds_stored, module_fingerprint
+from mir_plugin.model_adapters.weights.quantization import as_plain
 from mir_plugin.model_adapters.weights.stored import open_checkpoint_weights
 
 _REMOTE_CODE = "transformers_modules."
@@ -86,7 +87,8 @@ def host_settings(model: Any, processor: Any, folder: Path) -> dict[str, Any]:
         return {}
     pairs = {
         "image processor": (image_settings(own), image_settings(processor)),
-        "config": (_plain(config.to_dict()), _plain(model.config.to_dict())),
+        # How weights are quantised is no setting of a host: it reads the same in none of the two.
+        "config": (_plain(as_plain(config).to_dict()), _plain(model.config.to_dict())),
         "chat template": ({"": own.chat_template}, {"": processor.chat_template}),
         "tokenizer": ({"": _content_of(own.tokenizer)}, {"": _content_of(processor.tokenizer)}),
     }

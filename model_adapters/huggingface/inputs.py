@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters.huggingface.prompts import PromptFormat, Rendered
+from mir_plugin.model_adapters.weights.quantization import in_training_mode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -143,7 +144,7 @@ def takes_argument(module: nn.Module, name: str) -> bool:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Dropout off for the length of the block; afterwards each module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
+    training = in_training_mode(model)
     for module in training:
         module.training = False
     try:

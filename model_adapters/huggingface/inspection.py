@@ -6,8 +6,10 @@ from pathlib import Path
 
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
+from mir_plugin.model_adapters.huggingface.quantization import settings_in
 from mir_plugin.model_adapters.huggingface.sources import find_sources
 from mir_plugin.model_adapters.recognition import CheckpointFolder, brings_code
+from mir_plugin.model_adapters.weights.quantization import in_words
 from mir_plugin.samples.sample_set import Sample
 
 
@@ -21,7 +23,7 @@ def inspect(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
             f"{sources.config_from / 'config.json'} has a text_config or vision_config that is not an object. Copy it "
             "again."
         )
-    stored = _weight_files(sources.weights)
+    stored, quantised = _weight_files(sources.weights), settings_in(sources)
     return {
         "model type": str(config.get("model_type")),
         "layers": f"{text.get('num_hidden_layers', '?')} of width {text.get('hidden_size', '?')}",
@@ -30,6 +32,7 @@ def inspect(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
         "remote code": "needed: --trust-remote-code" if brings_code(config) else "none",
         "weights": stored[0] if len(stored) == 1 else f"{len(stored)} files, {stored[0]} ...",
         "saved as": str(config.get("dtype", config.get("torch_dtype", "not stated"))),
+        **({"quantised": in_words(quantised)} if quantised else {}),
         **sources.notes,
     }
 

@@ -16,6 +16,15 @@ def merged(model: Any, adapter: Path) -> Any:
     """The model with the adapter merged into its weights, as ``merge_and_unload`` does it.
 
     Raises:
+        MirError: as ``applied``.
+    """
+    return applied(model, adapter).merge_and_unload()
+
+
+def applied(model: Any, adapter: Path) -> Any:
+    """The model with the adapter beside its weights. Merging into quantised weights would round them anew.
+
+    Raises:
         MirError: if peft is missing, refuses the adapter, or the adapter belongs to another model.
     """
     peft = _peft(adapter)
@@ -28,7 +37,7 @@ def merged(model: Any, adapter: Path) -> Any:
     except Exception as error:
         raise _does_not_fit(adapter, " ".join(str(error).split())[:500]) from error
     _require_all(adapter, [key for key in loaded.missing_keys if ".lora_" in key], list(loaded.unexpected_keys))
-    return wrapped.merge_and_unload()
+    return wrapped
 
 
 def require_fitting_adapter(model: Any, adapter: Path) -> None:

@@ -14,6 +14,7 @@ from mir_plugin.model_adapters.weights.hub import folder_of_base
 from mir_plugin.model_adapters.weights.left_by_trainers import ADAPTER_CONFIG, partitions_folder, remedy_for
 from mir_plugin.model_adapters.weights.lora import ADAPTER_FILES, adapter_file
 from mir_plugin.model_adapters.weights.peft_options import refuse_unsound
+from mir_plugin.model_adapters.weights.quantization import quantization_of
 from mir_plugin.model_adapters.weights.stored import (
     SINGLE_FILES,
     has_checkpoint_weights,
@@ -78,7 +79,8 @@ def find_sources(folder: CheckpointFolder, options: LoadOptions) -> Sources:
         config_from, config = weights, read_json(weights / "config.json")
         settings = read_json(adapter / ADAPTER_CONFIG)
         refuse_unsound(settings, adapter / ADAPTER_CONFIG, native=False)
-        notes["adapter"] = f"{settings.get('peft_type', 'LORA')} of rank {settings.get('r')}, merged into {weights}"
+        where = "on quantised" if quantization_of(config, weights / "config.json") else "merged into"
+        notes["adapter"] = f"{settings.get('peft_type', 'LORA')} of rank {settings.get('r')}, {where} {weights}"
     elif not whole:
         remedy = remedy_for(checkpoint) or "Copy the whole checkpoint."
         raise MirError(f"{checkpoint} holds no weights (*.safetensors or pytorch_model*.bin). {remedy}")
@@ -88,7 +90,9 @@ def find_sources(folder: CheckpointFolder, options: LoadOptions) -> Sources:
             f"{left[0]} is not applied: the whole weights beside it count, as they are after a merge. To apply it to "
             "another base, move it to a folder of its own and name the base with --base."
         )
-    wrappers = _wrappers(weights, config, unpickle=unpickle)
+    # Quantised weights have dtypes of their own, which only transformers reads.
+    is_quantised = quantization_of(config, config_from / "config.json") is not None
+    wrappers = () if is_quantised else wrappers_of(open_checkpoint_weights(weights, unpickle=unpickle).values())
     if wrappers:
         notes["wrappers"] = f"{', '.join(wrappers)} left out of the keys"
     if config_from != checkpoint:
@@ -127,12 +131,6 @@ def _base_of(adapter: Path, named: Path | None) -> Path:
     if not has_checkpoint_weights(found):
         raise MirError(f"the base {found} of the adapter {adapter} holds no weights. Name another with --base.")
     return found
-
-
-def _wrappers(weights: Path, config: Mapping[str, Any], *, unpickle: bool) -> tuple[str, ...]:
-    if "quantization_config" in config:
-        return ()  # in dtypes of their own, which only transformers reads
-    return wrappers_of(open_checkpoint_weights(weights, unpickle=unpickle).values())
 
 
 def _processor_folder(checkpoint: Path, base: Path | None, *, explicit: bool) -> Path:

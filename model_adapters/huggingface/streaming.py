@@ -23,7 +23,7 @@ from mir_plugin.model_adapters.huggingface.files import skeleton
 from mir_plugin.model_adapters.introspection.decoder import find_decoder
 from mir_plugin.model_adapters.weights.device import dtype_name
 from mir_plugin.model_adapters.weights.key_rules import weights_below
-from mir_plugin.model_adapters.weights.stored import open_checkpoint_weights, open_weight_file, read_json
+from mir_plugin.model_adapters.weights.stored import open_checkpoint_weights, open_weight_file
 from mir_plugin.model_adapters.weights.streamed import StreamedLayers, fit_within, n_bytes
 
 
@@ -46,9 +46,6 @@ def placement_within(
     Raises:
         MirError: if not even one layer fits, decoder layers cannot be found, or the files cannot be streamed.
     """
-    config = read_json(checkpoint / "config.json")
-    if "quantization_config" in config:
-        raise MirError(f"{checkpoint} is quantised; quantised weights cannot be streamed. Leave out --device-memory.")
     stored = open_checkpoint_weights(checkpoint)
     model = skeleton(checkpoint, trust_remote_code=trust_remote_code)
     dtype = dtype or model.config.dtype or next(w.dtype for w in stored.values() if w.dtype.is_floating_point)

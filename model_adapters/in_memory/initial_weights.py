@@ -13,7 +13,6 @@ with random numbers and only warns. Three signs tell:
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import weakref
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from mir_plugin.errors import MirError
+from mir_plugin.model_adapters.weights.quantization import as_plain, left_unfilled, plain_tensors
 
 log = logging.getLogger(__name__)
 N_ENDS = 8  # values compared at each end of a parameter
@@ -111,15 +111,14 @@ def absent_from_checkpoint(model: nn.Module) -> list[str]:
     Loads the checkpoint's keys once more, without its weights, into a model on the meta device.
     """
     name = getattr(model, "name_or_path", "")
-    quantised = getattr(getattr(model, "config", None), "quantization_config", None)
-    if not name or quantised or not type(model).__module__.startswith("transformers."):
+    if not name or not type(model).__module__.startswith("transformers."):
         return []
     loader: Any = type(model)
     try:
         with _quiet():
             _, report = loader.from_pretrained(
                 name,
-                config=copy.deepcopy(model.config),
+                config=as_plain(model.config),
                 device_map="meta",
                 local_files_only=True,
                 ignore_mismatched_sizes=True,
@@ -129,7 +128,8 @@ def absent_from_checkpoint(model: nn.Module) -> list[str]:
         log.debug("the weights of %s cannot be compared with the model: %r", name, error)
         return []
     parameters = dict(model.named_parameters())
-    return sorted(key for key in _unfilled(report) if key in parameters)
+    is_quantised = getattr(model.config, "quantization_config", None) is not None
+    return sorted(key for key in (left_unfilled if is_quantised else _unfilled)(report) if key in parameters)
 
 
 def warn_of_initial_parts(model: nn.Module, known_as: nn.Module | None = None) -> None:
@@ -177,7 +177,7 @@ def _unfilled(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _ends(parameter: Tensor) -> Tensor:
-    flat = parameter.detach().flatten()
+    flat = next(plain_tensors(parameter))[1].detach().flatten()
     return torch.cat([flat[:N_ENDS], flat[-N_ENDS:]]).cpu().clone()
 
 

@@ -21,6 +21,7 @@ from mir_plugin.files.fingerprint import folder_fingerprint
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.huggingface.identity import memory_fingerprint
 from mir_plugin.model_adapters.huggingface.inputs import evaluation_mode
+from mir_plugin.model_adapters.huggingface.quantization import facts_of
 from mir_plugin.model_adapters.introspection.decoder import attention_of, find_decoder
 from mir_plugin.model_adapters.introspection.image_positions import text_mask
 from mir_plugin.model_adapters.introspection.prepared import prepared_image, prepared_sample
@@ -83,6 +84,7 @@ class OriginalLlavaAdapter:
             "n_layers": len(self.decoder.layers),
             "dtype": dtype_name(embeddings.dtype),
             "attention": attention_of(model),
+            **facts_of(model),
         }
 
     @torch.no_grad()

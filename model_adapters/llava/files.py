@@ -29,6 +29,7 @@ from mir_plugin.model_adapters.weights.lora import (
     require_all_targets,
 )
 from mir_plugin.model_adapters.weights.peft_options import refuse_tied
+from mir_plugin.model_adapters.weights.quantization import in_words, quantization_of
 from mir_plugin.model_adapters.weights.rotation import rotation_difference, trained_without_rotation_of
 from mir_plugin.model_adapters.weights.stored import (
     StoredTensor,
@@ -253,7 +254,9 @@ def _weights(
 ) -> dict[str, StoredTensor]:
     rules = _rules(config, more_rules)
     if base_llm is None:
-        return rename(open_checkpoint_weights(checkpoint, unpickle=options.unpickle), rules, family=family)
+        stored = open_checkpoint_weights(checkpoint, unpickle=options.unpickle)
+        _refuse_quantised(checkpoint, config, stored)
+        return rename(stored, rules, family=family)
     base = _base_weights(base_llm, rules, family)
     if kind == "projector":
         return base | rename(open_state(checkpoint / "mm_projector.bin"), rules, family=family)
@@ -266,6 +269,16 @@ def _weights(
         )
     replaced = rename(adapter.replaced if adapter else {}, rules, family=family)
     return base | rename(open_state(trained), rules, family=f"{family} LoRA") | replaced
+
+
+def _refuse_quantised(checkpoint: Path, config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> None:
+    """A config of whole plain weights may still say how the base was quantised while they were trained (QLoRA)."""
+    settings = quantization_of(config, checkpoint / "config.json")
+    if settings and not all(weight.dtype.is_floating_point for weight in stored.values()):
+        raise MirError(
+            f"{checkpoint} is quantised ({in_words(settings)}); quantised weights in the original layout are not "
+            "measured. Use the checkpoint it was made from, or its Hugging Face version."
+        )
 
 
 def _rules(config: Mapping[str, Any], more_rules: tuple[KeyRule, ...] = ()) -> tuple[KeyRule, ...]:
