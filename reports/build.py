@@ -40,14 +40,17 @@ FORMATS: dict[str, tuple[str, Callable[[Board, Path], Path | None]]] = {
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """A finished report: what it shows, and the file (for figures the folder) of each format that has something."""
+    """A finished report: what it shows, and the file (for figures the folder) of each format that has something.
+
+    Where nothing was found to show, no file: an earlier report stays.
+    """
 
     board: Board
     paths: dict[str, Path]
 
 
 def build_report(sources: Sequence[Path | str], out_dir: Path, config: ReportConfig | None = None) -> ReportFiles:
-    """Read all sources, join them, and write a report.
+    """Read all sources, join them, and write a report, if there is anything to show.
 
     Args:
         sources: output folders of lmms-eval and VLMEvalKit, ``mir.json`` files, score tables, and globs of these.
@@ -75,7 +78,9 @@ def chosen_formats(config: ReportConfig) -> tuple[str, ...]:
 
 
 def _write(board: Board, out_dir: Path, formats: Sequence[str]) -> ReportFiles:
-    paths = {}
+    paths: dict[str, Path] = {}
+    if board.is_empty:
+        return ReportFiles(board, paths)
     for name in formats:
         file_name, write_format = FORMATS[name]
         path = write_format(board, out_dir / file_name)

@@ -94,13 +94,13 @@ def report(
     with only_writer(out):
         files = build_paper_report(out, chosen.formats) if paper else build_report(sources or [], out, chosen)
     print_report(files)
-    if open_page:
+    if open_page and files.paths:
         webbrowser.open(files.paths["html"].absolute().as_uri())
     if any(problem.severity == "error" for problem in files.board.problems):
         raise typer.Exit(SOME_FAILED if files.board.rows else 1)
-    if not (files.board.rows or files.board.robustness or files.board.pictures):
+    if files.board.is_empty:
         raise MirError(
-            f"no checkpoint in {', '.join(sources or [])} has a number, so the report is empty. Name results of "
+            f"no checkpoint in {', '.join(sources or [])} has a number, so no report was written. Name results of "
             "lmms-eval or VLMEvalKit, mir.json files or tables of scores."
         )
 

@@ -178,6 +178,11 @@ class Board:
     verdicts: tuple[Verdict, ...] = ()
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show."""
+        return not (self.rows or self.robustness or self.pictures)
+
+    @property
     def subtitle(self) -> str:
         """How much is on the board, and which way is better, in one line."""
         n_both = sum(row.mir is not None and bool(row.scores) for row in self.rows)

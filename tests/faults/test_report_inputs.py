@@ -308,7 +308,7 @@ def swollen(xml: bytes) -> bytes:
     return xml.replace(b"</sheetData>", b'<row r="9"><c r="A9"><v>1</v></c></row>' * 1_000_000 + b"</sheetData>")
 
 
-EMPTY_REPORT = Refused("scores.csv", "the report is empty", "Name")
+EMPTY_REPORT = Refused("scores.csv", "no report was written", "Name")
 ODD_TABLE_CASES = (
     Case("headings only", "scores.csv holds headings and no row", table("checkpoint,MMStar\n"), EMPTY_REPORT),
     Case("no score", "no row of scores.csv holds a score", table("checkpoint,MMStar\na,\nb,\n"), EMPTY_REPORT),
@@ -510,7 +510,7 @@ TREE_CASES = (
          vlmevalkit(lambda t: (t / "sub" / "mir.json").mkdir(parents=True)),
          Right(lambda rows, _: "the scores are shown" if rows[0]["MMStar"] else pytest.fail(str(rows)))),
     Case("nothing in a folder", "a folder holds no result", empty_folder,
-         Refused("tree", "the report is empty", "Name")),
+         Refused("tree", "no report was written", "Name")),
     Case("link to the folder above", "a folder of results holds a link to itself", link_upwards, shows(MIR="2.301")),
     Case("link to itself", "a source is a link to itself", link_to_itself, Refused("loop", "leads nowhere")),
     Case("pipes in a folder", "a folder holds pipes with the names of results", pipe, shows(MIR="2.301")),

@@ -79,6 +79,16 @@ def test_a_report_writes_every_format(tmp_path):
     assert all(path.stat().st_size > 0 for path in files.paths.values())
 
 
+def test_sources_with_nothing_to_show_leave_an_earlier_report_as_it_is(tmp_path):
+    save_mir(tmp_path / "mir.json", "/a", 100.0)
+    build_report([tmp_path / "mir.json"], tmp_path / "out", ReportConfig(formats=("md",)))
+    before = (tmp_path / "out" / "report.md").read_text()
+    (tmp_path / "notes").mkdir()
+    assert build_report([tmp_path / "notes"], tmp_path / "out", ReportConfig(formats=("md", "html"))).paths == {}
+    assert (tmp_path / "out" / "report.md").read_text() == before
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
 def test_an_unknown_format_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(MirError, match="unknown report format 'docx'"):
         build_report([tmp_path / "nowhere"], tmp_path, ReportConfig(formats=("docx",)))
