@@ -138,7 +138,7 @@ def test_steps_are_spaced_by_their_logarithm() -> None:
 def test_intervals_of_correlations_are_over_runs() -> None:
     """Within each run the indicator orders the scores, between runs it does not; the interval shows both."""
     rows: list[study.Row] = [
-        {"run": str(run), "exact_match": -run + 0.1 * place, "mir": run + 0.1 * place, "late loss": run - 0.1 * place}
+        {"run": str(run), "acc": -run + 0.1 * place, "mir": run + 0.1 * place, "late loss": run - 0.1 * place}
         for run in range(3)
         for place in range(4)
     ]

@@ -14,11 +14,12 @@ def doc_to_visual(doc: Mapping[str, Any]) -> list[Image.Image]:
     return [Image.open(Path(doc["folder"], doc["image"])).convert("RGB")]
 
 
-def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """1.0 where the response is the answer, but for case and a full stop; once over all, once for its kind."""
-    right = float(_plain(results[0]) == _plain(doc["answer"]))
-    return {"exact_match": right, doc["kind"]: right}
+def process_results(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """1.0 where the answer is the likeliest of the options; once over all, once for its kind.
 
-
-def _plain(text: str) -> str:
-    return text.strip().rstrip(".").lower()
+    Args:
+        results: of each option the loss in nats, summed over its tokens, and whether it would have been the response.
+    """
+    losses = [loss for loss, _ in results]
+    right = float(doc["options"][losses.index(min(losses))] == doc["answer"])
+    return {"acc": right, doc["kind"]: right}

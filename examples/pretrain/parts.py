@@ -173,7 +173,7 @@ def write_data(folder: Path) -> None:
 
 
 def questions(rows: Sequence[dict[str, Any]], n: int, everything: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """n questions of each kind, each about a drawing of its own: which name, which group, yes or no."""
+    """n questions of each kind, each about a drawing of its own, with the answers that are offered."""
     chance = random.Random(SPLIT_SEED)
     names, groups = ({row[key] for row in everything} for key in ("name", "group"))
     asked = []
@@ -181,14 +181,16 @@ def questions(rows: Sequence[dict[str, Any]], n: int, everything: Sequence[dict[
         if number % 3 == 2:
             kind, answer = "yes_or_no", chance.choice(["yes", "no"])
             name = row["name"] if answer == "yes" else chance.choice(sorted(names - {row["name"]}))
-            question = f"Is this {name}? Answer yes or no."
+            question, options = f"Is this {name}?", ["yes", "no"]
         else:
-            kind, key, known = (("which_name", "name", names), ("which_group", "group", groups))[number % 3]
+            kind, key, known, question = (
+                ("which_name", "name", names, "What is this?"),
+                ("which_group", "group", groups, "What kind of thing is this?"),
+            )[number % 3]
             answer = row[key]
             options = [answer, *chance.sample(sorted(known - {answer}), 3)]
             chance.shuffle(options)
-            question = f"Which of these is it: {', '.join(options[:-1])} or {options[-1]}?"
-        asked.append({"kind": kind, "image": row["image"], "question": question, "answer": answer})
+        asked.append({"kind": kind, "image": row["image"], "question": question, "options": options, "answer": answer})
     return asked
 
 

@@ -26,7 +26,7 @@ COLUMNS = (
 
 
 Row = dict[str, float | str]
-KINDS = ("exact_match", "which_name", "which_group", "yes_or_no")
+KINDS = ("acc", "which_name", "which_group", "yes_or_no")
 
 
 def steps_of(run: Path) -> dict[int, Path]:
@@ -119,7 +119,7 @@ def rho_by_runs(rows: Sequence[Row], name: str, n_resamples: int = 2000) -> tupl
     known = [row for row in rows if name in row]
     by_run: dict[str, list[tuple[float, float]]] = {}
     for row in known:
-        by_run.setdefault(str(row["run"]), []).append((float(row[name]), float(row["exact_match"])))
+        by_run.setdefault(str(row["run"]), []).append((float(row[name]), float(row["acc"])))
     chance, runs = random.Random(0), list(by_run.values())
     drawn = [[pair for run in chance.choices(runs, k=len(runs)) for pair in run] for _ in range(n_resamples)]
     values = sorted(_rho(pairs) for pairs in drawn if len({x for x, _ in pairs}) > 2 and len({y for _, y in pairs}) > 2)
