@@ -14,6 +14,8 @@ from adapters.tiny_models import CLIP, TEXT, tiny_tokenizer
 from PIL import Image
 
 from examples.pretrain import pretrain, study, tune
+from examples.pretrain.drawings import process_results
+from examples.pretrain.parts import questions
 from mir_plugin import LoadOptions, MirResult, from_folders, load_adapter, measure
 from mir_plugin.samples.embedded import embedded_samples
 
@@ -148,3 +150,24 @@ def test_intervals_of_correlations_are_over_runs() -> None:
     assert study.rho_by_runs(rows, "late loss") == pytest.approx((-1, -1, -1))
     assert study.rho_by_runs(rows[1:], "mir") != (rho, low, high)
     assert "| mir |" in study.scores([{**row, "name": "a", **dict.fromkeys(study.KINDS[1:], 0.5)} for row in rows])
+
+
+def test_every_question_offers_its_answer_once_and_each_drawing_is_asked_about_once() -> None:
+    rows = [{"name": f"thing {i}", "group": f"group {i % 5}", "image": f"{i}.png"} for i in range(30)]
+    asked = questions(rows, 10, rows)
+    assert {one["kind"] for one in asked} == {"which_name", "which_group", "yes_or_no"}
+    assert all(one["options"].count(one["answer"]) == 1 for one in asked)
+    assert len({one["image"] for one in asked}) == 30
+    for one in asked:
+        row = rows[int(one["image"].removesuffix(".png"))]
+        truth = {"which_name": row["name"], "which_group": row["group"]}
+        is_this = "yes" if one["question"] == f"Is this {row['name']}?" else "no"
+        assert one["answer"] == truth.get(one["kind"], is_this)
+
+
+@pytest.mark.parametrize("told", [tuple, str])  # lmms-eval 0.7.3 makes text of a pair
+def test_the_likeliest_option_is_the_response(told: Any) -> None:
+    doc = {"kind": "which_name", "options": ["cat", "dog", "owl"], "answer": "owl"}
+    losses = [told((3.0, False)), told((2.5, True)), told((0.5, False))]
+    assert process_results(doc, losses) == {"acc": 1.0, "which_name": 1.0}
+    assert process_results({**doc, "answer": "cat"}, losses) == {"acc": 0.0, "which_name": 0.0}
