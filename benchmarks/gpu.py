@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -234,7 +235,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="gpu.py", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="a tiny model, without a GPU too: whether it runs")
     parser.add_argument("--samples", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=360, help="parts that would end later are not begun")
+    parser.add_argument(
+        "--seconds", type=float, default=360, help="parts that would end later are not begun; not --tiny"
+    )
     parser.add_argument("--out", type=Path, default=Path("gpu-benchmark"))
     parser.add_argument("--process", action="store_true", help=argparse.SUPPRESS)  # one of two, started by a launcher
     options = parser.parse_args()
@@ -244,7 +247,7 @@ def main() -> None:
     if not torch.cuda.is_available() and not options.tiny:
         parser.error("no GPU on this machine; --tiny runs every part without one")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    report = Report(options.seconds)
+    report = Report(math.inf if options.tiny else options.seconds)
     report.part("routes against the CPU", lambda: routes(device, 48 if options.tiny else 512))
     report.part("layer statistics against the CPU", lambda: layer_statistics(device, 32 if options.tiny else 1024))
     report.part("packaged checkpoint against the CPU", lambda: packaged_checkpoint(device, 3 if options.tiny else 20))
@@ -255,7 +258,11 @@ def main() -> None:
         large(report, shape, device, samples_of(n_samples, words), needs=0 if options.tiny else 45)
     on_disk(report, TINY_ON_DISK if options.tiny else ON_DISK, device, needs=0 if options.tiny else 60)
     if torch.cuda.device_count() > 1 or options.tiny:
-        report.part("two processes against one", two_processes, needs=0 if options.tiny else 60)
+        report.part(
+            "two processes against one",
+            lambda: two_processes(None if options.tiny else 120),
+            needs=0 if options.tiny else 60,
+        )
     else:
         report.rows.append({"part": "two processes against one", "not run": f"{torch.cuda.device_count()} GPU"})
     report.write(options.out, machine(device))
@@ -441,12 +448,16 @@ def bare(adapter: RandomLlava, samples: Sequence[Sample]) -> None:
         adapter.forward(adapter.encode([samples[index] for index in indices]))
 
 
-def two_processes() -> dict[str, Any]:
-    """Two processes, with NCCL where each has a GPU, against one: MIR of a small random model in float32."""
+def two_processes(seconds: float | None) -> dict[str, Any]:
+    """Two processes, with NCCL where each has a GPU, against one: MIR of a small random model in float32.
+
+    Args:
+        seconds: after which they are given up; None waits.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     alone = measure(RandomLlava(TINY_SHAPES[0], device, torch.float32), samples_of(5, 20), checkpoint="random")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", __file__, "--process"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=seconds)
     together = json.loads(done.stdout.splitlines()[-1])
     return {"MIR": alone.mir, "difference": abs(together["mir"] - alone.mir), "tensors over": together["over"]}
 
