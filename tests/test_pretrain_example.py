@@ -129,6 +129,16 @@ def test_a_checkpoint_is_tuned_and_still_read(parts: Path) -> None:
     tune.main([str(parts / f"run/checkpoint-{STEPS}"), *options, "--batch-size", "4", "--lr", "0.01"])
     before = MirResult.load(parts / f"run/mir/checkpoint-{STEPS}").mir
     assert abs(mir_of(parts / "tuned", parts) - before) > 1e-3
+    untuned, tuned = (tower_of(parts / name) for name in (f"run/checkpoint-{STEPS}", "tuned"))
+    assert untuned.keys() == tuned.keys()
+    for name, value in untuned.items():  # statistics of batch norm, too; the tuned one is saved in bfloat16
+        assert torch.equal(value.to(tuned[name].dtype), tuned[name]), name
+
+
+def tower_of(folder: Path) -> dict[str, torch.Tensor]:
+    model: Any = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
+    found: dict[str, torch.Tensor] = model.model.vision_tower.state_dict()
+    return found
 
 
 def test_steps_are_spaced_by_their_logarithm() -> None:

@@ -64,17 +64,13 @@ class TuningTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Cross-entropy of answers."""
+        # Here, because the Trainer puts the whole model into training mode at each step.
+        cast("Any", self.model).model.vision_tower.eval()
         targets = inputs.pop("labels")[:, 1:]
         keep = (targets != IGNORED).any(dim=0).nonzero().flatten()
         logits, wanted = model(**inputs, use_cache=False, logits_to_keep=keep).logits, targets[:, keep]
         loss = cross_entropy(logits[wanted != IGNORED].float(), wanted[wanted != IGNORED])
         return (loss, {"loss": loss}) if return_outputs else loss
-
-    def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """One step with the tower in evaluation mode."""
-        model.train()
-        cast("Any", self.model).model.vision_tower.eval()
-        return super().training_step(model, *args, **kwargs)
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
