@@ -245,17 +245,16 @@ class Sharded(nn.Linear):
     unshard = reshard = None
 
 
-@pytest.mark.parametrize(
-    ("dimension", "name"),
-    [
-        ("tp", "tensor parallelism"),
-        ("cp", "context parallelism"),
-        ("sp", "sequence parallelism"),
-        ("pp", "pipeline parallelism"),
-        ("ep", "expert parallelism"),
-        ("dp_shard_cp", "context parallelism"),
-    ],
-)
+COMPUTED_IN_PARTS = [
+    ("tp", "tensor parallelism"),
+    ("cp", "context parallelism"),
+    ("sp", "sequence parallelism"),
+    ("pp", "pipeline parallelism"),
+    ("dp_shard_cp", "context parallelism"),  # as accelerate names what it flattens
+]
+
+
+@pytest.mark.parametrize(("dimension", "name"), [*COMPUTED_IN_PARTS, ("ep", "expert parallelism")])
 def test_each_name_that_a_mesh_gives_to_computing_in_parts_is_refused(dimension: str, name: str) -> None:
     def meshed(*names: str) -> nn.Module:
         model = Sharded(2, 2)
@@ -277,17 +276,7 @@ def test_tensor_parallelism_is_seen_inside_a_wrapper_and_where_a_mesh_has_no_nam
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("dimension", "name"),
-    [
-        ("tp", "tensor parallelism"),
-        ("cp", "context parallelism"),
-        ("sp", "sequence parallelism"),
-        ("pp", "pipeline parallelism"),
-        ("dp_shard_cp", "context parallelism"),  # as accelerate names what it flattens
-        ("dp_shard", None),
-    ],
-)
+@pytest.mark.parametrize(("dimension", "name"), [*COMPUTED_IN_PARTS, ("dp_shard", None)])
 def test_the_dimensions_of_a_mesh_tell_what_is_only_sharded(
     dimension: str, name: str | None, samples: SampleSet, tmp_path: Path
 ) -> None:

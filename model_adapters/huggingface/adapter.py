@@ -289,12 +289,13 @@ def load(folder: CheckpointFolder, options: LoadOptions) -> HuggingFaceAdapter:
     """Load a checkpoint folder in the Hugging Face format; nothing is downloaded, no code of the folder runs unasked.
 
     Raises:
-        MirError: as ``load_model_and_processor`` and ``from_loaded``.
+        MirError: as ``find_sources``, ``load_model_and_processor`` and ``from_loaded``, or if remote code would have to
+            run.
     """
     require_allowed_code(folder, options)
     sources = find_sources(folder, options)
     before = folder_fingerprint(sources.folders)
-    loaded = load_model_and_processor(folder, options)
+    loaded = load_model_and_processor(sources, options)
     code = code_elsewhere(folder.path, loaded.model, loaded.processor)
     folders = [*sources.folders, *code]
     identity = {

@@ -22,7 +22,7 @@ from mir_plugin.model_adapters.huggingface.files import (
 )
 from mir_plugin.model_adapters.huggingface.peft_adapters import applied, merged, require_fitting_adapter
 from mir_plugin.model_adapters.huggingface.quantization import require_all_weights, require_loadable, settings_in
-from mir_plugin.model_adapters.huggingface.sources import Sources, find_sources
+from mir_plugin.model_adapters.huggingface.sources import Sources
 from mir_plugin.model_adapters.huggingface.streaming import (
     Placement,
     placement_errors,
@@ -51,15 +51,13 @@ class ModelAndProcessor:
     notes: Mapping[str, str]
 
 
-def load_model_and_processor(folder: CheckpointFolder, options: LoadOptions) -> ModelAndProcessor:
-    """Load a folder strictly.
+def load_model_and_processor(sources: Sources, options: LoadOptions) -> ModelAndProcessor:
+    """Load a checkpoint strictly; its code may run.
 
     Raises:
-        MirError: if an option does not apply, files are missing or damaged, remote code would have to run, or weights
-            are missing, unknown, of another shape, or too large for the allowed memory.
+        MirError: if an option does not apply, files are missing or damaged, or weights are missing, unknown, of
+            another shape, or too large for the allowed memory.
     """
-    require_allowed_code(folder, options)
-    sources = find_sources(folder, options)
     config, weights = sources.config, sources.weights
     device, dtype = chosen_device(options.device), chosen_dtype(options.dtype)
     if options.device_memory is not None and (sources.rewritten or sources.adapter):
@@ -94,14 +92,12 @@ def load_model_and_processor(folder: CheckpointFolder, options: LoadOptions) -> 
     return ModelAndProcessor(model, processor, streamed, {**sources.notes, **completed})
 
 
-def check_without_weights(folder: CheckpointFolder, options: LoadOptions) -> ModelAndProcessor:
+def check_without_weights(sources: Sources, options: LoadOptions) -> ModelAndProcessor:
     """What ``load_model_and_processor`` returns, its parameters without memory: every check but those of values.
 
     Raises:
         MirError: as ``load_model_and_processor``.
     """
-    require_allowed_code(folder, options)
-    sources = find_sources(folder, options)
     with errors_name_the_folder(sources.weights, "config.json or the weights files"):
         _require_sound(sources, options)
         if settings_in(sources) is not None:

@@ -48,11 +48,13 @@ def check(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
     from PIL import Image
 
     from mir_plugin.model_adapters.huggingface.adapter import HuggingFaceAdapter
-    from mir_plugin.model_adapters.huggingface.checkpoint import check_without_weights
+    from mir_plugin.model_adapters.huggingface.checkpoint import check_without_weights, require_allowed_code
 
-    if brings_code(find_sources(folder, options).config):
+    sources = find_sources(folder, options)
+    if brings_code(sources.config):
         return {}
-    checked = check_without_weights(folder, options)
+    require_allowed_code(folder, options)
+    checked = check_without_weights(sources, options)
     adapter = HuggingFaceAdapter(checked.model, checked.processor, family="huggingface", identity={})
     adapter.encode([Sample("a blank picture", Image.new("RGB", (64, 48)), "a")])
     return {**checked.notes, "prompt": str(adapter.facts["prompt_source"])}

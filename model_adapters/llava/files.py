@@ -131,7 +131,7 @@ def search_places(checkpoint: Path) -> tuple[Path, ...]:
 def open_llava(
     folder: CheckpointFolder, options: LoadOptions, *, family: str, more_rules: tuple[KeyRule, ...] = ()
 ) -> LlavaFiles:
-    """Find the parts of a checkpoint and say which were chosen.
+    """Find the parts of a checkpoint.
 
     Args:
         more_rules: for keys of parts that this family has besides LLaVA's.
@@ -152,7 +152,7 @@ def open_llava(
     weights = _weights(checkpoint, kind, config, base_llm, adapter, family, more_rules, options)
     tower, tower_source, tower_weights = _vision_tower(checkpoint, config, options, weights, near)
     weights = {name: weight for name, weight in weights.items() if not name.startswith(_TOWER_PREFIX)} | tower_weights
-    files = LlavaFiles(
+    return LlavaFiles(
         checkpoint=checkpoint,
         kind=kind,
         config=config,
@@ -166,10 +166,17 @@ def open_llava(
         more_folders=_shards(checkpoint, options),
         notes=_notes(checkpoint, kind, weights) | _rotation_note(config, base_llm),
     )
+
+
+def announce(files: LlavaFiles) -> None:
+    """Log what was chosen."""
+    if files.has_moca and files.config.get("use_moca") is None:
+        logger.warning(
+            "%s: config.json has no use_moca, but MoCa weights are stored; they are applied", files.checkpoint
+        )
     for heading, text in files.notes.items():
-        logger.warning("%s: %s: %s", checkpoint, heading, text)
-    logger.info("%s: %s checkpoint; vision tower: %s", checkpoint, kind, tower_source)
-    return files
+        logger.warning("%s: %s: %s", files.checkpoint, heading, text)
+    logger.info("%s: %s checkpoint; vision tower: %s", files.checkpoint, files.kind, files.tower_source)
 
 
 def _kind(checkpoint: Path, options: LoadOptions) -> str:
@@ -365,6 +372,4 @@ def _has_moca(checkpoint: Path, config: Mapping[str, Any], weights: Mapping[str,
             f"{checkpoint / 'config.json'} says use_moca is false, but the checkpoint holds {stored.origin}. "
             f"Set use_moca to true, or remove these weights."
         )
-    if stored is not None and declared is None:
-        logger.warning("%s: config.json has no use_moca, but MoCa weights are stored; they are applied", checkpoint)
     return stored is not None

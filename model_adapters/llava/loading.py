@@ -14,7 +14,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.files.fingerprint import folder_fingerprint
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
-from mir_plugin.model_adapters.llava.files import LlavaFiles, open_llava
+from mir_plugin.model_adapters.llava.files import LlavaFiles, announce, open_llava
 from mir_plugin.model_adapters.llava.inspection import FAMILY, SHAREGPT4V
 from mir_plugin.model_adapters.llava.merging import Merge
 from mir_plugin.model_adapters.llava.model import LlavaModel
@@ -95,6 +95,7 @@ class Prepared:
 
 def _prepared(folder: CheckpointFolder, options: LoadOptions, family: str) -> Prepared:
     files = open_llava(folder, options, family=family)
+    announce(files)
     parts = open_parts(files)
     preprocessor = open_preprocessor(
         files.tower, image_aspect_ratio=files.config.get("image_aspect_ratio"), views=parts.views

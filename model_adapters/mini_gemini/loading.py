@@ -9,7 +9,7 @@ from typing import Any
 from mir_plugin.errors import MirError
 from mir_plugin.model_adapters import LoadOptions
 from mir_plugin.model_adapters.llava.adapter import LlavaAdapter
-from mir_plugin.model_adapters.llava.files import open_llava
+from mir_plugin.model_adapters.llava.files import announce, open_llava
 from mir_plugin.model_adapters.llava.loading import Prepared, assemble, require_loadable
 from mir_plugin.model_adapters.llava.preprocess import open_preprocessor
 from mir_plugin.model_adapters.llava.tower_config import open_tower_config
@@ -44,6 +44,7 @@ def check(folder: CheckpointFolder, options: LoadOptions) -> dict[str, str]:
 
 def _prepared(folder: CheckpointFolder, options: LoadOptions) -> Prepared:
     files = open_llava(folder, options, family=FAMILY, more_rules=CHECKPOINT_RULES)
+    announce(files)
     aux = open_aux_tower(files, options)
     tower_config = open_tower_config(files.tower, files.config, files.weights)
     layout = view_layout(files.config, tower_config)

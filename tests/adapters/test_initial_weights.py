@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,14 +32,22 @@ pytestmark = pytest.mark.slow
 PROJECTOR = "model.multi_modal_projector.linear_1.weight"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def observed() -> Iterator[None]:
+@contextmanager
+def loading_observed() -> Iterator[None]:
     """Loading is observed, and transformers as it was afterwards."""
     base = transformers.PreTrainedModel
     original = base.__dict__["from_pretrained"]
     observe_loading(transformers.modeling_utils)
-    yield
-    base.from_pretrained = original  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        base.from_pretrained = original  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def observed() -> Iterator[None]:
+    with loading_observed():
+        yield
 
 
 def saved(tiny: TinyModel, folder: Path, without: str = "") -> Path:

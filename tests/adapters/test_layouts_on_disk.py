@@ -99,14 +99,17 @@ def test_no_bos_where_the_tokenizer_emits_none(tmp_path: Path) -> None:
     assert value == pytest.approx(0.5783, abs=ROUNDED)
 
 
-def test_whole_weights_count_beside_an_adapter(full_llava: Path, lora: Path) -> None:
+def test_whole_weights_count_beside_an_adapter(full_llava: Path, lora: Path, caplog: pytest.LogCaptureFixture) -> None:
     tower = lora / "vision_tower"
     alone = mir(full_llava, "llava_lora", vision_tower=tower)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copyfile(lora / "model" / name, full_llava / name)
     assert mir(full_llava, "llava_lora", vision_tower=tower) == alone
-    inspected = open_checkpoint(full_llava, LoadOptions(vision_tower=tower)).inspect()
-    assert "adapter_model.safetensors" in inspected["adapter beside"]
+    caplog.clear()
+    opened = open_checkpoint(full_llava, LoadOptions(vision_tower=tower))
+    assert "adapter_model.safetensors" in opened.inspect()["adapter beside"]
+    opened.check()
+    assert caplog.text.count("adapter beside") == 1
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import transformers
 from adapters import tiny_models
 from adapters.every_type import SAMPLES, measured
 from adapters.test_every_type import Tiny, assert_as_numpy_computes
-from adapters.test_initial_weights import saved
+from adapters.test_initial_weights import loading_observed, saved
 from safetensors.torch import load_file, save_file
 from tiny_training import trainer_of
 from torch import Tensor
@@ -27,7 +27,7 @@ from mir_plugin.errors import MirError
 from mir_plugin.measurement.comparable import allowed_differences, protocol_differences
 from mir_plugin.model_adapters import LoadOptions, open_checkpoint
 from mir_plugin.model_adapters.in_memory.host_parts import adapter_for
-from mir_plugin.model_adapters.in_memory.initial_weights import absent_from_checkpoint, observe_loading
+from mir_plugin.model_adapters.in_memory.initial_weights import absent_from_checkpoint
 from mir_plugin.model_adapters.weights.module_fingerprint import module_fingerprint
 from mir_plugin.samples.sample_set import SampleSet
 
@@ -234,11 +234,8 @@ def as_host(model: Any, folder: Path) -> Any:
 
 @pytest.fixture
 def observed() -> Iterator[None]:
-    base = transformers.PreTrainedModel
-    original = base.__dict__["from_pretrained"]
-    observe_loading(transformers.modeling_utils)
-    yield
-    base.from_pretrained = original  # type: ignore[method-assign]
+    with loading_observed():
+        yield
 
 
 @pytest.mark.usefixtures("observed")
